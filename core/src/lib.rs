@@ -1,1 +1,52 @@
-//! Outlast.
+//! The pure part of Outlast: events, the orchestration context and its durable futures, replay, and the decision of a turn.
+//!
+//! Nothing in this crate waits, reads a clock, draws a random number or knows a store or a broker. A turn is a function
+//! of history, new messages, the store's time and 64 random bits; what it wants done outside is returned as data.
+
+mod ids;
+mod limits;
+
+mod error;
+mod event;
+mod encoding;
+mod message;
+mod status;
+mod tag;
+mod retry;
+mod registry;
+
+mod journal;
+mod durable_future;
+mod combine;
+mod context;
+mod context_kv;
+mod context_children;
+
+mod turn;
+mod follow;
+mod instance;
+mod ending;
+mod replay_check;
+mod fork;
+
+pub use combine::{Either2, Either3};
+pub use context::{ContinueAsNew, LogLevel, OrchestrationContext};
+pub use context_kv::KV_READ_ACTIVITY;
+pub use durable_future::DurableFuture;
+pub use encoding::{DecodeError, decode, encode};
+pub use error::{AppErrorKind, ConfigErrorKind, ErrorDetails};
+pub use event::{AttemptInfo, Carried, Event, EventKind, HistoryEvent, KvEntry};
+pub use fork::{ForkError, fork_history};
+pub use ids::{ActivityKey, Epoch, EventId, ExecutionId, InboxSeq, InstanceId, MessageId, Millis, NodeId, ShardId, Token, WorkerId};
+pub use instance::{Decision, Snapshot, TurnInput, WarmInstance};
+pub use limits::{LimitExceeded, Limits};
+pub use message::{ActivityOutcome, Incoming, Message, MessageKind, ParentLink, StartMessage};
+pub use registry::{
+    Handlers, OrchestrationHandler, OrchestrationRegistry, OrchestrationRegistryBuilder, Registry, RegistryBuilder,
+    RegistryError, VersionPolicy,
+};
+pub use replay_check::{ReplayDifference, check_replay};
+pub use retry::{BackoffStrategy, RetryPolicy, UnregisteredBackoffConfig};
+pub use status::{InstanceState, InstanceStatus, OrchestrationStatus};
+pub use tag::TagFilter;
+pub use turn::{ActivityItem, Effect, Expected, KvChange, LogLine, OutboundMessage, Turn, Verdict};

@@ -1,0 +1,433 @@
+//! What orchestration code can do.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::ids::mix;
+use crate::journal::{Journal, NextExecution, OpKind, Outcome};
+use crate::{DurableFuture, Either2, EventId, EventKind, LimitExceeded, RetryPolicy, Token};
+
+/// Importance of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    /// For whoever looks for a fault.
+    Debug,
+    /// Normal progress.
+    Info,
+    /// Something to look at.
+    Warn,
+    /// Something failed.
+    Error,
+}
+
+/// The hands of orchestration code: everything durable goes through it. Clones are the same context.
+#[derive(Clone)]
+pub struct OrchestrationContext {
+    pub(crate) journal: Arc<Journal>,
+}
+
+/// The end of an execution: never resolves, unless the input was refused. Return it awaited.
+#[must_use = "await it and return, so that nothing behind it runs"]
+#[derive(Debug)]
+pub struct ContinueAsNew {
+    refused: Option<String>,
+}
+
+impl Future for ContinueAsNew {
+    type Output = Result<String, String>;
+
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+        self.refused.take().map_or(Poll::Pending, |refused| Poll::Ready(Err(refused)))
+    }
+}
+
+/// An activity to be scheduled.
+struct Request {
+    name: String,
+    input: String,
+    session_id: Option<String>,
+    attempt: u32,
+    first_event: Option<EventId>,
+}
+
+impl OrchestrationContext {
+    pub(crate) fn new(journal: Arc<Journal>) -> Self {
+        Self { journal }
+    }
+
+    /// Runs an activity on any worker. Its error is returned as `Err`.
+    pub fn schedule_activity(&self, name: impl Into<String>, input: impl Into<String>) -> DurableFuture<Result<String, String>> {
+        self.schedule(Request::new(name, input))
+    }
+
+    /// [`OrchestrationContext::schedule_activity`] with JSON on both sides.
+    pub fn schedule_activity_typed<In: Serialize, Out: DeserializeOwned + Send + 'static>(
+        &self,
+        name: impl Into<String>,
+        input: &In,
+    ) -> DurableFuture<Result<Out, String>> {
+        self.with_json(input, |input| self.schedule(Request::new(name, input))).map(from_json)
+    }
+
+    /// Runs an activity on the worker that owns the session.
+    pub fn schedule_activity_on_session(
+        &self,
+        name: impl Into<String>,
+        input: impl Into<String>,
+        session_id: impl Into<String>,
+    ) -> DurableFuture<Result<String, String>> {
+        self.schedule(Request { session_id: Some(session_id.into()), ..Request::new(name, input) })
+    }
+
+    /// [`OrchestrationContext::schedule_activity_on_session`] with JSON on both sides.
+    pub fn schedule_activity_on_session_typed<In: Serialize, Out: DeserializeOwned + Send + 'static>(
+        &self,
+        name: impl Into<String>,
+        input: &In,
+        session_id: impl Into<String>,
+    ) -> DurableFuture<Result<Out, String>> {
+        self.with_json(input, |input| {
+            self.schedule(Request { session_id: Some(session_id.into()), ..Request::new(name, input) })
+        })
+        .map(from_json)
+    }
+
+    /// Runs an activity until it succeeds, as often as the policy allows, with durable delays in between.
+    pub async fn schedule_activity_with_retry(
+        &self,
+        name: impl Into<String>,
+        input: impl Into<String>,
+        policy: RetryPolicy,
+    ) -> Result<String, String> {
+        self.retry(Request::new(name, input), policy).await
+    }
+
+    /// [`OrchestrationContext::schedule_activity_with_retry`] with JSON on both sides.
+    pub async fn schedule_activity_with_retry_typed<In: Serialize, Out: DeserializeOwned>(
+        &self,
+        name: impl Into<String>,
+        input: &In,
+        policy: RetryPolicy,
+    ) -> Result<Out, String> {
+        from_json(self.retry(Request::new(name, to_json(input)?), policy).await)
+    }
+
+    /// [`OrchestrationContext::schedule_activity_with_retry`], every attempt on the session's worker.
+    pub async fn schedule_activity_with_retry_on_session(
+        &self,
+        name: impl Into<String>,
+        input: impl Into<String>,
+        policy: RetryPolicy,
+        session_id: impl Into<String>,
+    ) -> Result<String, String> {
+        self.retry(Request { session_id: Some(session_id.into()), ..Request::new(name, input) }, policy).await
+    }
+
+    /// [`OrchestrationContext::schedule_activity_with_retry_on_session`] with JSON on both sides.
+    pub async fn schedule_activity_with_retry_on_session_typed<In: Serialize, Out: DeserializeOwned>(
+        &self,
+        name: impl Into<String>,
+        input: &In,
+        policy: RetryPolicy,
+        session_id: impl Into<String>,
+    ) -> Result<Out, String> {
+        let request = Request { session_id: Some(session_id.into()), ..Request::new(name, to_json(input)?) };
+        from_json(self.retry(request, policy).await)
+    }
+
+    /// Waits for `delay`, by the store's clock, through restarts. Never early.
+    pub fn schedule_timer(&self, delay: Duration) -> DurableFuture<()> {
+        let fire_at = self.journal.lock().now.plus(delay);
+        let event = EventKind::TimerCreated { fire_at_ms: fire_at.0 };
+        DurableFuture::open(&self.journal, (event, OpKind::Timer { fire_at }), |_| ())
+    }
+
+    /// Waits for an ephemeral event. The nth wait for a name takes the nth event raised while somebody waits for it.
+    pub fn schedule_wait(&self, name: impl Into<String>) -> DurableFuture<String> {
+        let name = self.checked_name("event name", name.into());
+        let event = EventKind::ExternalSubscribed { name: name.clone() };
+        DurableFuture::open(&self.journal, (event, OpKind::Wait { name }), text)
+    }
+
+    /// [`OrchestrationContext::schedule_wait`] with JSON.
+    ///
+    /// # Panics
+    /// When the event is not JSON of this type; the orchestration fails with that message.
+    pub fn schedule_wait_typed<T: DeserializeOwned + Send + 'static>(&self, name: impl Into<String>) -> DurableFuture<T> {
+        self.schedule_wait(name).map(expect_json)
+    }
+
+    /// Takes the next message of a durable queue.
+    pub fn dequeue_event(&self, queue: impl Into<String>) -> DurableFuture<String> {
+        let queue = self.checked_name("queue name", queue.into());
+        let event = EventKind::QueueSubscribed { name: queue.clone() };
+        DurableFuture::open(&self.journal, (event, OpKind::Dequeue { queue }), text)
+    }
+
+    /// [`OrchestrationContext::dequeue_event`] with JSON.
+    ///
+    /// # Panics
+    /// When the message is not JSON of this type; the orchestration fails with that message.
+    pub fn dequeue_event_typed<T: DeserializeOwned + Send + 'static>(&self, queue: impl Into<String>) -> DurableFuture<T> {
+        self.dequeue_event(queue).map(expect_json)
+    }
+
+    /// Ends this execution and begins the next with a new input and an empty history. The future never resolves.
+    pub fn continue_as_new(&self, input: impl Into<String>) -> ContinueAsNew {
+        self.next_execution(None, input.into())
+    }
+
+    /// [`OrchestrationContext::continue_as_new`] with JSON.
+    pub fn continue_as_new_typed<In: Serialize>(&self, input: &In) -> ContinueAsNew {
+        let input = to_json(input).unwrap_or_else(|error| panic!("continue_as_new_typed: {error}"));
+        self.next_execution(None, input)
+    }
+
+    /// [`OrchestrationContext::continue_as_new`] on an exact version.
+    pub fn continue_as_new_versioned(
+        &self,
+        version: impl Into<String>,
+        input: impl Into<String>,
+    ) -> ContinueAsNew {
+        let version = version.into();
+        if let Err(error) = semver::Version::parse(&version) {
+            panic!("continue_as_new_versioned: version {version:?} is not a semantic version: {error}");
+        }
+        self.next_execution(Some(version), input.into())
+    }
+
+    /// An id that is random to the world and the same at every replay, in the form of a version 4 UUID (RFC 9562).
+    pub async fn new_guid(&self) -> Result<String, String> {
+        let mut state = self.journal.lock();
+        state.guids += 1;
+        let base = state.identity.seed ^ mix(state.guids);
+        let (high, low) = (mix(base), mix(base ^ 0x5bf0_3635));
+        let high = (high & 0xffff_ffff_ffff_0fff) | 0x4000;
+        let low = (low & 0x3fff_ffff_ffff_ffff) | 0x8000_0000_0000_0000;
+        Ok(format!("{:08x}-{:04x}-{:04x}-{:04x}-{:012x}", high >> 32, (high >> 16) & 0xffff, high & 0xffff, low >> 48, low & 0xffff_ffff_ffff))
+    }
+
+    /// The store's time of the turn that runs; the same at every replay.
+    pub async fn utc_now(&self) -> Result<SystemTime, String> {
+        Ok(SystemTime::UNIX_EPOCH + Duration::from_millis(self.journal.lock().now.0))
+    }
+
+    /// Publishes progress to clients; survives continue-as-new.
+    pub fn set_custom_status(&self, status: impl Into<String>) {
+        let status = status.into();
+        let max = self.journal.lock().limits.custom_status_bytes_max;
+        if status.len() > max {
+            self.refuse(LimitExceeded::Payload { what: "custom status", bytes: status.len(), max });
+            return;
+        }
+        self.update_status(Some(status));
+    }
+
+    /// Clears the custom status.
+    pub fn reset_custom_status(&self) {
+        self.update_status(None);
+    }
+
+    /// The custom status as last set.
+    pub fn get_custom_status(&self) -> Option<String> {
+        self.journal.lock().custom_status.clone()
+    }
+
+    /// Logs, but not while replaying.
+    pub fn trace(&self, level: LogLevel, message: impl Into<String>) {
+        self.journal.lock().log(level, message.into());
+    }
+
+    /// Logs at info level, but not while replaying.
+    pub fn trace_info(&self, message: impl Into<String>) {
+        self.trace(LogLevel::Info, message);
+    }
+
+    /// Logs at warn level, but not while replaying.
+    pub fn trace_warn(&self, message: impl Into<String>) {
+        self.trace(LogLevel::Warn, message);
+    }
+
+    /// Logs at error level, but not while replaying.
+    pub fn trace_error(&self, message: impl Into<String>) {
+        self.trace(LogLevel::Error, message);
+    }
+
+    /// Logs at debug level, but not while replaying.
+    pub fn trace_debug(&self, message: impl Into<String>) {
+        self.trace(LogLevel::Debug, message);
+    }
+
+    /// Whether the code is following its history. Decisions must not depend on it.
+    pub fn is_replaying(&self) -> bool {
+        self.journal.lock().replaying
+    }
+
+    /// The id of this instance.
+    pub fn instance_id(&self) -> String {
+        self.journal.lock().identity.instance.as_str().to_owned()
+    }
+
+    /// The number of this execution, from 1.
+    pub fn execution_id(&self) -> u64 {
+        self.journal.lock().identity.execution.0
+    }
+
+    /// The name of this orchestration.
+    pub fn orchestration_name(&self) -> String {
+        self.journal.lock().identity.orchestration.clone()
+    }
+
+    /// The version that this execution runs.
+    pub fn orchestration_version(&self) -> String {
+        self.journal.lock().identity.version.clone()
+    }
+
+    fn schedule(&self, request: Request) -> DurableFuture<Result<String, String>> {
+        let token = {
+            let state = self.journal.lock();
+            let limits = &state.limits;
+            let checked = limits
+                .check_name("activity name", &request.name)
+                .and_then(|()| limits.check_payload("activity input", &request.input))
+                .and_then(|()| request.session_id.as_deref().map_or(Ok(()), |id| limits.check_name("session id", id)));
+            if let Err(refused) = checked {
+                drop(state);
+                return DurableFuture::settled(&self.journal, Err(refused.to_string()));
+            }
+            Token::derive(state.turn_seed, state.next_event)
+        };
+        let event = EventKind::ActivityScheduled {
+            name: request.name,
+            input: request.input,
+            session_id: request.session_id,
+            tag: None,
+            token,
+            attempt: request.attempt,
+            first_event_id: request.first_event.map(|id| id.0),
+        };
+        DurableFuture::open(&self.journal, (event, OpKind::Activity { token }), result)
+    }
+
+    async fn retry(&self, request: Request, policy: RetryPolicy) -> Result<String, String> {
+        let mut attempt = 1;
+        let mut first_event = None;
+        loop {
+            let scheduled_at = self.journal.lock().next_event;
+            let again = Request { attempt, first_event, ..request.copy() };
+            first_event.get_or_insert(scheduled_at);
+            let activity = self.schedule(again);
+            let result = match policy.timeout {
+                None => activity.await,
+                Some(timeout) => match self.select2(activity, self.schedule_timer(timeout)).await {
+                    Either2::First(result) => result,
+                    Either2::Second(()) => return Err("timeout: activity timed out".to_owned()),
+                },
+            };
+            let error = match result {
+                Ok(output) => return Ok(output),
+                Err(error) if attempt >= policy.max_attempts => return Err(error),
+                Err(error) => error,
+            };
+            let delay = policy.delay_for_attempt(attempt);
+            self.trace_warn(format!(
+                "activity {} failed in attempt {attempt} of {}, next in {delay:?}: {error}",
+                request.name, policy.max_attempts
+            ));
+            if !delay.is_zero() {
+                self.schedule_timer(delay).await;
+            }
+            attempt += 1;
+        }
+    }
+
+    fn next_execution(&self, version: Option<String>, input: String) -> ContinueAsNew {
+        let mut state = self.journal.lock();
+        let refused = state.limits.check_payload("continue-as-new input", &input).err();
+        if refused.is_none() {
+            state.next_execution.get_or_insert(NextExecution { version, input });
+        }
+        ContinueAsNew { refused: refused.map(|refused| refused.to_string()) }
+    }
+
+    fn update_status(&self, status: Option<String>) {
+        self.journal.emit(None, EventKind::CustomStatusUpdated { status: status.clone() });
+        let mut state = self.journal.lock();
+        state.custom_status = status;
+        state.custom_status_version += 1;
+    }
+
+    fn checked_name(&self, what: &'static str, name: String) -> String {
+        let checked = self.journal.lock().limits.check_name(what, &name);
+        if let Err(refused) = checked {
+            panic!("{refused}");
+        }
+        name
+    }
+
+    /// Breaking a limit of state ends the instance with this error once the code waits again.
+    pub(crate) fn refuse(&self, refused: impl std::fmt::Display) {
+        let details = crate::ErrorDetails::application(crate::AppErrorKind::OrchestrationFailed, refused.to_string());
+        self.journal.lock().fault.get_or_insert(details);
+    }
+
+    pub(crate) fn with_json<In: Serialize>(
+        &self,
+        input: &In,
+        schedule: impl FnOnce(String) -> DurableFuture<Result<String, String>>,
+    ) -> DurableFuture<Result<String, String>> {
+        match to_json(input) {
+            Ok(input) => schedule(input),
+            Err(error) => DurableFuture::settled(&self.journal, Err(error)),
+        }
+    }
+}
+
+impl Request {
+    fn new(name: impl Into<String>, input: impl Into<String>) -> Self {
+        Self { name: name.into(), input: input.into(), session_id: None, attempt: 1, first_event: None }
+    }
+
+    fn copy(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            input: self.input.clone(),
+            session_id: self.session_id.clone(),
+            attempt: self.attempt,
+            first_event: self.first_event,
+        }
+    }
+}
+
+pub(crate) fn to_json<In: Serialize>(input: &In) -> Result<String, String> {
+    serde_json::to_string(input).map_err(|error| format!("input cannot be written as JSON: {error}"))
+}
+
+pub(crate) fn from_json<Out: DeserializeOwned>(result: Result<String, String>) -> Result<Out, String> {
+    result.and_then(|text| serde_json::from_str(&text).map_err(|error| format!("result is not the expected JSON: {error}")))
+}
+
+fn expect_json<T: DeserializeOwned>(text: String) -> T {
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("event data is not the expected JSON: {error}"))
+}
+
+pub(crate) fn result(outcome: Outcome) -> Result<String, String> {
+    match outcome {
+        Outcome::Text(text) => Ok(text),
+        Outcome::Error(error) => Err(error),
+        Outcome::Done => Ok(String::new()),
+    }
+}
+
+fn text(outcome: Outcome) -> String {
+    match outcome {
+        Outcome::Text(text) | Outcome::Error(text) => text,
+        Outcome::Done => String::new(),
+    }
+}

@@ -1,0 +1,169 @@
+//! Other orchestrations that code starts: children, whose outcome it awaits, and detached ones.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::context::{from_json, result, to_json};
+use crate::journal::OpKind;
+use crate::{DurableFuture, EventKind, InstanceId, OrchestrationContext, Token};
+
+/// A child to be started.
+struct Child {
+    name: String,
+    version: Option<String>,
+    instance: Option<String>,
+    input: String,
+}
+
+impl OrchestrationContext {
+    /// Runs a child orchestration; its id is made from this instance's id and the scheduling event.
+    pub fn schedule_sub_orchestration(
+        &self,
+        name: impl Into<String>,
+        input: impl Into<String>,
+    ) -> DurableFuture<Result<String, String>> {
+        self.child(Child { name: name.into(), version: None, instance: None, input: input.into() })
+    }
+
+    /// [`OrchestrationContext::schedule_sub_orchestration`] with JSON on both sides.
+    pub fn schedule_sub_orchestration_typed<In: Serialize, Out: DeserializeOwned + Send + 'static>(
+        &self,
+        name: impl Into<String>,
+        input: &In,
+    ) -> DurableFuture<Result<Out, String>> {
+        self.with_json(input, |input| self.schedule_sub_orchestration(name, input)).map(from_json)
+    }
+
+    /// Runs a child under an id of your choice. An id that is taken gives `Err`.
+    pub fn schedule_sub_orchestration_with_id(
+        &self,
+        name: impl Into<String>,
+        instance: impl Into<String>,
+        input: impl Into<String>,
+    ) -> DurableFuture<Result<String, String>> {
+        self.child(Child { name: name.into(), version: None, instance: Some(instance.into()), input: input.into() })
+    }
+
+    /// [`OrchestrationContext::schedule_sub_orchestration_with_id`] with JSON on both sides.
+    pub fn schedule_sub_orchestration_with_id_typed<In: Serialize, Out: DeserializeOwned + Send + 'static>(
+        &self,
+        name: impl Into<String>,
+        instance: impl Into<String>,
+        input: &In,
+    ) -> DurableFuture<Result<Out, String>> {
+        self.with_json(input, |input| self.schedule_sub_orchestration_with_id(name, instance, input)).map(from_json)
+    }
+
+    /// Runs a child on an exact version; `None` lets the registry's policy choose.
+    pub fn schedule_sub_orchestration_versioned(
+        &self,
+        name: impl Into<String>,
+        version: Option<String>,
+        input: impl Into<String>,
+    ) -> DurableFuture<Result<String, String>> {
+        self.child(Child { name: name.into(), version, instance: None, input: input.into() })
+    }
+
+    /// Runs a child on an exact version under an id of your choice.
+    pub fn schedule_sub_orchestration_versioned_with_id(
+        &self,
+        name: impl Into<String>,
+        version: Option<String>,
+        instance: impl Into<String>,
+        input: impl Into<String>,
+    ) -> DurableFuture<Result<String, String>> {
+        self.child(Child { name: name.into(), version, instance: Some(instance.into()), input: input.into() })
+    }
+
+    /// Starts an orchestration that lives on its own. An id that is taken is left as it is.
+    pub fn schedule_orchestration(&self, name: impl Into<String>, instance: impl Into<String>, input: impl Into<String>) {
+        self.detached(None, Child { name: name.into(), version: None, instance: Some(instance.into()), input: input.into() });
+    }
+
+    /// [`OrchestrationContext::schedule_orchestration`] with JSON.
+    pub fn schedule_orchestration_typed<In: Serialize>(&self, name: impl Into<String>, instance: impl Into<String>, input: &In) {
+        match to_json(input) {
+            Ok(input) => self.schedule_orchestration(name, instance, input),
+            Err(error) => self.refuse(error),
+        }
+    }
+
+    /// [`OrchestrationContext::schedule_orchestration`] on an exact version.
+    pub fn schedule_orchestration_versioned(
+        &self,
+        name: impl Into<String>,
+        version: Option<String>,
+        instance: impl Into<String>,
+        input: impl Into<String>,
+    ) {
+        self.detached(version, Child { name: name.into(), version: None, instance: Some(instance.into()), input: input.into() });
+    }
+
+    /// [`OrchestrationContext::schedule_orchestration_versioned`] with JSON.
+    pub fn schedule_orchestration_versioned_typed<In: Serialize>(
+        &self,
+        name: impl Into<String>,
+        version: Option<String>,
+        instance: impl Into<String>,
+        input: &In,
+    ) {
+        match to_json(input) {
+            Ok(input) => self.schedule_orchestration_versioned(name, version, instance, input),
+            Err(error) => self.refuse(error),
+        }
+    }
+
+    fn child(&self, child: Child) -> DurableFuture<Result<String, String>> {
+        let (instance, token) = {
+            let state = self.journal.lock();
+            let checked = self.check_child(&state.limits, &child);
+            if let Err(refused) = checked {
+                drop(state);
+                return DurableFuture::settled(&self.journal, Err(refused));
+            }
+            let identity = &state.identity;
+            let id = state.next_event;
+            let instance = child.instance.unwrap_or_else(|| match identity.execution.0 {
+                1 => format!("{}::sub::{id}", identity.instance),
+                execution => format!("{}::sub::{execution}_{id}", identity.instance),
+            });
+            (instance, Token::derive(state.turn_seed, id))
+        };
+        let op = OpKind::Child { instance: InstanceId::new(&instance), token };
+        let event = EventKind::SubOrchestrationScheduled {
+            name: child.name,
+            instance,
+            input: child.input,
+            version: child.version,
+            token,
+        };
+        DurableFuture::open(&self.journal, (event, op), result)
+    }
+
+    fn check_child(&self, limits: &crate::Limits, child: &Child) -> Result<(), String> {
+        limits
+            .check_name("orchestration name", &child.name)
+            .and_then(|()| limits.check_payload("orchestration input", &child.input))
+            .and_then(|()| child.instance.as_deref().map_or(Ok(()), |id| limits.check_name("instance id", id)))
+            .map_err(|refused| refused.to_string())?;
+        match child.version.as_deref().map(semver::Version::parse) {
+            Some(Err(error)) => Err(format!("version {:?} is not a semantic version: {error}", child.version)),
+            Some(Ok(_)) | None => Ok(()),
+        }
+    }
+
+    fn detached(&self, version: Option<String>, child: Child) {
+        let limits = self.journal.lock().limits.clone();
+        let child = Child { version, ..child };
+        if let Err(refused) = self.check_child(&limits, &child) {
+            return self.refuse(refused);
+        }
+        let event = EventKind::OrchestrationChained {
+            name: child.name,
+            instance: child.instance.unwrap_or_default(),
+            input: child.input,
+            version: child.version,
+        };
+        self.journal.emit(None, event);
+    }
+}

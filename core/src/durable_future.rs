@@ -1,0 +1,136 @@
+//! The future of something durable: an activity, a timer, an event, a queue message or a child.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use crate::journal::{Journal, OpKind, Outcome};
+use crate::{EventId, EventKind};
+
+/// Resolves when what it stands for has ended. Dropping it before that cancels what it stands for: an activity or child
+/// is cancelled, a timer forgotten, a wait or dequeue withdrawn, so that it takes no event.
+#[must_use = "a durable future does nothing for the code until it is awaited, and cancels its work when it is dropped"]
+pub struct DurableFuture<T> {
+    journal: Arc<Journal>,
+    state: State<T>,
+}
+
+enum State<T> {
+    Open { id: EventId, convert: Box<dyn FnOnce(Outcome) -> T + Send> },
+    Settled(T),
+    Taken,
+}
+
+impl<T> DurableFuture<T> {
+    pub(crate) fn open(
+        journal: &Arc<Journal>,
+        (kind, op): (EventKind, OpKind),
+        convert: impl FnOnce(Outcome) -> T + Send + 'static,
+    ) -> Self {
+        let id = journal.open(kind, op);
+        Self { journal: Arc::clone(journal), state: State::Open { id, convert: Box::new(convert) } }
+    }
+
+    /// A future that has its value already: the call was refused.
+    pub(crate) fn settled(journal: &Arc<Journal>, value: T) -> Self {
+        Self { journal: Arc::clone(journal), state: State::Settled(value) }
+    }
+
+    /// Routes an activity to the worker pool with this tag.
+    ///
+    /// # Panics
+    /// When the future stands for something other than an activity, or when it was awaited before: a tag is part of the
+    /// scheduling event.
+    pub fn with_tag(self, tag: impl Into<String>) -> Self {
+        let State::Open { id, .. } = &self.state else { return self };
+        let tag = tag.into();
+        let mut state = self.journal.lock();
+        let checked = state.limits.check_name("tag", &tag);
+        let mut is_activity = false;
+        let amended = state.amend(*id, |kind| {
+            if let EventKind::ActivityScheduled { tag: slot, .. } = kind {
+                is_activity = true;
+                *slot = Some(tag);
+            }
+        });
+        drop(state);
+        if let Err(refused) = checked {
+            panic!("with_tag: {refused}");
+        }
+        assert!(amended && is_activity, "with_tag belongs to an activity, right behind the call that schedules it");
+        self
+    }
+
+    /// Converts the result; the future stays the same one for replay.
+    pub fn map<U>(mut self, convert: impl FnOnce(T) -> U + Send + 'static) -> DurableFuture<U>
+    where
+        T: Send + 'static,
+    {
+        let journal = Arc::clone(&self.journal);
+        let state = match std::mem::replace(&mut self.state, State::Taken) {
+            State::Open { id, convert: inner } => {
+                State::Open { id, convert: Box::new(move |outcome| convert(inner(outcome))) }
+            }
+            State::Settled(value) => State::Settled(convert(value)),
+            State::Taken => State::Taken,
+        };
+        DurableFuture { journal, state }
+    }
+}
+
+impl<T> Unpin for DurableFuture<T> {}
+
+impl<T> Future for DurableFuture<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        let this = &mut *self;
+        let outcome = match &this.state {
+            State::Open { id, .. } => match this.journal.lock().poll_op(*id, cx.waker()) {
+                Poll::Ready(outcome) => Some(outcome),
+                Poll::Pending => return Poll::Pending,
+            },
+            State::Settled(_) | State::Taken => None,
+        };
+        match (std::mem::replace(&mut this.state, State::Taken), outcome) {
+            (State::Open { convert, .. }, Some(outcome)) => Poll::Ready(convert(outcome)),
+            (State::Settled(value), _) => Poll::Ready(value),
+            (State::Open { .. } | State::Taken, _) => panic!("a durable future was polled after it had completed"),
+        }
+    }
+}
+
+impl<T> Drop for DurableFuture<T> {
+    fn drop(&mut self) {
+        let State::Open { id, .. } = self.state else { return };
+        let mut state = self.journal.lock();
+        // Passivation, shutdown and unwinding drop futures too; only code that runs in a turn means it.
+        if !state.polling || std::thread::panicking() {
+            return;
+        }
+        let Some(kind) = state.forget_op(id) else { return };
+        drop(state);
+        let reason = "dropped by the orchestration".to_owned();
+        let cancel = match kind {
+            OpKind::Activity { .. } => EventKind::ActivityCancelRequested { reason },
+            OpKind::Child { .. } => EventKind::SubOrchestrationCancelRequested { reason },
+            OpKind::Wait { .. } => EventKind::ExternalSubscribedCancelled,
+            OpKind::Dequeue { .. } => EventKind::QueueSubscriptionCancelled,
+            OpKind::Timer { .. } => return,
+        };
+        self.journal.emit(Some(id), cancel);
+    }
+}
+
+impl<T> fmt::Debug for DurableFuture<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match &self.state {
+            State::Open { id, .. } => format!("event {id}"),
+            State::Settled(_) => "settled".to_owned(),
+            State::Taken => "taken".to_owned(),
+        };
+        f.debug_tuple("DurableFuture").field(&state).finish()
+    }
+}

@@ -1,0 +1,268 @@
+//! How an execution or instance ends, and how a turn is completed.
+
+use crate::follow::Execution;
+use crate::instance::{Draft, WarmInstance, waits};
+use crate::journal::OpKind;
+use crate::{
+    ActivityItem, ActivityKey, AppErrorKind, Effect, ErrorDetails, EventId, EventKind, HistoryEvent, Incoming, InstanceId,
+    InstanceState, InstanceStatus, Message, MessageId, MessageKind, OutboundMessage, ParentLink, StartMessage, Token, Turn,
+    Verdict,
+};
+
+impl WarmInstance {
+    /// Ends the instance and its children; wins over everything else that arrived.
+    pub(crate) fn cancel(&mut self, draft: &mut Draft, messages: Vec<Incoming>, position: usize) {
+        let mut reason = String::new();
+        let mut id = None;
+        for (index, incoming) in messages.into_iter().enumerate() {
+            draft.consume(&incoming, if index == position { Verdict::Applied } else { Verdict::AlreadyDone });
+            match incoming.message.kind {
+                MessageKind::Cancel { reason: text } if index == position => {
+                    reason = text;
+                    id = Some(incoming.message.id);
+                }
+                MessageKind::Start(start) if self.state.last_event_id == EventId(0) => {
+                    let version = start.version.clone().unwrap_or_default();
+                    let kind = crate::instance::started_event(&start, version, draft.seed);
+                    self.record_outside_code(draft, (None, Some(incoming.message.id), kind));
+                }
+                _ => {}
+            }
+        }
+        self.record_outside_code(draft, (None, id, EventKind::OrchestrationCancelRequested { reason: reason.clone() }));
+        let outstanding = match &self.execution {
+            Some(execution) => execution.journal.lock().outstanding(),
+            None => outstanding_in(&self.cold),
+        };
+        for (event, op) in outstanding {
+            let reason = reason.clone();
+            match op {
+                OpKind::Activity { .. } => {
+                    self.append(draft, (Some(event), None, EventKind::ActivityCancelRequested { reason }));
+                    draft.cancel_activity(self.key(event));
+                }
+                OpKind::Child { instance, token } => {
+                    let kind = EventKind::SubOrchestrationCancelRequested { reason: reason.clone() };
+                    self.append(draft, (Some(event), None, kind));
+                    draft.turn.outbound.push(cancel_message(instance, token, reason));
+                }
+                OpKind::Timer { .. } | OpKind::Wait { .. } | OpKind::Dequeue { .. } => {}
+            }
+        }
+        let message = reason.clone();
+        let details = ErrorDetails::application(AppErrorKind::Cancelled { reason }, message);
+        self.terminate(draft, EventKind::OrchestrationFailed { details });
+    }
+
+    pub(crate) fn end_completed(&mut self, draft: &mut Draft, output: String) {
+        let size = self.limits.check_payload("orchestration output", &output);
+        if let Err(refused) = size {
+            return self.end_failed(draft, ErrorDetails::application(AppErrorKind::OrchestrationFailed, refused.to_string()));
+        }
+        self.withdraw_all(draft, "the orchestration has completed");
+        self.terminate(draft, EventKind::OrchestrationCompleted { output });
+    }
+
+    pub(crate) fn end_failed(&mut self, draft: &mut Draft, details: ErrorDetails) {
+        if self.state.status != InstanceStatus::Running {
+            return;
+        }
+        if let Some(execution) = self.execution.as_mut() {
+            // What a diverged or failed poll asked for was never decided.
+            execution.take_commands();
+        }
+        self.withdraw_all(draft, "the orchestration has failed");
+        self.terminate(draft, EventKind::OrchestrationFailed { details });
+    }
+
+    fn withdraw_all(&mut self, draft: &mut Draft, reason: &str) {
+        if let Some(execution) = self.execution.take() {
+            self.withdraw_activities(draft, &execution, reason);
+        } else {
+            for (event, op) in outstanding_in(&self.cold) {
+                self.withdraw(draft, (event, op), reason);
+            }
+        }
+    }
+
+    /// Cancels the activities of an execution that ends. Children go on; nobody waits for their outcome.
+    pub(crate) fn withdraw_activities(&mut self, draft: &mut Draft, execution: &Execution, reason: &str) {
+        let outstanding = execution.journal.lock().outstanding();
+        for op in outstanding {
+            self.withdraw(draft, op, reason);
+        }
+    }
+
+    fn withdraw(&mut self, draft: &mut Draft, (event, op): (EventId, OpKind), reason: &str) {
+        if matches!(op, OpKind::Activity { .. }) {
+            let kind = EventKind::ActivityCancelRequested { reason: reason.to_owned() };
+            self.append(draft, (Some(event), None, kind));
+            draft.cancel_activity(self.key(event));
+        }
+    }
+
+    fn terminate(&mut self, draft: &mut Draft, kind: EventKind) {
+        let parent = self.parent.clone();
+        let (status, output, result) = match &kind {
+            EventKind::OrchestrationCompleted { output } => (InstanceStatus::Completed, output.clone(), Ok(output.clone())),
+            EventKind::OrchestrationFailed { details } => {
+                let text = serde_json::to_string(details).expect("details are plain data");
+                (InstanceStatus::Failed, text, Err(details.clone()))
+            }
+            other => unreachable!("{other:?} does not end an instance"),
+        };
+        draft.drop_unawaited();
+        self.append(draft, (None, None, kind));
+        self.state.status = status;
+        self.state.output = Some(output);
+        self.state.completed_at = Some(draft.now);
+        self.state.paused = false;
+        draft.turn.outbound.extend(parent.map(|parent| outcome_message(&self.id, parent, result)));
+        self.execution = None;
+        self.queues.clear();
+    }
+
+    /// The start of a child and what the parent gets when its id is taken.
+    pub(crate) fn child_start(&self, event: EventId, kind: &EventKind) -> Option<OutboundMessage> {
+        let EventKind::SubOrchestrationScheduled { name, instance, input, version, token } = kind else { return None };
+        let parent = ParentLink { instance: self.id.clone(), execution: self.state.execution, event, token: *token };
+        let to = InstanceId::new(instance);
+        let taken = format!("instance id {instance:?} is taken: choose another id for the child");
+        let details = ErrorDetails::application(AppErrorKind::OrchestrationFailed, taken);
+        let when_taken = Some(outcome_message(&to, parent.clone(), Err(details)).message);
+        let start = StartMessage {
+            name: name.clone(),
+            version: version.clone(),
+            input: input.clone(),
+            parent: Some(parent),
+            traceparent: self.live().traceparent.clone(),
+        };
+        let id = MessageId::new(format!("start:{:016x}", token.0));
+        Some(OutboundMessage { to, message: Message { id, kind: MessageKind::Start(start) }, when_taken })
+    }
+
+    /// Cancels a child, or never starts it when it was scheduled in this very turn.
+    pub(crate) fn cancel_child(&mut self, draft: &mut Draft, source: Option<EventId>, reason: String) {
+        let Some(source) = source else { return };
+        if draft.children.remove(&source).is_some() {
+            return;
+        }
+        if let Some((instance, token)) = self.children.remove(&source) {
+            draft.turn.outbound.push(cancel_message(instance, token, reason));
+        }
+    }
+
+    fn key(&self, event: EventId) -> ActivityKey {
+        ActivityKey { instance: self.id.clone(), execution: self.state.execution, event }
+    }
+
+    /// Fills in what follows from the events: the row, the effects, the log lines.
+    pub(crate) fn finish(&mut self, mut draft: Draft) -> Turn {
+        if let Some(execution) = &self.execution {
+            let mut journal = execution.journal.lock();
+            draft.turn.logs = std::mem::take(&mut journal.logs);
+            self.state.pending = journal.open_activities;
+            if !self.state.paused {
+                self.state.wake_at = journal.timers.first().map(|(at, _)| *at);
+                let open = journal.first_outstanding();
+                self.state.waits = waits(open.as_slice()).to_owned();
+            }
+        } else if self.state.status != InstanceStatus::Running {
+            self.state.pending = 0;
+            self.state.wake_at = None;
+            self.state.waits = String::new();
+        } else if draft.turn.again {
+            // Due at once: if this node dies now, whoever takes over finds it.
+            self.state.pending = 0;
+            self.state.wake_at = Some(draft.now);
+            self.state.waits = "next execution".to_owned();
+        }
+        let dispatched = std::mem::take(&mut draft.dispatch).into_values();
+        draft.turn.effects.extend(dispatched.map(|item| Effect::Dispatch(Box::new(item))));
+        for (event, start) in std::mem::take(&mut draft.children) {
+            if let MessageKind::Start(StartMessage { parent: Some(parent), .. }) = &start.message.kind {
+                self.children.insert(event, (start.to.clone(), parent.token));
+            }
+            draft.turn.outbound.push(start);
+        }
+        draft.turn.state = self.state.clone();
+        draft.turn
+    }
+}
+
+impl Draft {
+    /// Cancels an activity, or never dispatches it when it was scheduled in this very turn.
+    pub(crate) fn cancel_activity(&mut self, key: ActivityKey) {
+        if self.dispatch.remove(&key.event).is_none() {
+            self.turn.effects.push(Effect::CancelActivity(key));
+        }
+    }
+
+    /// What was scheduled in the last turn of an execution is recorded and not run.
+    pub(crate) fn drop_unawaited(&mut self) {
+        self.dispatch.clear();
+        self.children.clear();
+    }
+}
+
+fn cancel_message(child: InstanceId, token: Token, reason: String) -> OutboundMessage {
+    let id = MessageId::new(format!("cancel:{:016x}", token.0));
+    OutboundMessage { to: child, message: Message { id, kind: MessageKind::Cancel { reason } }, when_taken: None }
+}
+
+fn outcome_message(child: &InstanceId, parent: ParentLink, result: Result<String, ErrorDetails>) -> OutboundMessage {
+    let id = MessageId::new(format!("done:{:016x}:{child}", parent.token.0));
+    let kind = MessageKind::ChildDone { execution: parent.execution, event: parent.event, token: parent.token, result };
+    OutboundMessage { to: parent.instance, message: Message { id, kind }, when_taken: None }
+}
+
+/// Activities and children of a history that have no outcome in it.
+pub(crate) fn outstanding_in(history: &[HistoryEvent]) -> Vec<(EventId, OpKind)> {
+    let closed: std::collections::BTreeSet<EventId> = history.iter().filter_map(|event| event.source_event_id).collect();
+    let open = history.iter().filter(|event| !closed.contains(&event.event_id));
+    open.filter_map(|event| match &event.kind {
+        EventKind::ActivityScheduled { token, .. } => Some((event.event_id, OpKind::Activity { token: *token })),
+        EventKind::SubOrchestrationScheduled { instance, token, .. } => {
+            Some((event.event_id, OpKind::Child { instance: InstanceId::new(instance), token: *token }))
+        }
+        _ => None,
+    })
+    .collect()
+}
+
+/// Items for the activities of a history that have no outcome in it.
+pub(crate) fn outstanding_activities(instance: &InstanceId, state: &InstanceState, history: &[HistoryEvent]) -> Vec<ActivityItem> {
+    let traceparent = history.first().and_then(|event| match &event.kind {
+        EventKind::OrchestrationStarted { traceparent, .. } => traceparent.clone(),
+        _ => None,
+    });
+    let open: std::collections::BTreeSet<EventId> = outstanding_in(history).into_iter().map(|(id, _)| id).collect();
+    let events = history.iter().filter(|event| open.contains(&event.event_id));
+    events
+        .filter_map(|event| {
+            let key = ActivityKey { instance: instance.clone(), execution: state.execution, event: event.event_id };
+            item_of(key, &event.kind, (state, traceparent.clone()))
+        })
+        .collect()
+}
+
+/// The item that a scheduling event stands for.
+pub(crate) fn item_of(key: ActivityKey, kind: &EventKind, (state, traceparent): (&InstanceState, Option<String>)) -> Option<ActivityItem> {
+    let EventKind::ActivityScheduled { name, input, session_id, tag, token, attempt, first_event_id } = kind else {
+        return None;
+    };
+    let first_event = first_event_id.map_or(key.event, EventId);
+    Some(ActivityItem {
+        key,
+        token: *token,
+        name: name.clone(),
+        input: input.clone(),
+        tag: tag.clone(),
+        session_id: session_id.clone(),
+        attempt: *attempt,
+        first_event,
+        orchestration: state.orchestration.clone(),
+        version: state.version.clone(),
+        traceparent,
+    })
+}

@@ -1,0 +1,641 @@
+//! A warm instance and the decision of a turn.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::follow::{Execution, Polled, parent_link};
+use crate::journal::{Command, OpKind};
+use crate::{
+    ActivityItem, ActivityKey, Carried, ErrorDetails, EventId, EventKind, ExecutionId, Handlers, HistoryEvent, Incoming,
+    InboxSeq, InstanceId, InstanceState, InstanceStatus, KvChange, KvEntry, Limits, Message, MessageId, MessageKind, Millis,
+    OutboundMessage, ParentLink, StartMessage, Token, Turn, Verdict,
+};
+
+/// All that a warm instance is made of: its row and the history of its current execution.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The row.
+    pub state: InstanceState,
+    /// The history, in order.
+    pub history: Vec<HistoryEvent>,
+}
+
+/// What a turn works on.
+#[derive(Clone, Debug)]
+pub struct TurnInput {
+    /// The store's time.
+    pub now: Millis,
+    /// 64 random bits.
+    pub seed: u64,
+    /// What arrived, in order.
+    pub messages: Vec<Incoming>,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub enum Decision {
+    /// Something to commit.
+    Turn(Box<Turn>),
+    /// Nobody here has the code. The messages come back untouched.
+    Unregistered {
+        /// The orchestration.
+        name: String,
+        /// The version that it needs; `None` means any.
+        version: Option<String>,
+        /// What could not be applied.
+        messages: Vec<Incoming>,
+    },
+}
+
+/// An instance with its live future. It is a cache: dropped at any time, it is made again from its [`Snapshot`].
+pub struct WarmInstance {
+    pub(crate) id: InstanceId,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) state: InstanceState,
+    /// History that is not replayed yet.
+    pub(crate) cold: Vec<HistoryEvent>,
+    pub(crate) execution: Option<Execution>,
+    pub(crate) queues: BTreeMap<String, VecDeque<(InboxSeq, Message)>>,
+    /// Messages that wait for the instance to be resumed.
+    parked: Vec<Incoming>,
+    applied: BTreeSet<MessageId>,
+    /// Who waits for this instance's outcome.
+    pub(crate) parent: Option<ParentLink>,
+    /// Children that this execution has started, by scheduling event.
+    pub(crate) children: BTreeMap<EventId, (InstanceId, Token)>,
+}
+
+/// A turn in the making.
+pub(crate) struct Draft {
+    pub(crate) now: Millis,
+    pub(crate) seed: u64,
+    pub(crate) turn: Turn,
+    /// Activities and children that were scheduled in this turn and are still wanted.
+    pub(crate) dispatch: BTreeMap<EventId, ActivityItem>,
+    pub(crate) children: BTreeMap<EventId, OutboundMessage>,
+}
+
+impl WarmInstance {
+    /// An instance as stored. Its code runs when the first turn needs it.
+    pub fn hydrate(id: InstanceId, snapshot: Snapshot, limits: Arc<Limits>) -> Self {
+        let applied = snapshot.history.iter().filter_map(|event| event.message_id.clone()).collect();
+        let children = crate::ending::outstanding_in(&snapshot.history).into_iter().filter_map(|(event, op)| match op {
+            OpKind::Child { instance, token } => Some((event, (instance, token))),
+            OpKind::Activity { .. } | OpKind::Timer { .. } | OpKind::Wait { .. } | OpKind::Dequeue { .. } => None,
+        });
+        Self {
+            children: children.collect(),
+            parent: snapshot.history.first().and_then(|event| parent_link(&event.kind)),
+            id,
+            limits,
+            state: snapshot.state,
+            cold: snapshot.history,
+            execution: None,
+            queues: BTreeMap::new(),
+            parked: Vec::new(),
+            applied,
+        }
+    }
+
+    /// The row as of the last decided turn.
+    pub fn state(&self) -> &InstanceState {
+        &self.state
+    }
+
+    /// Applies messages and due timers. Events, effects and the new row are in the turn; nothing else changed outside.
+    pub fn decide(&mut self, input: TurnInput, handlers: &dyn Handlers) -> Decision {
+        let mut draft = Draft::new(self, &input);
+        let mut messages = std::mem::take(&mut self.parked);
+        messages.extend(input.messages);
+        let messages = self.sift(messages, &mut draft);
+        if self.state.status != InstanceStatus::Running {
+            return self.decided(draft);
+        }
+        if let Some(position) = messages.iter().position(|m| matches!(m.message.kind, MessageKind::Cancel { .. })) {
+            self.cancel(&mut draft, messages, position);
+            return self.decided(draft);
+        }
+        let messages = self.park_while_paused(&mut draft, messages);
+        if self.state.paused {
+            return self.decided(draft);
+        }
+        if self.execution.is_none()
+            && let Err(missing) = self.revive(&mut draft, &messages, handlers)
+        {
+            return self.unregistered(missing, messages);
+        }
+        self.run(&mut draft, messages, handlers);
+        self.decided(draft)
+    }
+
+    /// A turn that only says that the instance cannot go on now and will be tried again.
+    pub fn stall(&mut self, now: Millis, delay: Duration, (waits, messages): (&str, Vec<Incoming>)) -> Turn {
+        let mut turn = Turn { expected: self.expected(), ..Turn::default() };
+        self.hold(&mut turn, messages);
+        let waiting_already = self.state.stalled > 0 && self.state.wake_at.is_some_and(|at| at > now);
+        if !waiting_already {
+            self.state.stalled += 1;
+            self.state.waits = waits.to_owned();
+            self.state.wake_at = Some(now.plus(delay));
+        }
+        turn.state = self.state.clone();
+        turn
+    }
+
+    /// Ends the instance with a failure that its code never sees.
+    pub fn fail(&mut self, now: Millis, seed: u64, details: ErrorDetails) -> Turn {
+        let mut draft = Draft::new(self, &TurnInput { now, seed, messages: Vec::new() });
+        self.end_failed(&mut draft, details);
+        self.finish(draft)
+    }
+
+    /// Activities without an outcome, as they would be dispatched anew.
+    pub fn outstanding(&self) -> Vec<ActivityItem> {
+        if self.state.status != InstanceStatus::Running {
+            return Vec::new();
+        }
+        crate::ending::outstanding_activities(&self.id, &self.state, &self.cold)
+    }
+
+    /// Drops messages that were applied before and keeps those that are held at rest (queues).
+    fn sift(&mut self, messages: Vec<Incoming>, draft: &mut Draft) -> Vec<Incoming> {
+        let ended = self.state.status != InstanceStatus::Running;
+        let mut kept = Vec::with_capacity(messages.len());
+        for incoming in messages {
+            if !ended && !self.applied.contains(&incoming.message.id) {
+                kept.push(incoming);
+                continue;
+            }
+            draft.consume(&incoming, Verdict::AlreadyDone);
+        }
+        kept
+    }
+
+    /// Keeps messages for later: rows stay in the inbox, what came directly becomes a row.
+    fn hold(&mut self, turn: &mut Turn, messages: Vec<Incoming>) {
+        for incoming in messages {
+            match incoming.seq {
+                Some(_) => self.parked.push(incoming),
+                None => {
+                    turn.verdicts.push((incoming.message.id.clone(), Verdict::Applied));
+                    turn.held.push(incoming.message);
+                }
+            }
+        }
+    }
+
+    fn park_while_paused(&mut self, draft: &mut Draft, messages: Vec<Incoming>) -> Vec<Incoming> {
+        let mut waiting = Vec::new();
+        for incoming in messages {
+            let kind = match &incoming.message.kind {
+                MessageKind::Pause if !self.state.paused => Some(EventKind::OrchestrationPaused),
+                MessageKind::Resume if self.state.paused => Some(EventKind::OrchestrationResumed),
+                MessageKind::Pause | MessageKind::Resume => None,
+                _ => {
+                    waiting.push(incoming);
+                    continue;
+                }
+            };
+            draft.consume(&incoming, Verdict::Applied);
+            // A pause before the first turn has no history to stand in; the row alone carries it.
+            match kind {
+                Some(kind) if self.state.last_event_id.0 > 0 => {
+                    self.state.paused = matches!(kind, EventKind::OrchestrationPaused);
+                    let id = Some(incoming.message.id);
+                    self.record_outside_code(draft, (None, id, kind));
+                }
+                Some(kind) => self.state.paused = matches!(kind, EventKind::OrchestrationPaused),
+                None => {}
+            }
+        }
+        if self.state.paused {
+            self.state.waits = "paused".to_owned();
+            self.state.wake_at = None;
+            self.hold(&mut draft.turn, std::mem::take(&mut waiting));
+        }
+        waiting
+    }
+
+    /// Appends an event that the code does not see, keeping the code's numbering in step.
+    pub(crate) fn record_outside_code(&mut self, draft: &mut Draft, event: (Option<EventId>, Option<MessageId>, EventKind)) {
+        let event_id = self.append(draft, event);
+        if let Some(execution) = &self.execution {
+            execution.journal.lock().next_event = event_id.next();
+        } else {
+            let (_, event) = draft.turn.events.last().cloned().expect("appended just now");
+            self.cold.push(event);
+        }
+    }
+
+    /// Makes the live future: from history, or from the start message.
+    fn revive(
+        &mut self,
+        draft: &mut Draft,
+        messages: &[Incoming],
+        handlers: &dyn Handlers,
+    ) -> Result<(), (String, Option<String>)> {
+        let first = self.cold.first().cloned();
+        let started = match first {
+            Some(started) => started,
+            None => {
+                let Some((start, id)) = messages.iter().find_map(start_of) else { return Ok(()) };
+                let (version, _) = handlers
+                    .resolve(&start.name, start.version.as_deref())
+                    .ok_or_else(|| (start.name.clone(), start.version.clone()))?;
+                let kind = started_event(start, version, draft.seed);
+                self.append(draft, (None, Some(id), kind));
+                draft.turn.events.last().map(|(_, event)| event.clone()).expect("appended just now")
+            }
+        };
+        let EventKind::OrchestrationStarted { name, version, .. } = &started.kind else {
+            self.end_failed(draft, ErrorDetails::nondeterminism("", "the history does not begin with a start"));
+            return Ok(());
+        };
+        let (_, handler) =
+            handlers.resolve(name, Some(version)).ok_or_else(|| (name.clone(), Some(version.clone())))?;
+        let Some(mut execution) =
+            Execution::begin(&self.id, self.state.execution, &started, (handler, &self.limits))
+        else {
+            return Ok(());
+        };
+        match execution.replay(&self.cold) {
+            Ok(_) => {
+                self.cold = Vec::new();
+                self.execution = Some(execution);
+            }
+            Err(divergence) => {
+                let details = ErrorDetails::nondeterminism(&self.state.orchestration, divergence.message());
+                self.end_failed(draft, details);
+            }
+        }
+        Ok(())
+    }
+
+    fn unregistered(&mut self, (name, version): (String, Option<String>), messages: Vec<Incoming>) -> Decision {
+        Decision::Unregistered { name, version, messages }
+    }
+
+    fn run(&mut self, draft: &mut Draft, messages: Vec<Incoming>, handlers: &dyn Handlers) {
+        self.state.stalled = 0;
+        if let Some(execution) = &self.execution {
+            let mut journal = execution.journal.lock();
+            journal.turn_seed = draft.seed;
+            journal.now = draft.now;
+            drop(journal);
+            if execution.woken_from_outside() {
+                let hint = "something outside of the history woke the code: use ctx.schedule_timer instead of sleep, \
+                            an activity instead of I/O";
+                self.end_failed(draft, ErrorDetails::nondeterminism(&self.state.orchestration, hint));
+            }
+        }
+        if self.execution.as_ref().is_some_and(|execution| !execution.begun) && self.is_running(draft) {
+            self.poll_first(draft, handlers);
+        }
+        self.fire_timers(draft, handlers);
+        for incoming in messages {
+            let direct = incoming.seq.is_none().then(|| incoming.message.id.clone());
+            let verdict = self.apply(draft, incoming, handlers);
+            draft.turn.verdicts.extend(direct.map(|id| (id, verdict)));
+        }
+        self.serve_queues(draft, handlers);
+    }
+
+    /// Whether the execution that the turn began with is still the live one.
+    fn is_running(&self, draft: &Draft) -> bool {
+        self.state.status == InstanceStatus::Running && self.state.execution == draft.turn.expected.execution
+    }
+
+    fn poll_first(&mut self, draft: &mut Draft, handlers: &dyn Handlers) {
+        let Some(execution) = self.execution.as_mut() else { return };
+        let polled = execution.poll();
+        self.after_poll(draft, polled, handlers);
+    }
+
+    fn fire_timers(&mut self, draft: &mut Draft, handlers: &dyn Handlers) {
+        while self.is_running(draft) {
+            let due = self.execution.as_ref().and_then(|execution| execution.next_due_timer(draft.now));
+            let Some((id, at)) = due else { return };
+            self.deliver(draft, (Some(id), None, EventKind::TimerFired { fire_at_ms: at.0 }), handlers);
+        }
+    }
+
+    fn apply(&mut self, draft: &mut Draft, incoming: Incoming, handlers: &dyn Handlers) -> Verdict {
+        let running = self.is_running(draft);
+        if let (MessageKind::Enqueue { queue, .. }, Some(seq)) = (&incoming.message.kind, incoming.seq) {
+            if self.state.status == InstanceStatus::Running {
+                let waiting = self.queues.entry(queue.clone()).or_default();
+                // A row may be read twice; the order of arrival decides, so looking at the end is enough.
+                if waiting.back().is_none_or(|(last, _)| *last < seq) {
+                    waiting.push_back((seq, incoming.message));
+                }
+                self.serve_queues(draft, handlers);
+            }
+            return Verdict::Applied;
+        }
+        draft.turn.consumed.extend(incoming.seq);
+        if !running || self.execution.is_none() {
+            return Verdict::AlreadyDone;
+        }
+        let id = incoming.message.id;
+        match incoming.message.kind {
+            MessageKind::Raise { name, data } => {
+                let source = self.live().journal.lock().waits.get(&name).and_then(|ids| ids.front().copied());
+                let Some(source) = source else { return Verdict::AlreadyDone };
+                self.deliver(draft, (Some(source), Some(id), EventKind::ExternalEvent { name, data }), handlers);
+                Verdict::Applied
+            }
+            MessageKind::ActivityDone { execution, event, token, outcome, run } => {
+                let kind = match outcome {
+                    Ok(result) => EventKind::ActivityCompleted { result, run },
+                    Err(details) => EventKind::ActivityFailed { details, run },
+                };
+                let from_inbox = incoming.seq.map(|_| id);
+                self.settle(draft, (execution, event, token), (from_inbox, kind), handlers)
+            }
+            MessageKind::ChildDone { execution, event, token, result } => {
+                let kind = match result {
+                    Ok(result) => EventKind::SubOrchestrationCompleted { result },
+                    Err(details) => EventKind::SubOrchestrationFailed { details },
+                };
+                self.settle(draft, (execution, event, token), (Some(id), kind), handlers)
+            }
+            MessageKind::Start(_)
+            | MessageKind::Enqueue { .. }
+            | MessageKind::Cancel { .. }
+            | MessageKind::Pause
+            | MessageKind::Resume => Verdict::Applied,
+        }
+    }
+
+    /// Applies the outcome of an activity or child, if this execution waits for it under this token.
+    fn settle(
+        &mut self,
+        draft: &mut Draft,
+        (execution, event, token): (ExecutionId, EventId, Token),
+        (message, kind): (Option<MessageId>, EventKind),
+        handlers: &dyn Handlers,
+    ) -> Verdict {
+        if execution != self.state.execution {
+            return if execution < self.state.execution { Verdict::AlreadyDone } else { Verdict::Unknown };
+        }
+        match self.live().open_token(event) {
+            None if event <= self.state.last_event_id => Verdict::AlreadyDone,
+            None => Verdict::Unknown,
+            Some(expected) if expected != token => Verdict::Unknown,
+            Some(_) => {
+                self.children.remove(&event);
+                self.deliver(draft, (Some(event), message, kind), handlers);
+                Verdict::Applied
+            }
+        }
+    }
+
+    fn serve_queues(&mut self, draft: &mut Draft, handlers: &dyn Handlers) {
+        while self.is_running(draft) {
+            let Some(execution) = &self.execution else { return };
+            let served = {
+                let journal = execution.journal.lock();
+                let candidates = journal.dequeues.iter().filter(|(queue, _)| self.queues.contains_key(*queue));
+                candidates.filter_map(|(queue, ids)| ids.front().map(|id| (*id, queue.clone()))).min()
+            };
+            let Some((source, queue)) = served else { return };
+            let Some((seq, message)) = self.queues.get_mut(&queue).and_then(VecDeque::pop_front) else { return };
+            if self.queues.get(&queue).is_some_and(VecDeque::is_empty) {
+                self.queues.remove(&queue);
+            }
+            draft.turn.consumed.push(seq);
+            let MessageKind::Enqueue { data, .. } = message.kind else { continue };
+            self.deliver(draft, (Some(source), Some(message.id), EventKind::QueueEventDelivered { name: queue, data }), handlers);
+        }
+    }
+
+    /// Appends an outcome, lets the code run, and takes over what it asked for.
+    fn deliver(
+        &mut self,
+        draft: &mut Draft,
+        event: (Option<EventId>, Option<MessageId>, EventKind),
+        handlers: &dyn Handlers,
+    ) {
+        self.append(draft, event);
+        let (_, event) = draft.turn.events.last().cloned().expect("appended just now");
+        let Some(execution) = self.execution.as_mut() else { return };
+        match execution.apply(&event) {
+            Ok(polled) => self.after_poll(draft, polled, handlers),
+            Err(details) => self.end_failed(draft, details),
+        }
+    }
+
+    fn after_poll(&mut self, draft: &mut Draft, polled: Polled, handlers: &dyn Handlers) {
+        let commands = self.execution.as_mut().map(Execution::take_commands).unwrap_or_default();
+        for command in commands {
+            self.record(draft, command);
+        }
+        match polled {
+            Polled::Waiting if self.state.last_event_id.0 >= self.limits.history_events_max
+                || self.state.history_bytes >= self.limits.history_bytes_max =>
+            {
+                let text = format!(
+                    "the history has {} events and {} bytes, the limits are {} (history_events_max) and {} \
+                     (history_bytes_max): use continue-as-new",
+                    self.state.last_event_id, self.state.history_bytes, self.limits.history_events_max, self.limits.history_bytes_max
+                );
+                self.end_failed(draft, ErrorDetails::application(crate::AppErrorKind::OrchestrationFailed, text));
+            }
+            Polled::Waiting => {}
+            Polled::Returned(Ok(output)) => self.end_completed(draft, output),
+            Polled::Returned(Err(message)) => {
+                let details = ErrorDetails::application(crate::AppErrorKind::OrchestrationFailed, message);
+                self.end_failed(draft, details);
+            }
+            Polled::NextExecution => self.continue_as_new(draft, handlers),
+            Polled::Failed(details) => self.end_failed(draft, details),
+        }
+    }
+
+    /// Turns a command of the code into an event and, where it has one, into an effect.
+    fn record(&mut self, draft: &mut Draft, command: Command) {
+        let key = ActivityKey { instance: self.id.clone(), execution: self.state.execution, event: command.id };
+        match &command.kind {
+            EventKind::ActivityScheduled { .. } => {
+                let traceparent = self.live().traceparent.clone();
+                if let Some(item) = crate::ending::item_of(key, &command.kind, (&self.state, traceparent)) {
+                    draft.dispatch.insert(command.id, item);
+                }
+            }
+            EventKind::ActivityCancelRequested { .. } => {
+                if let Some(source) = command.source {
+                    draft.cancel_activity(ActivityKey { event: source, ..key });
+                }
+            }
+            EventKind::SubOrchestrationScheduled { .. } => {
+                let message = self.child_start(command.id, &command.kind);
+                draft.children.extend(message.map(|message| (command.id, message)));
+            }
+            EventKind::SubOrchestrationCancelRequested { reason } => {
+                self.cancel_child(draft, command.source, reason.clone());
+            }
+            EventKind::OrchestrationChained { name, instance, input, version } => {
+                let start = StartMessage {
+                    name: name.clone(),
+                    version: version.clone(),
+                    input: input.clone(),
+                    parent: None,
+                    traceparent: self.live().traceparent.clone(),
+                };
+                let id = MessageId::new(format!("detached:{}:{}:{}", self.id, self.state.execution, command.id));
+                let message = Message { id, kind: MessageKind::Start(start) };
+                draft.turn.outbound.push(OutboundMessage { to: InstanceId::new(instance), message, when_taken: None });
+            }
+            EventKind::CustomStatusUpdated { status } => {
+                self.state.custom_status.clone_from(status);
+                self.state.custom_status_version += 1;
+            }
+            EventKind::KeyValueSet { key, value, last_updated_at_ms } => draft.turn.kv.push(KvChange::Set(KvEntry {
+                key: key.clone(),
+                value: value.clone(),
+                last_updated_at_ms: *last_updated_at_ms,
+            })),
+            EventKind::KeyValueCleared { key } => draft.turn.kv.push(KvChange::Clear(key.clone())),
+            EventKind::KeyValuesCleared => draft.turn.kv.push(KvChange::ClearAll),
+            _ => {}
+        }
+        self.append(draft, (command.source, None, command.kind));
+    }
+
+    /// Appends to the history of the current execution.
+    pub(crate) fn append(&mut self, draft: &mut Draft, (source, message, kind): (Option<EventId>, Option<MessageId>, EventKind)) -> EventId {
+        let event_id = self.state.last_event_id.next();
+        if let Some(id) = &message {
+            self.applied.insert(id.clone());
+        }
+        if let EventKind::OrchestrationStarted { name, version, .. } = &kind {
+            self.parent = parent_link(&kind);
+            self.state.orchestration.clone_from(name);
+            self.state.version.clone_from(version);
+        }
+        let event = HistoryEvent { event_id, source_event_id: source, message_id: message, at: draft.now, kind };
+        self.state.last_event_id = event_id;
+        self.state.history_bytes += weight(&event.kind);
+        draft.turn.events.push((self.state.execution, event));
+        event_id
+    }
+
+    fn continue_as_new(&mut self, draft: &mut Draft, handlers: &dyn Handlers) {
+        let Some(old) = self.execution.take() else { return };
+        let (next, carried) = {
+            let state = old.journal.lock();
+            let kv = state.kv.iter().map(|(key, entry)| KvEntry {
+                key: key.clone(),
+                value: entry.value.clone(),
+                last_updated_at_ms: entry.updated.0,
+            });
+            let carried = Carried {
+                kv: kv.collect(),
+                custom_status: state.custom_status.clone(),
+                custom_status_version: state.custom_status_version,
+            };
+            (state.next_execution.clone(), carried)
+        };
+        let Some(next) = next else { return };
+        self.withdraw_activities(draft, &old, "continued as new");
+        self.append(draft, (None, None, EventKind::OrchestrationContinuedAsNew { input: next.input.clone() }));
+        draft.drop_unawaited();
+        let name = self.state.orchestration.clone();
+        let resolved = handlers.resolve(&name, next.version.as_deref());
+        let version = next.version.or_else(|| resolved.map(|(version, _)| version)).unwrap_or_else(|| self.state.version.clone());
+        let start = StartMessage { name, version: None, input: next.input, parent: old.parent.clone(), traceparent: old.traceparent.clone() };
+        let mut kind = started_event(&start, version, draft.seed);
+        if let EventKind::OrchestrationStarted { carried: slot, .. } = &mut kind {
+            *slot = carried;
+        }
+        self.state.execution = self.state.execution.next();
+        self.state.last_event_id = EventId(0);
+        self.state.history_bytes = 0;
+        self.append(draft, (None, None, kind));
+        self.children.clear();
+        self.cold = draft.turn.events.last().map(|(_, event)| event.clone()).into_iter().collect();
+        // The next execution's first poll is a turn of its own, so that an endless loop never holds a commit back.
+        draft.turn.again = true;
+    }
+
+    pub(crate) fn live(&self) -> &Execution {
+        self.execution.as_ref().expect("only asked while an execution runs")
+    }
+
+    pub(crate) fn expected(&self) -> crate::Expected {
+        crate::Expected { execution: self.state.execution, last_event_id: self.state.last_event_id }
+    }
+
+    fn decided(&mut self, draft: Draft) -> Decision {
+        Decision::Turn(Box::new(self.finish(draft)))
+    }
+}
+
+impl Draft {
+    pub(crate) fn new(instance: &WarmInstance, input: &TurnInput) -> Self {
+        let turn = Turn { expected: instance.expected(), ..Turn::default() };
+        Self { now: input.now, seed: input.seed, turn, dispatch: BTreeMap::new(), children: BTreeMap::new() }
+    }
+
+    /// Marks a message as dealt with.
+    pub(crate) fn consume(&mut self, incoming: &Incoming, verdict: Verdict) {
+        match incoming.seq {
+            Some(seq) => self.turn.consumed.push(seq),
+            None => self.turn.verdicts.push((incoming.message.id.clone(), verdict)),
+        }
+    }
+}
+
+fn start_of(incoming: &Incoming) -> Option<(&StartMessage, MessageId)> {
+    match &incoming.message.kind {
+        MessageKind::Start(start) => Some((start, incoming.message.id.clone())),
+        _ => None,
+    }
+}
+
+pub(crate) fn started_event(start: &StartMessage, version: String, seed: u64) -> EventKind {
+    let parent: Option<&ParentLink> = start.parent.as_ref();
+    EventKind::OrchestrationStarted {
+        name: start.name.clone(),
+        version,
+        input: start.input.clone(),
+        parent_instance: parent.map(|parent| parent.instance.as_str().to_owned()),
+        parent_id: parent.map(|parent| parent.event.0),
+        parent_execution: parent.map(|parent| parent.execution.0),
+        parent_token: parent.map(|parent| parent.token),
+        seed,
+        traceparent: start.traceparent.clone(),
+        carried: Carried::default(),
+    }
+}
+
+/// Roughly what an event takes in the store: its texts and a constant.
+fn weight(kind: &EventKind) -> u64 {
+    const FIXED: usize = 64;
+    let texts = match kind {
+        EventKind::ActivityScheduled { name, input, .. }
+        | EventKind::OrchestrationStarted { name, input, .. }
+        | EventKind::SubOrchestrationScheduled { name, input, .. }
+        | EventKind::OrchestrationChained { name, input, .. } => name.len() + input.len(),
+        EventKind::ActivityCompleted { result, .. } | EventKind::SubOrchestrationCompleted { result } => result.len(),
+        EventKind::ExternalEvent { data, .. } | EventKind::QueueEventDelivered { data, .. } => data.len(),
+        EventKind::KeyValueSet { value, .. } => value.len(),
+        EventKind::CustomStatusUpdated { status } => status.as_deref().map_or(0, str::len),
+        EventKind::OrchestrationCompleted { output: text } | EventKind::OrchestrationContinuedAsNew { input: text } => text.len(),
+        _ => 0,
+    };
+    (FIXED + texts) as u64
+}
+
+/// Why a running instance waits, in a few words.
+pub(crate) fn waits(open: &[(EventId, OpKind)]) -> &'static str {
+    match open.first().map(|(_, kind)| kind) {
+        Some(OpKind::Activity { .. }) => "activity",
+        Some(OpKind::Timer { .. }) => "timer",
+        Some(OpKind::Wait { .. }) => "event",
+        Some(OpKind::Dequeue { .. }) => "queue",
+        Some(OpKind::Child { .. }) => "child",
+        None => "",
+    }
+}

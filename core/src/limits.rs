@@ -1,0 +1,112 @@
+//! Every limit of the system with its name and default.
+
+use thiserror::Error;
+
+/// Bounds on what one instance, one call and one node may hold. Meeting one gives a typed error or back-pressure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of one input, result, event or queue message (default 8 MiB).
+    pub payload_bytes_max: usize,
+    /// Bytes of an instance id, name, queue name, tag, session id or KV key (default 512).
+    pub name_bytes_max: usize,
+    /// Keys in the KV of one instance (default 100).
+    pub kv_keys_max: usize,
+    /// Bytes of one KV value (default 16 KiB).
+    pub kv_value_bytes_max: usize,
+    /// Bytes of a custom status (default 256 KiB).
+    pub custom_status_bytes_max: usize,
+    /// Messages waiting in one queue of one instance (default 100,000).
+    pub queue_messages_max: usize,
+    /// Commands of one turn (default 20,000); more stop the turn as a runaway loop.
+    pub commands_per_turn_max: usize,
+    /// Events of one execution (default 200,000).
+    pub history_events_max: u64,
+    /// Bytes of one execution's history (default 256 MiB).
+    pub history_bytes_max: u64,
+    /// Warm instances of one node (default 10,000).
+    pub warm_instances_max: usize,
+    /// Messages that one turn applies (default 1,000); the rest follow in the next.
+    pub messages_per_turn_max: usize,
+    /// Turns in one group commit (default 512).
+    pub commit_group_max: usize,
+    /// Activity items of one node handed to the broker and not yet finished (default 65,536).
+    pub dispatch_window: usize,
+    /// Finished results of one worker that wait for their commit (default 4,096).
+    pub reports_in_flight_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            payload_bytes_max: 8 << 20,
+            name_bytes_max: 512,
+            kv_keys_max: 100,
+            kv_value_bytes_max: 16 << 10,
+            custom_status_bytes_max: 256 << 10,
+            queue_messages_max: 100_000,
+            commands_per_turn_max: 20_000,
+            history_events_max: 200_000,
+            history_bytes_max: 256 << 20,
+            warm_instances_max: 10_000,
+            messages_per_turn_max: 1_000,
+            commit_group_max: 512,
+            dispatch_window: 65_536,
+            reports_in_flight_max: 4_096,
+        }
+    }
+}
+
+/// A value that is larger than its limit, or not allowed at all.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum LimitExceeded {
+    /// A payload over `payload_bytes_max`.
+    #[error("{what} has {bytes} bytes, the limit is {max} (payload_bytes_max): store it elsewhere and pass a reference")]
+    Payload {
+        /// What was too large.
+        what: &'static str,
+        /// Its size in bytes.
+        bytes: usize,
+        /// The limit in bytes.
+        max: usize,
+    },
+    /// A name that is empty, too long, or has control characters.
+    #[error("{what} must have 1 to {max} bytes and no control characters, got {got:?}: choose another")]
+    Name {
+        /// Which name.
+        what: &'static str,
+        /// What was given, cut to 80 characters.
+        got: String,
+        /// The limit in bytes.
+        max: usize,
+    },
+    /// An id that begins with or contains a reserved part.
+    #[error("instance id {0:?} contains \"::sub::\" or begins with \"sub::\", which is reserved for child instances: choose another id")]
+    ReservedId(String),
+}
+
+impl Limits {
+    /// Checks the size of a payload.
+    pub fn check_payload(&self, what: &'static str, text: &str) -> Result<(), LimitExceeded> {
+        if text.len() > self.payload_bytes_max {
+            return Err(LimitExceeded::Payload { what, bytes: text.len(), max: self.payload_bytes_max });
+        }
+        Ok(())
+    }
+
+    /// Checks a name (of an orchestration, activity, queue, event, tag, session or key).
+    pub fn check_name(&self, what: &'static str, name: &str) -> Result<(), LimitExceeded> {
+        if name.is_empty() || name.len() > self.name_bytes_max || name.chars().any(char::is_control) {
+            return Err(LimitExceeded::Name { what, got: name.chars().take(80).collect(), max: self.name_bytes_max });
+        }
+        Ok(())
+    }
+
+    /// Checks an instance id that a client chose.
+    pub fn check_instance(&self, id: &str) -> Result<(), LimitExceeded> {
+        self.check_name("instance id", id)?;
+        if id.starts_with("sub::") || id.contains("::sub::") {
+            return Err(LimitExceeded::ReservedId(id.to_owned()));
+        }
+        Ok(())
+    }
+}

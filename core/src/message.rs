@@ -1,0 +1,108 @@
+//! What arrives for an instance.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{AttemptInfo, ErrorDetails, EventId, ExecutionId, InboxSeq, InstanceId, MessageId, Token};
+
+/// Something that arrived for an instance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Message {
+    /// A second message with the same id has no effect.
+    pub id: MessageId,
+    /// What it is.
+    pub kind: MessageKind,
+}
+
+/// A message together with where it came from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Incoming {
+    /// Its row in the inbox, which the applying turn deletes; `None` when it came directly from a worker.
+    pub seq: Option<InboxSeq>,
+    /// The message.
+    pub message: Message,
+}
+
+/// Kinds of messages.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum MessageKind {
+    /// Begin the first execution.
+    Start(StartMessage),
+    /// An ephemeral event.
+    Raise {
+        /// The event's name.
+        name: String,
+        /// The payload.
+        data: String,
+    },
+    /// A message for a durable queue.
+    Enqueue {
+        /// The queue's name.
+        queue: String,
+        /// The payload.
+        data: String,
+    },
+    /// End the instance and its tree.
+    Cancel {
+        /// Why.
+        reason: String,
+    },
+    /// Stop turns.
+    Pause,
+    /// Let turns go on.
+    Resume,
+    /// An activity has ended.
+    ActivityDone {
+        /// The execution that scheduled it.
+        execution: ExecutionId,
+        /// The scheduling event.
+        event: EventId,
+        /// The token of the scheduling event.
+        token: Token,
+        /// How it ended.
+        outcome: ActivityOutcome,
+        /// Who ran it.
+        run: Option<AttemptInfo>,
+    },
+    /// A child instance has ended.
+    ChildDone {
+        /// The parent's execution that scheduled it.
+        execution: ExecutionId,
+        /// The scheduling event.
+        event: EventId,
+        /// The token of the scheduling event.
+        token: Token,
+        /// How it ended.
+        result: Result<String, ErrorDetails>,
+    },
+}
+
+/// How an activity ended.
+pub type ActivityOutcome = Result<String, ErrorDetails>;
+
+/// What begins an instance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StartMessage {
+    /// The orchestration's name.
+    pub name: String,
+    /// The exact version; `None` lets the registry's policy choose.
+    pub version: Option<String>,
+    /// The input.
+    pub input: String,
+    /// Who waits for the outcome.
+    pub parent: Option<ParentLink>,
+    /// W3C trace context of the caller.
+    pub traceparent: Option<String>,
+}
+
+/// The parent's await that a child instance answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParentLink {
+    /// The parent.
+    pub instance: InstanceId,
+    /// Its execution.
+    pub execution: ExecutionId,
+    /// Its scheduling event.
+    pub event: EventId,
+    /// The token of that event.
+    pub token: Token,
+}

@@ -1,0 +1,135 @@
+//! What a turn decided: data that the shell commits and then carries out.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ActivityKey, EventId, ExecutionId, HistoryEvent, InboxSeq, InstanceId, InstanceState, KvEntry, LogLevel, Message, MessageId, Token,
+};
+
+/// One pass over an instance: messages in, events and effects out.
+///
+/// Everything down to `held` is durable in one transaction BEFORE any of `effects`, `logs`, `verdicts` or the new status
+/// is shown to anyone outside.
+#[derive(Clone, Debug, Default)]
+pub struct Turn {
+    /// What the store must hold for this turn to be valid.
+    pub expected: Expected,
+    /// New events, in order; those of a new execution follow those of the old one.
+    pub events: Vec<(ExecutionId, HistoryEvent)>,
+    /// The new columns of the instance's row.
+    pub state: InstanceState,
+    /// Inbox rows that this turn applied.
+    pub consumed: Vec<InboxSeq>,
+    /// Changes of the key-value state.
+    pub kv: Vec<KvChange>,
+    /// Messages to other instances.
+    pub outbound: Vec<OutboundMessage>,
+    /// Messages that came directly and must wait durably in the instance's own inbox.
+    pub held: Vec<Message>,
+    /// What to do outside, after the commit.
+    pub effects: Vec<Effect>,
+    /// Log lines of the code, after the commit.
+    pub logs: Vec<LogLine>,
+    /// For each message that came directly, what became of it.
+    pub verdicts: Vec<(MessageId, Verdict)>,
+    /// The next turn can follow at once, without a message.
+    pub again: bool,
+}
+
+impl Turn {
+    /// Whether there is anything to commit.
+    pub fn is_empty(&self, before: &InstanceState) -> bool {
+        self.events.is_empty()
+            && self.consumed.is_empty()
+            && self.outbound.is_empty()
+            && self.held.is_empty()
+            && self.state == *before
+    }
+}
+
+/// The optimistic check of a commit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Expected {
+    /// The current execution.
+    pub execution: ExecutionId,
+    /// Its last event.
+    pub last_event_id: EventId,
+}
+
+/// A change of the key-value state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KvChange {
+    /// Set one value.
+    Set(KvEntry),
+    /// Remove one key.
+    Clear(String),
+    /// Remove all keys.
+    ClearAll,
+}
+
+/// A message to another instance, inserted in the turn's transaction.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OutboundMessage {
+    /// The receiver. A `Start` message creates it; any other message to an unknown receiver is dropped.
+    pub to: InstanceId,
+    /// The message.
+    pub message: Message,
+    /// What the sender gets in its own inbox when a `Start` finds the id taken.
+    pub when_taken: Option<Message>,
+}
+
+/// Something to be done outside after the commit. Doing it twice is harmless.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Hand an activity to a worker.
+    Dispatch(Box<ActivityItem>),
+    /// Tell whoever runs or queues it that an activity is no longer wanted.
+    CancelActivity(ActivityKey),
+}
+
+/// An activity on its way to a worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ActivityItem {
+    /// What it is identified by.
+    pub key: ActivityKey,
+    /// The token of its scheduling event.
+    pub token: Token,
+    /// The activity's name.
+    pub name: String,
+    /// The input.
+    pub input: String,
+    /// The worker pool; `None` is the default pool.
+    pub tag: Option<String>,
+    /// The session it is bound to.
+    pub session_id: Option<String>,
+    /// Which attempt, from 1.
+    pub attempt: u32,
+    /// The first scheduling event of its retry policy; the idempotency key derives from it.
+    pub first_event: EventId,
+    /// The orchestration's name.
+    pub orchestration: String,
+    /// The orchestration's version.
+    pub version: String,
+    /// W3C trace context of the instance.
+    pub traceparent: Option<String>,
+}
+
+/// A line that orchestration code logged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogLine {
+    /// How important.
+    pub level: LogLevel,
+    /// The text.
+    pub text: String,
+}
+
+/// What became of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// It is in the history, or waits durably.
+    Applied,
+    /// It was applied before, or nobody waits for it any more.
+    AlreadyDone,
+    /// Nothing here ever asked for it.
+    Unknown,
+}
