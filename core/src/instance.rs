@@ -279,10 +279,7 @@ impl WarmInstance {
     fn run(&mut self, draft: &mut Draft, messages: Vec<Incoming>, handlers: &dyn Handlers) {
         self.state.stalled = 0;
         if let Some(execution) = &self.execution {
-            let mut journal = execution.journal.lock();
-            journal.turn_seed = draft.seed;
-            journal.now = draft.now;
-            drop(journal);
+            execution.journal.lock().turn_seed = draft.seed;
             if execution.woken_from_outside() {
                 let hint = "something outside of the history woke the code: use ctx.schedule_timer instead of sleep, \
                             an activity instead of I/O";
@@ -293,12 +290,13 @@ impl WarmInstance {
             self.poll_first(draft, handlers);
         }
         self.fire_timers(draft, handlers);
+        self.serve_queues(draft, handlers);
         for incoming in messages {
             let direct = incoming.seq.is_none().then(|| incoming.message.id.clone());
             let verdict = self.apply(draft, incoming, handlers);
             draft.turn.verdicts.extend(direct.map(|id| (id, verdict)));
+            self.serve_queues(draft, handlers);
         }
-        self.serve_queues(draft, handlers);
     }
 
     /// Whether the execution that the turn began with is still the live one.
@@ -329,7 +327,6 @@ impl WarmInstance {
                 if waiting.back().is_none_or(|(last, _)| *last < seq) {
                     waiting.push_back((seq, incoming.message));
                 }
-                self.serve_queues(draft, handlers);
             }
             return Verdict::Applied;
         }

@@ -1,0 +1,73 @@
+//! How instances end.
+
+use crate::harness::check;
+
+#[test]
+fn what_is_not_awaited_is_recorded_and_not_run_but_detached_starts_are() {
+    check(
+        "start forgetful x",
+        "1.1 OrchestrationStarted forgetful x
+         1.2 ActivityScheduled A x
+         1.3 OrchestrationChained other detached y
+         1.4 <- 2 ActivityCancelRequested dropped by the orchestration
+         1.5 OrchestrationCompleted done
+         > send start other to detached
+         = Completed",
+    );
+}
+
+#[test]
+fn a_cancel_ends_activities_and_says_why() {
+    check(
+        "start chain in
+         cancel no longer needed
+         done 2 late",
+        "1.1 OrchestrationStarted chain in
+         1.2 ActivityScheduled A in
+         > dispatch 2 A
+         1.3 OrchestrationCancelRequested no longer needed
+         1.4 <- 2 ActivityCancelRequested no longer needed
+         1.5 OrchestrationFailed canceled: no longer needed
+         > cancel 2
+         = Failed",
+    );
+}
+
+#[test]
+fn a_cancel_reaches_the_children() {
+    check(
+        "start parent x
+         cancel stop",
+        "1.1 OrchestrationStarted parent x
+         1.2 SubOrchestrationScheduled child i::sub::2 x
+         > send start child to i::sub::2
+         1.3 OrchestrationCancelRequested stop
+         1.4 <- 2 SubOrchestrationCancelRequested stop
+         1.5 OrchestrationFailed canceled: stop
+         > send cancel to i::sub::2
+         = Failed",
+    );
+}
+
+#[test]
+fn a_panic_fails_the_instance_with_its_text() {
+    check(
+        "start panics x
+         advance 1000",
+        "1.1 OrchestrationStarted panics x
+         1.2 TimerCreated
+         1.3 <- 2 TimerFired
+         1.4 OrchestrationFailed orchestration panicked: boom
+         = Failed",
+    );
+}
+
+#[test]
+fn waiting_for_nothing_durable_is_an_error_and_does_not_hang() {
+    check(
+        "start sleeps x",
+        "1.1 OrchestrationStarted sleeps x
+         1.2 OrchestrationFailed nondeterministic: the code waits, but for nothing durable: use ctx.schedule_timer instead of sleep, an activity instead of I/O
+         = Failed",
+    );
+}

@@ -1,0 +1,12 @@
+//! Tests of the pure part: scripts in, events and effects out.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod harness;
+mod orchestrations;
+
+mod ending;
+mod events;
+mod golden;
+mod nondeterminism;
+mod select;
+mod warm_is_cold;
