@@ -1,1 +1,40 @@
-//! Outlast.
+//! Durable orchestrations in plain async Rust, embedded in your service.
+//!
+//! An orchestration is a deterministic async function; its progress is a history in a store, and it goes on from there
+//! after any crash. Activities do the real work, on any worker. Start with the README and `docs/guide.md`.
+
+mod options;
+mod activity;
+mod activity_context;
+
+mod node;
+mod membership;
+mod mailbox;
+mod wheel;
+mod committer;
+mod instance_actor;
+mod run_turn;
+mod dispatch;
+mod owner;
+mod worker;
+mod attempt;
+mod sessions;
+
+pub mod observability;
+pub mod providers;
+pub mod runtime;
+pub mod testing;
+
+pub use activity::{ActivityHandler, ActivityRegistry, ActivityRegistryBuilder};
+pub use activity_context::ActivityContext;
+pub use observability::{LogFormat, ObservabilityConfig};
+pub use options::RuntimeOptions;
+pub use runtime::{Runtime, StartError};
+
+pub use outlast_client::*;
+pub use outlast_core::{
+    AppErrorKind, AttemptInfo, BackoffStrategy, ConfigErrorKind, ContinueAsNew, DurableFuture, Either2, Either3, ErrorDetails,
+    Event, EventKind, KvEntry, LimitExceeded, Limits, LogLevel, OrchestrationContext, OrchestrationHandler,
+    OrchestrationRegistry, OrchestrationRegistryBuilder, OrchestrationStatus, RegistryError, ReplayDifference, RetryPolicy,
+    TagFilter, UnregisteredBackoffConfig, VersionPolicy,
+};

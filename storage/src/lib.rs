@@ -1,1 +1,23 @@
-//! Outlast.
+//! The stores of Outlast behind one seam: turns, leases, calls and inspection.
+//!
+//! The runtime commits turns and holds leases through it, the client calls and inspects through it. A store never talks
+//! to a broker and never decides anything about an instance.
+
+mod error;
+mod seam;
+mod inspect;
+
+// memory
+pub mod sqlite;
+
+// conformance
+
+pub use error::Error;
+pub use inspect::{
+    DeleteInstanceResult, ExecutionInfo, InspectStore, InstanceFilter, InstanceInfo, InstanceTree, ProblemRow, PruneOptions,
+    PruneResult, QueueDepths, SystemMetrics, SystemStats,
+};
+pub use seam::{
+    Arrival, CallStore, CommitReply, Due, FencedTurn, HeldShard, LeaseStore, LeaseView, Loaded, NodeInfo, Receipt,
+    SessionClaim, StartConflict, StartOutcome, StartReceipt, StartRequest, Store, TurnOutcome, TurnStore, Wake,
+};

@@ -1,0 +1,151 @@
+//! A broker inside one process: nothing to install, gone with the process, which costs nothing but time.
+
+mod work;
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use async_trait::async_trait;
+use outlast_core::{ActivityItem, ActivityKey, InstanceId, ShardId};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::{Broker, Control, Error, Report, ReportReply, ShardMail, StatusWatch, WorkSource, WorkerProfile};
+use work::{Source, WorkState};
+
+/// Fewest entries of the watch table that are worth a clean-up.
+const WATCHES_SWEEP_MIN: usize = 1_024;
+
+/// Carries work, mail and news between the runtimes and clients of one process.
+#[derive(Default)]
+pub struct InProcessBroker {
+    work: Arc<Work>,
+    mail: RwLock<HashMap<ShardId, mpsc::UnboundedSender<ShardMail>>>,
+    watches: Mutex<Watches>,
+}
+
+/// The queues of all workers, behind one short lock.
+#[derive(Default)]
+pub(crate) struct Work {
+    state: Mutex<WorkState>,
+    outstanding: Arc<AtomicUsize>,
+}
+
+impl Work {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, WorkState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Publishes how many items are queued or in flight.
+    pub(crate) fn count(&self, state: &WorkState) {
+        self.outstanding.store(state.outstanding(), std::sync::atomic::Ordering::Release);
+    }
+}
+
+#[derive(Default)]
+struct Watches {
+    senders: HashMap<InstanceId, watch::Sender<u64>>,
+    sweep_at: usize,
+}
+
+impl Watches {
+    /// Drops entries that nobody listens to, whenever the table has doubled.
+    fn sweep(&mut self) {
+        if self.senders.len() >= self.sweep_at.max(WATCHES_SWEEP_MIN) {
+            self.senders.retain(|_, sender| sender.receiver_count() > 0);
+            self.sweep_at = self.senders.len() * 2;
+        }
+    }
+}
+
+impl InProcessBroker {
+    /// An empty broker.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn owner(&self, shard: ShardId) -> Option<mpsc::UnboundedSender<ShardMail>> {
+        self.mail.read().unwrap_or_else(PoisonError::into_inner).get(&shard).cloned()
+    }
+
+    fn watches(&self) -> MutexGuard<'_, Watches> {
+        self.watches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Broker for InProcessBroker {
+    async fn publish(&self, items: Vec<ActivityItem>) -> Result<(), Error> {
+        let mut state = self.work.lock();
+        for item in items {
+            state.publish(item);
+        }
+        self.work.count(&state);
+        Ok(())
+    }
+
+    async fn cancel(&self, key: &ActivityKey) -> Result<(), Error> {
+        let mut state = self.work.lock();
+        state.cancel(key);
+        self.work.count(&state);
+        Ok(())
+    }
+
+    async fn pull(&self, worker: WorkerProfile) -> Result<(Box<dyn WorkSource>, mpsc::UnboundedReceiver<Control>), Error> {
+        let (control, listener) = mpsc::unbounded_channel();
+        let id = worker.id.clone();
+        let wake = self.work.lock().join(worker, control);
+        Ok((Box::new(Source::new(Arc::clone(&self.work), id, wake)), listener))
+    }
+
+    async fn own(&self, shards: &[ShardId], mail: mpsc::UnboundedSender<ShardMail>) -> Result<(), Error> {
+        let mut table = self.mail.write().unwrap_or_else(PoisonError::into_inner);
+        table.extend(shards.iter().map(|shard| (*shard, mail.clone())));
+        Ok(())
+    }
+
+    async fn disown(&self, shards: &[ShardId], mail: &mpsc::UnboundedSender<ShardMail>) {
+        let mut table = self.mail.write().unwrap_or_else(PoisonError::into_inner);
+        for shard in shards {
+            if table.get(shard).is_some_and(|owner| owner.same_channel(mail)) {
+                table.remove(shard);
+            }
+        }
+    }
+
+    fn nudge(&self, shard: ShardId, instance: InstanceId) {
+        if let Some(owner) = self.owner(shard) {
+            // An owner that is gone is replaced, and its successor looks at every inbox.
+            let _gone = owner.send(ShardMail::Nudge(instance));
+        }
+    }
+
+    async fn report(&self, shard: ShardId, report: Report) -> ReportReply {
+        let (answer, answered) = oneshot::channel();
+        let Some(owner) = self.owner(shard) else { return ReportReply::TryAgain };
+        if owner.send(ShardMail::Report(Box::new(report), answer)).is_err() {
+            return ReportReply::TryAgain;
+        }
+        answered.await.unwrap_or(ReportReply::TryAgain)
+    }
+
+    fn announce(&self, instance: &InstanceId) {
+        let mut watches = self.watches();
+        let Some(sender) = watches.senders.get(instance) else { return };
+        if sender.receiver_count() == 0 {
+            watches.senders.remove(instance);
+        } else {
+            sender.send_modify(|version| *version += 1);
+        }
+    }
+
+    fn watch(&self, instance: &InstanceId) -> StatusWatch {
+        let mut watches = self.watches();
+        watches.sweep();
+        watches.senders.entry(instance.clone()).or_insert_with(|| watch::channel(0).0).subscribe()
+    }
+
+    fn activity_counter(&self) -> Option<Arc<AtomicUsize>> {
+        Some(Arc::clone(&self.work.outstanding))
+    }
+}

@@ -1,0 +1,147 @@
+//! The seam between the engine and whatever carries its messages.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use outlast_core::{ActivityItem, ActivityKey, ActivityOutcome, AttemptInfo, InstanceId, ShardId, TagFilter, Token, Verdict, WorkerId};
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Failures of a broker.
+#[derive(Clone, Debug, Error)]
+pub enum Error {
+    /// Not reachable now; everything can be sent again later.
+    #[error("broker is unavailable: {0}")]
+    Unavailable(String),
+}
+
+/// The result of an attempt on its way to the owner of the instance.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Which activity.
+    pub key: ActivityKey,
+    /// The token of the item.
+    pub token: Token,
+    /// What the attempt came to.
+    pub result: ReportResult,
+}
+
+/// What an attempt came to.
+#[derive(Clone, Debug)]
+pub enum ReportResult {
+    /// User code ended.
+    Done {
+        /// How.
+        outcome: ActivityOutcome,
+        /// Who ran it.
+        run: AttemptInfo,
+    },
+    /// The worker has no handler of this name.
+    Unregistered,
+}
+
+/// The owner's answer to a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReportReply {
+    /// Settled for good; the item can be acked.
+    Settled(Verdict),
+    /// The instance lives in this shard now: ask its owner.
+    Moved(ShardId),
+    /// Not by me or not now: ask again.
+    TryAgain,
+}
+
+/// What a shard's owner receives.
+#[derive(Debug)]
+pub enum ShardMail {
+    /// The inbox of this instance has something new.
+    Nudge(InstanceId),
+    /// A worker reports.
+    Report(Box<Report>, oneshot::Sender<ReportReply>),
+}
+
+/// What a worker is told while it runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// This activity is no longer wanted.
+    Cancel(ActivityKey),
+}
+
+/// What a worker takes.
+#[derive(Clone, Debug)]
+pub struct WorkerProfile {
+    /// Its id, new at every start.
+    pub id: WorkerId,
+    /// Which tags.
+    pub filter: TagFilter,
+    /// How many sessions it may hold at once.
+    pub sessions_max: usize,
+}
+
+/// How a worker is done with a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settle {
+    /// Its completion is committed, or it is not wanted.
+    Ack,
+    /// Give it to somebody (perhaps this worker again), at once.
+    Requeue,
+}
+
+/// An activity handed to a worker. Dropped without `settle`, it is delivered again.
+pub struct Delivery {
+    /// The work.
+    pub item: ActivityItem,
+    /// Milliseconds that it waited in the broker.
+    pub queued_ms: u64,
+    /// Takes the worker's decision.
+    pub settle: Box<dyn FnOnce(Settle) + Send + Sync>,
+}
+
+/// Where a worker gets its work.
+#[async_trait]
+pub trait WorkSource: Send {
+    /// The next item that this worker may run; waits for one. `None` when the source is closed.
+    async fn next(&mut self) -> Option<Delivery>;
+
+    /// The worker no longer uses this session.
+    fn release_session(&mut self, session: &str);
+}
+
+/// Pushed changes of one instance; the number rises with each. Its loss costs time only.
+pub type StatusWatch = watch::Receiver<u64>;
+
+/// Carries work, nudges, reports, cancellations and news of status changes.
+#[async_trait]
+pub trait Broker: Send + Sync + 'static {
+    /// Hands activities to workers.
+    async fn publish(&self, items: Vec<ActivityItem>) -> Result<(), Error>;
+
+    /// Removes an activity that is still queued and tells whoever runs it.
+    async fn cancel(&self, key: &ActivityKey) -> Result<(), Error>;
+
+    /// Opens a worker's source of items and its control messages.
+    async fn pull(&self, worker: WorkerProfile) -> Result<(Box<dyn WorkSource>, mpsc::UnboundedReceiver<Control>), Error>;
+
+    /// Becomes the receiver of mail for these shards, in place of whoever was.
+    async fn own(&self, shards: &[ShardId], mail: mpsc::UnboundedSender<ShardMail>) -> Result<(), Error>;
+
+    /// Stops receiving mail for these shards, if `mail` is still their receiver.
+    async fn disown(&self, shards: &[ShardId], mail: &mpsc::UnboundedSender<ShardMail>);
+
+    /// Tells the owner of a shard that an inbox has something new.
+    fn nudge(&self, shard: ShardId, instance: InstanceId);
+
+    /// Brings a worker's report to the owner and its answer back.
+    async fn report(&self, shard: ShardId, report: Report) -> ReportReply;
+
+    /// Tells waiting clients that the status of an instance changed.
+    fn announce(&self, instance: &InstanceId);
+
+    /// Subscribes to the status of an instance. Subscribe first, then read.
+    fn watch(&self, instance: &InstanceId) -> StatusWatch;
+
+    /// Wakes whoever waits for virtual time; real brokers have nothing in flight to count.
+    fn activity_counter(&self) -> Option<Arc<std::sync::atomic::AtomicUsize>> {
+        None
+    }
+}

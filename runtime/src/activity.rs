@@ -1,0 +1,123 @@
+//! The activities that a worker can run.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use outlast_core::{Registry, RegistryBuilder, RegistryError};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::ActivityContext;
+
+/// An activity function, type-erased.
+pub type ActivityHandler =
+    Arc<dyn Fn(ActivityContext, String) -> Pin<Box<dyn Future<Output = Result<String, String>> + Send>> + Send + Sync>;
+
+/// The registered activities; immutable and cheap to clone.
+#[derive(Clone, Default)]
+pub struct ActivityRegistry {
+    handlers: Registry<ActivityHandler>,
+}
+
+/// Collects activities for a registry.
+pub struct ActivityRegistryBuilder {
+    builder: RegistryBuilder<ActivityHandler>,
+}
+
+/// Activities have no versions of their own.
+const VERSION: &str = "1.0.0";
+
+impl ActivityRegistry {
+    /// Begins an empty registry.
+    pub fn builder() -> ActivityRegistryBuilder {
+        ActivityRegistryBuilder { builder: Registry::builder() }
+    }
+
+    /// Begins with all that `registry` has.
+    pub fn builder_from(registry: &Self) -> ActivityRegistryBuilder {
+        ActivityRegistryBuilder { builder: Registry::builder_from(&registry.handlers) }
+    }
+
+    /// The handler of this name.
+    pub fn resolve_handler(&self, name: &str) -> Option<ActivityHandler> {
+        self.handlers.resolve_handler(name).map(|(_, handler)| handler)
+    }
+
+    /// All names, sorted.
+    pub fn list_names(&self) -> Vec<String> {
+        self.handlers.list_names()
+    }
+
+    /// Whether the name is registered.
+    pub fn has(&self, name: &str) -> bool {
+        self.handlers.has(name)
+    }
+
+    /// How many activities there are.
+    pub fn count(&self) -> usize {
+        self.handlers.count()
+    }
+}
+
+impl ActivityRegistryBuilder {
+    /// Adds an activity.
+    #[must_use]
+    pub fn register<F, Fut>(self, name: impl Into<String>, activity: F) -> Self
+    where
+        F: Fn(ActivityContext, String) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<String, String>> + Send + 'static,
+    {
+        let handler: ActivityHandler = Arc::new(move |ctx, input| Box::pin(activity(ctx, input)));
+        Self { builder: self.builder.insert(name.into(), VERSION, handler) }
+    }
+
+    /// Adds an activity with JSON on both sides.
+    #[must_use]
+    pub fn register_typed<In, Out, F, Fut>(self, name: impl Into<String>, activity: F) -> Self
+    where
+        In: DeserializeOwned + Send + 'static,
+        Out: Serialize + Send + 'static,
+        F: Fn(ActivityContext, In) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Out, String>> + Send + 'static,
+    {
+        let handler: ActivityHandler = Arc::new(move |ctx, input| match serde_json::from_str::<In>(&input) {
+            Ok(input) => {
+                let running = activity(ctx, input);
+                Box::pin(async move {
+                    let output = running.await?;
+                    serde_json::to_string(&output).map_err(|error| format!("output cannot be written as JSON: {error}"))
+                })
+            }
+            Err(error) => Box::pin(std::future::ready(Err(format!("input is not the expected JSON: {error}")))),
+        });
+        Self { builder: self.builder.insert(name.into(), VERSION, handler) }
+    }
+
+    /// Adds several activities of one type.
+    #[must_use]
+    pub fn register_all<N, F, Fut>(self, activities: impl IntoIterator<Item = (N, F)>) -> Self
+    where
+        N: Into<String>,
+        F: Fn(ActivityContext, String) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<String, String>> + Send + 'static,
+    {
+        activities.into_iter().fold(self, |builder, (name, activity)| builder.register(name, activity))
+    }
+
+    /// Adds all activities of another registry.
+    #[must_use]
+    pub fn merge(self, other: ActivityRegistry) -> Self {
+        Self { builder: self.builder.merge(other.handlers) }
+    }
+
+    /// The registry. Panics when a registration was wrong, with all errors.
+    pub fn build(self) -> ActivityRegistry {
+        ActivityRegistry { handlers: self.builder.build() }
+    }
+
+    /// The registry, or all that was wrong with the registrations.
+    pub fn build_result(self) -> Result<ActivityRegistry, Vec<RegistryError>> {
+        Ok(ActivityRegistry { handlers: self.builder.build_result()? })
+    }
+}

@@ -1,0 +1,146 @@
+//! Carrying out what a committed turn decided.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use outlast_core::{
+    ActivityItem, ActivityKey, Effect, ErrorDetails, InstanceId, KV_READ_ACTIVITY, LogLevel, LogLine, Message, MessageId,
+    MessageKind, Token,
+};
+use outlast_storage::Wake;
+use tokio::sync::oneshot;
+
+use crate::node::{Counters, Node};
+use crate::observability::{ORCHESTRATION, RUNTIME};
+
+/// 64 random bits: the hash of nothing under keys that the standard library draws from the system.
+pub(crate) fn random_bits() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::collections::hash_map::RandomState::new().build_hasher().finish()
+}
+
+/// The id under which an activity's result travels.
+pub(crate) fn result_id(key: &ActivityKey, token: Token) -> MessageId {
+    MessageId::new(format!("activity:{}:{}:{:016x}", key.execution, key.event, token.0))
+}
+
+impl Node {
+    /// Shows a committed turn to the world: log lines, cancellations, activities, nudges.
+    pub(crate) async fn carry_out(self: &Arc<Self>, instance: &InstanceId, logs: Vec<LogLine>, effects: Vec<Effect>, wakes: Vec<Wake>) {
+        for line in logs {
+            log(instance, line);
+        }
+        let mut items = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::Dispatch(item) => items.push(*item),
+                Effect::CancelActivity(key) => {
+                    if let Err(error) = self.broker.cancel(&key).await {
+                        tracing::warn!(target: RUNTIME, %error, "a cancellation was not sent");
+                    }
+                }
+            }
+        }
+        if !items.is_empty() {
+            self.dispatch(items).await;
+        }
+        for wake in wakes {
+            self.broker.nudge(wake.shard, wake.instance);
+        }
+    }
+
+    /// Hands activities to the broker. What it does not take is handed out again when it is back.
+    pub(crate) async fn dispatch(self: &Arc<Self>, mut items: Vec<ActivityItem>) {
+        for item in items.extract_if(.., |item| item.name == KV_READ_ACTIVITY) {
+            self.read_kv(item);
+        }
+        if items.is_empty() {
+            return;
+        }
+        self.counters.dispatched.fetch_add(items.len() as u64, std::sync::atomic::Ordering::Relaxed);
+        if let Err(error) = self.broker.publish(items.clone()).await {
+            tracing::warn!(target: RUNTIME, %error, count = items.len(), "activities were not published, trying again");
+            let node = Arc::clone(self);
+            tokio::spawn(async move {
+                while node.broker.publish(items.clone()).await.is_err() && !node.stopping.is_cancelled() {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            });
+        }
+    }
+
+    /// Reads another instance's value for an orchestration and brings it back as the activity's result.
+    fn read_kv(self: &Arc<Self>, item: ActivityItem) {
+        let node = Arc::clone(self);
+        tokio::spawn(async move {
+            let Ok((instance, key)) = serde_json::from_str::<(String, String)>(&item.input) else { return };
+            let value = loop {
+                match node.store.kv(&InstanceId::new(&instance), Some(&key)).await {
+                    Ok(entries) => break entries.into_iter().next().map(|entry| entry.value),
+                    Err(_) if node.stopping.is_cancelled() => return,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+                }
+            };
+            let result = serde_json::to_string(&value).expect("an optional text is JSON");
+            node.settle_activity(&item.key, item.token, Ok(result));
+        });
+    }
+
+    /// Gives an activity an outcome that no worker produced.
+    pub(crate) fn settle_activity(self: &Arc<Self>, key: &ActivityKey, token: Token, outcome: Result<String, ErrorDetails>) {
+        let kind = MessageKind::ActivityDone { execution: key.execution, event: key.event, token, outcome, run: None };
+        let message = Message { id: result_id(key, token), kind };
+        let (answer, answered) = oneshot::channel();
+        self.deliver_direct(&key.instance, message, answer);
+        // If the turn fails, hydration hands the activity out again, so the answer is of no interest.
+        drop(answered);
+    }
+
+    /// A worker has no handler of this name: try again later, give up after so many times.
+    pub(crate) fn retry_unregistered(self: &Arc<Self>, key: ActivityKey, token: Token) {
+        let tries = {
+            let mut tries = self.unregistered.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let count = tries.entry(key.clone()).or_insert(0);
+            *count += 1;
+            *count
+        };
+        if tries >= self.options.max_attempts {
+            self.unregistered.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&key);
+            let details = ErrorDetails::Poison {
+                attempt_count: tries,
+                max_attempts: self.options.max_attempts,
+                message_type: "activity".to_owned(),
+                message: "no worker has registered it: register it, or check its name and tag".to_owned(),
+            };
+            return self.settle_activity(&key, token, Err(details));
+        }
+        let delay = self.options.unregistered_backoff.delay(tries);
+        let node = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(delay).await;
+            // Not wanted any more, or still outstanding: the stored history knows.
+            let Ok(Some(loaded)) = node.store.load(&key.instance).await else { return };
+            let snapshot = outlast_core::Snapshot { state: loaded.state, history: loaded.history };
+            let instance = outlast_core::WarmInstance::hydrate(key.instance.clone(), snapshot, Arc::clone(&node.limits));
+            let items = instance.outstanding().into_iter().filter(|item| item.key == key).collect();
+            node.dispatch(items).await;
+        });
+    }
+}
+
+impl Counters {
+    /// Reads a counter.
+    pub(crate) fn read(counter: &std::sync::atomic::AtomicU64) -> u64 {
+        counter.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+fn log(instance: &InstanceId, line: LogLine) {
+    let text = line.text;
+    match line.level {
+        LogLevel::Debug => tracing::debug!(target: ORCHESTRATION, %instance, "{text}"),
+        LogLevel::Info => tracing::info!(target: ORCHESTRATION, %instance, "{text}"),
+        LogLevel::Warn => tracing::warn!(target: ORCHESTRATION, %instance, "{text}"),
+        LogLevel::Error => tracing::error!(target: ORCHESTRATION, %instance, "{text}"),
+    }
+}

@@ -1,0 +1,56 @@
+//! The actor of one instance: a mailbox that runs turns until nothing waits.
+
+use std::sync::Arc;
+
+use outlast_core::InstanceId;
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+
+use crate::mailbox::Mailbox;
+use crate::node::Node;
+use crate::run_turn::{InstanceRun, After};
+
+/// Tells an actor that its mailbox has something.
+#[derive(Debug)]
+pub(crate) struct Run;
+
+
+/// One instance.
+pub(crate) struct InstanceActor {
+    node: Arc<Node>,
+    instance: InstanceId,
+    mailbox: Arc<Mailbox>,
+}
+
+impl InstanceActor {
+    pub(crate) fn new(node: Arc<Node>, instance: InstanceId, mailbox: Arc<Mailbox>) -> Self {
+        Self { node, instance, mailbox }
+    }
+}
+
+impl Actor for InstanceActor {
+    type Msg = Run;
+    type State = InstanceRun;
+    type Arguments = ();
+
+    async fn pre_start(&self, _: ActorRef<Run>, (): ()) -> Result<InstanceRun, ActorProcessingErr> {
+        Ok(InstanceRun::new(Arc::clone(&self.node), self.instance.clone()))
+    }
+
+    async fn handle(&self, _: ActorRef<Run>, _: Run, run: &mut InstanceRun) -> Result<(), ActorProcessingErr> {
+        let max = self.node.limits.messages_per_turn_max;
+        loop {
+            let inbound = if run.has_backlog() { Vec::new() } else { self.mailbox.take(max) };
+            if inbound.is_empty() && !run.has_backlog() {
+                return Ok(());
+            }
+            match run.turn(inbound).await {
+                After::Stay => {}
+                After::Leave => {
+                    if self.node.retire(&self.instance, &self.mailbox) {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+}

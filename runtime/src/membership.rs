@@ -1,0 +1,96 @@
+//! Sharing the shards out among the nodes that live.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use outlast_broker::ShardMail;
+use outlast_core::{NodeId, ShardId};
+use outlast_storage::LeaseView;
+use tokio::sync::mpsc;
+
+use crate::node::Node;
+use crate::observability::RUNTIME;
+
+/// Longest time between two renewals; a lease is renewed three times in its life.
+const RENEW_EVERY_MAX: Duration = Duration::from_millis(500);
+
+/// What a node should change about its shards.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rebalance {
+    pub(crate) release: Vec<ShardId>,
+    pub(crate) acquire: Vec<ShardId>,
+}
+
+/// An even share: every node with code holds `shards / nodes`, the first ones (by id) one more.
+pub(crate) fn rebalance(me: &NodeId, view: &LeaseView) -> Rebalance {
+    let nodes: Vec<&NodeId> = view.nodes.iter().filter(|node| !node.handlers.is_empty()).map(|node| &node.id).collect();
+    let Some(rank) = nodes.iter().position(|id| *id == me) else {
+        return Rebalance { release: view.held.iter().map(|held| held.shard).collect(), acquire: Vec::new() };
+    };
+    let quota = view.owners.len() / nodes.len() + usize::from(rank < view.owners.len() % nodes.len());
+    let mut held: Vec<ShardId> = view.held.iter().map(|held| held.shard).collect();
+    held.sort_unstable();
+    let release = held.split_off(held.len().min(quota));
+    let missing = quota - held.len();
+    let free = view.owners.iter().enumerate().filter(|(_, owner)| owner.is_none());
+    let acquire = free.filter_map(|(index, _)| u16::try_from(index).ok().map(ShardId)).take(missing).collect();
+    Rebalance { release, acquire }
+}
+
+/// Renews the node's lease and keeps its share of the shards until the node stops.
+pub(crate) async fn keep_share(node: Arc<Node>, mail: mpsc::UnboundedSender<ShardMail>) {
+    loop {
+        let pause = match share_once(&node, &mail).await {
+            Ok(view_lease) => (view_lease / 3).min(RENEW_EVERY_MAX),
+            Err(error) => {
+                tracing::warn!(target: RUNTIME, %error, "the lease could not be renewed, trying again");
+                Duration::from_millis(200)
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = node.stopping.cancelled() => return,
+        }
+    }
+}
+
+/// One renewal; returns how long the lease lasts.
+pub(crate) async fn share_once(
+    node: &Arc<Node>,
+    mail: &mpsc::UnboundedSender<ShardMail>,
+) -> Result<Duration, outlast_storage::Error> {
+    let view = node.store.renew(&node.id).await?;
+    let lease = view.lease;
+    let change = rebalance(&node.id, &view);
+    node.see(view);
+    if !change.release.is_empty() {
+        give_up(node, &change.release, mail).await?;
+    }
+    if !change.acquire.is_empty() {
+        let acquired = node.store.acquire(&node.id, &change.acquire).await?;
+        let shards: Vec<ShardId> = acquired.iter().map(|held| held.shard).collect();
+        for held in &acquired {
+            node.hold(held.shard, held.epoch);
+        }
+        if node.broker.own(&shards, mail.clone()).await.is_err() {
+            tracing::warn!(target: RUNTIME, "the broker is away; taken shards are served when it is back");
+        }
+        tokio::spawn(crate::owner::take_over(Arc::clone(node), shards));
+    }
+    Ok(lease)
+}
+
+/// Lets go of shards: no mail, no actors, then no lease.
+async fn give_up(
+    node: &Arc<Node>,
+    shards: &[ShardId],
+    mail: &mpsc::UnboundedSender<ShardMail>,
+) -> Result<(), outlast_storage::Error> {
+    node.broker.disown(shards, mail).await;
+    for shard in shards {
+        node.let_go(*shard);
+    }
+    // Actors do not know their shard before they are hydrated, so all go; the ones that stay here come back warm.
+    node.passivate_all();
+    node.store.release(&node.id, shards).await
+}

@@ -1,0 +1,63 @@
+//! Where log lines go: spans and events of `tracing`, under targets that a filter can name.
+
+use std::sync::Once;
+
+/// Target of what orchestration code logs.
+pub(crate) const ORCHESTRATION: &str = "outlast::orchestration";
+/// Target of what activity code logs.
+pub(crate) const ACTIVITY: &str = "outlast::activity";
+/// Target of what the runtime itself logs.
+pub(crate) const RUNTIME: &str = "outlast::runtime";
+
+/// The form of log lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One line with all fields.
+    #[default]
+    Pretty,
+    /// One line with few fields.
+    Compact,
+}
+
+/// What a runtime does about logging when the program has installed no subscriber.
+#[derive(Clone, Debug)]
+pub struct ObservabilityConfig {
+    /// The form of lines.
+    pub log_format: LogFormat,
+    /// Level of the default filter `error,outlast::orchestration={level},outlast::activity={level}`; `RUST_LOG` wins.
+    pub log_level: String,
+    /// Whether to install a subscriber at all (default: yes, unless the program has one).
+    pub install_subscriber: bool,
+}
+
+impl Default for ObservabilityConfig {
+    fn default() -> Self {
+        Self { log_format: LogFormat::Pretty, log_level: "info".to_owned(), install_subscriber: true }
+    }
+}
+
+impl ObservabilityConfig {
+    /// The filter that holds when `RUST_LOG` is not set.
+    pub fn default_filter(&self) -> String {
+        let level = &self.log_level;
+        format!("error,{ORCHESTRATION}={level},{ACTIVITY}={level}")
+    }
+
+    /// Installs a subscriber once per process, unless the program has one.
+    pub(crate) fn install(&self) {
+        static INSTALLED: Once = Once::new();
+        if !self.install_subscriber {
+            return;
+        }
+        INSTALLED.call_once(|| {
+            let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(self.default_filter()));
+            let builder = tracing_subscriber::fmt().with_env_filter(filter);
+            // A program that has a subscriber of its own keeps it.
+            let _kept = match self.log_format {
+                LogFormat::Pretty => builder.try_init(),
+                LogFormat::Compact => builder.compact().try_init(),
+            };
+        });
+    }
+}

@@ -1,0 +1,170 @@
+//! What a shard's owner listens to: mail from the broker, the clock, and writes by other processes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use outlast_broker::{Report, ReportReply, ReportResult, ShardMail};
+use outlast_core::{InboxSeq, InstanceId, Message, MessageKind, Millis, ShardId, Verdict};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::dispatch::result_id;
+use crate::mailbox::Inbound;
+use crate::node::Node;
+use crate::observability::RUNTIME;
+
+/// What is due within this time is kept in memory.
+const HORIZON: Duration = Duration::from_secs(60);
+/// How often what comes within the horizon is read.
+const HORIZON_STEP: Duration = Duration::from_secs(30);
+/// Rows that one look at the store takes.
+const PAGE: usize = 10_000;
+/// Longest time between looks for writes by other processes.
+const ELSEWHERE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often idle instances are let go.
+const PASSIVATE_EVERY: Duration = Duration::from_secs(5);
+
+/// Reads mail until the node stops.
+pub(crate) async fn read_mail(node: Arc<Node>, mut mail: mpsc::UnboundedReceiver<ShardMail>) {
+    loop {
+        let received = tokio::select! {
+            received = mail.recv() => received,
+            () = node.stopping.cancelled() => None,
+        };
+        match received {
+            Some(ShardMail::Nudge(instance)) => node.deliver(&instance, Inbound::Nudge),
+            Some(ShardMail::Report(report, answer)) => take_report(&node, *report, answer),
+            None => return,
+        }
+    }
+}
+
+fn take_report(node: &Arc<Node>, report: Report, answer: oneshot::Sender<ReportReply>) {
+    let (key, token) = (report.key, report.token);
+    match report.result {
+        ReportResult::Done { outcome, run } => {
+            let id = result_id(&key, token);
+            let kind =
+                MessageKind::ActivityDone { execution: key.execution, event: key.event, token, outcome, run: Some(run) };
+            node.deliver_direct(&key.instance, Message { id, kind }, answer);
+        }
+        ReportResult::Unregistered => {
+            let _gone = answer.send(ReportReply::Settled(Verdict::Applied));
+            node.retry_unregistered(key, token);
+        }
+    }
+}
+
+/// Wakes instances when they are due, by the store's clock.
+pub(crate) async fn keep_time(node: Arc<Node>) {
+    let mut next_look = Millis(0);
+    loop {
+        let now = node.store.now();
+        if now >= next_look {
+            next_look = look_ahead(&node, now).await;
+        }
+        for instance in node.wheel.take_due(node.store.now()) {
+            node.deliver(&instance, Inbound::Wake);
+        }
+        let until = node.wheel.next().map_or(next_look, |at| at.min(next_look));
+        tokio::select! {
+            () = node.store.sleep_until(until) => {}
+            () = node.wheel.sooner() => {}
+            () = node.stopping.cancelled() => return,
+        }
+    }
+}
+
+/// Reads what comes within the horizon; returns when to look again.
+async fn look_ahead(node: &Arc<Node>, now: Millis) -> Millis {
+    let horizon = now.plus(HORIZON);
+    node.wheel.extend_to(horizon);
+    match load_due(node, &node.held(), horizon).await {
+        Ok(()) => now.plus(HORIZON_STEP),
+        Err(error) => {
+            tracing::warn!(target: RUNTIME, %error, "due instances could not be read, trying again");
+            now.plus(Duration::from_secs(1))
+        }
+    }
+}
+
+async fn load_due(node: &Arc<Node>, shards: &[ShardId], horizon: Millis) -> Result<(), outlast_storage::Error> {
+    if shards.is_empty() {
+        return Ok(());
+    }
+    // A million rows due in one minute is beyond what one node fires; what is cut off is read by the next look.
+    for due in node.store.due(shards, horizon, PAGE * 100).await? {
+        node.wheel.set(&due.instance, Some(due.at));
+    }
+    Ok(())
+}
+
+/// Takes over shards: everything that may have been waiting for an owner is looked at once.
+pub(crate) async fn take_over(node: Arc<Node>, shards: Vec<ShardId>) {
+    while let Err(error) = try_take_over(&node, &shards).await {
+        tracing::warn!(target: RUNTIME, %error, "taking over failed, trying again");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        if node.stopping.is_cancelled() {
+            return;
+        }
+    }
+}
+
+async fn try_take_over(node: &Arc<Node>, shards: &[ShardId]) -> Result<(), outlast_storage::Error> {
+    load_due(node, shards, node.store.now().plus(HORIZON)).await?;
+    sweep(node, shards, InboxSeq(0)).await?;
+    let mut after: Option<InstanceId> = None;
+    loop {
+        let page = node.store.pending(shards, after.as_ref(), PAGE).await?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after = Some(last.instance.clone());
+        for wake in page {
+            admit(node, &wake.instance, Inbound::Wake).await;
+        }
+    }
+}
+
+/// Nudges all receivers of inbox rows after `after`; returns the last row seen.
+async fn sweep(node: &Arc<Node>, shards: &[ShardId], mut after: InboxSeq) -> Result<InboxSeq, outlast_storage::Error> {
+    loop {
+        let page = node.store.arrivals(shards, after, PAGE).await?;
+        let full = page.len() >= PAGE;
+        for arrival in page {
+            after = after.max(arrival.seq);
+            admit(node, &arrival.instance, Inbound::Nudge).await;
+        }
+        if !full {
+            return Ok(after);
+        }
+    }
+}
+
+/// Delivers without outgrowing the bound on warm instances.
+async fn admit(node: &Arc<Node>, instance: &InstanceId, inbound: Inbound) {
+    while node.warm_count() > node.limits.warm_instances_max && !node.stopping.is_cancelled() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        node.passivate_surplus();
+    }
+    node.deliver(instance, inbound);
+}
+
+/// Looks for messages that other processes wrote, and lets idle instances go.
+pub(crate) async fn watch_store(node: Arc<Node>) {
+    let mut seen = InboxSeq(0);
+    let mut passivated = tokio::time::Instant::now();
+    loop {
+        let written = tokio::select! {
+            written = node.store.written_elsewhere(ELSEWHERE_TIMEOUT) => written,
+            () = node.stopping.cancelled() => return,
+        };
+        if written {
+            match sweep(&node, &node.held(), seen).await {
+                Ok(last) => seen = last,
+                Err(error) => tracing::warn!(target: RUNTIME, %error, "inboxes could not be read, trying again"),
+            }
+        }
+        if passivated.elapsed() >= PASSIVATE_EVERY {
+            node.passivate_idle();
+            passivated = tokio::time::Instant::now();
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! A store and a broker that belong together.
+
+pub mod memory;
+pub mod sqlite;
+
+pub use outlast_client::Provider;

@@ -1,0 +1,52 @@
+//! Embedded: a SQLite file and an in-process broker, nothing to install.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use outlast_broker::Broker;
+use outlast_broker::in_process::InProcessBroker;
+use outlast_client::Provider;
+use outlast_storage::sqlite::SqliteStore;
+use outlast_storage::{Error, Store};
+
+/// A SQLite database with an in-process broker. Runtimes of one process share it; clients of other processes may open the
+/// same file.
+pub struct SqliteProvider {
+    store: Arc<SqliteStore>,
+    broker: Arc<InProcessBroker>,
+}
+
+/// Settings of the SQLite store.
+#[derive(Clone, Debug, Default)]
+pub struct SqliteOptions {}
+
+impl SqliteProvider {
+    /// Opens `sqlite:path`, `sqlite::memory:` or a plain path; a missing file is created.
+    pub async fn new(url: &str, _options: Option<SqliteOptions>) -> Result<Self, Error> {
+        let url = url.to_owned();
+        let opened = tokio::task::spawn_blocking(move || SqliteStore::open(&url)).await;
+        let store = opened.map_err(|error| Error::Unusable(error.to_string()))??;
+        Ok(Self { store: Arc::new(store), broker: Arc::new(InProcessBroker::new()) })
+    }
+
+    /// A database in memory, for tests.
+    pub async fn new_in_memory() -> Result<Self, Error> {
+        Self::new("sqlite::memory:", None).await
+    }
+
+    /// Statements and jobs that the database has done; for tests of idleness.
+    pub fn queries(&self) -> u64 {
+        self.store.queries()
+    }
+}
+
+#[async_trait]
+impl Provider for SqliteProvider {
+    fn store(&self) -> Arc<dyn Store> {
+        self.store.clone()
+    }
+
+    fn broker(&self) -> Arc<dyn Broker> {
+        self.broker.clone()
+    }
+}

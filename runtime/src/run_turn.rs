@@ -1,0 +1,313 @@
+//! A turn from end to end: load, decide, commit, dispatch.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use outlast_broker::ReportReply;
+use outlast_core::{
+    Decision, Epoch, ErrorDetails, Incoming, InboxSeq, InstanceId, InstanceState, InstanceStatus, Limits, MessageId, ShardId,
+    Snapshot, Turn, TurnInput, Verdict, WarmInstance,
+};
+use outlast_storage::{FencedTurn, Loaded, TurnOutcome, Wake};
+use tokio::sync::oneshot;
+
+use crate::committer::Committed;
+use crate::mailbox::Inbound;
+use crate::node::{Counters, Node};
+use crate::observability::RUNTIME;
+
+/// Pause after a turn whose outcome is unknown, so that a store that is away is not hammered.
+const RETRY_DELAY: Duration = Duration::from_millis(50);
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(1);
+
+/// Whether the actor is still of use.
+pub(crate) enum After {
+    /// Keep it warm.
+    Stay,
+    /// The instance has ended, is not here, or must be read again from the store.
+    Leave,
+}
+
+/// The state of an instance's actor.
+pub(crate) struct InstanceRun {
+    node: Arc<Node>,
+    instance: InstanceId,
+    warm: Option<Hydrated>,
+    /// Read from the inbox and not applied yet.
+    backlog: VecDeque<Incoming>,
+    answers: HashMap<MessageId, oneshot::Sender<ReportReply>>,
+    again: bool,
+    failures: u32,
+}
+
+/// An instance in memory and the right by which it is run.
+struct Hydrated {
+    instance: WarmInstance,
+    shard: ShardId,
+    epoch: Epoch,
+    read_up_to: InboxSeq,
+    /// The row as the store has it.
+    stored: InstanceState,
+}
+
+/// Why a turn could not be made.
+enum Obstacle {
+    /// The instance does not exist.
+    Missing,
+    /// Another node has it.
+    Elsewhere(ShardId),
+    /// The store did not answer, or answered that memory is stale.
+    Again,
+}
+
+impl InstanceRun {
+    pub(crate) fn new(node: Arc<Node>, instance: InstanceId) -> Self {
+        let (backlog, answers) = (VecDeque::new(), HashMap::new());
+        Self { node, instance, warm: None, backlog, answers, again: false, failures: 0 }
+    }
+
+    /// Whether there is work that no mailbox announces.
+    pub(crate) fn has_backlog(&self) -> bool {
+        self.again || !self.backlog.is_empty()
+    }
+
+    /// One turn. What must be durable is durable before anything is shown to the outside.
+    pub(crate) async fn turn(&mut self, inbound: Vec<Inbound>) -> After {
+        let result = self.try_turn(inbound).await;
+        let Err(obstacle) = result else {
+            self.failures = 0;
+            return result.unwrap_or(After::Stay);
+        };
+        self.warm = None;
+        self.backlog.clear();
+        self.again = false;
+        let reply = match obstacle {
+            Obstacle::Missing => ReportReply::Settled(Verdict::Unknown),
+            Obstacle::Elsewhere(shard) => {
+                self.node.broker.nudge(shard, self.instance.clone());
+                ReportReply::Moved(shard)
+            }
+            Obstacle::Again => {
+                self.back_off().await;
+                ReportReply::TryAgain
+            }
+        };
+        for (_, answer) in self.answers.drain() {
+            let _gone = answer.send(reply);
+        }
+        After::Leave
+    }
+
+    async fn try_turn(&mut self, inbound: Vec<Inbound>) -> Result<After, Obstacle> {
+        self.load(inbound).await?;
+        let Some(hydrated) = self.warm.as_mut() else { return Err(Obstacle::Missing) };
+        let input = TurnInput {
+            now: self.node.store.now(),
+            seed: crate::dispatch::random_bits(),
+            messages: take_messages(&mut self.backlog, &self.node.limits),
+        };
+        let decision = {
+            let handlers = &self.node.orchestrations;
+            // The code's own awaits must not meet the executor's budget for polls.
+            tokio::task::coop::unconstrained(async { hydrated.instance.decide(input, handlers) }).await
+        };
+        let (turn, move_to) = match decision {
+            Decision::Turn(turn) => (*turn, None),
+            Decision::Unregistered { name, version, messages } => self.without_code(name, version, messages),
+        };
+        self.commit(turn, move_to).await
+    }
+
+    /// Reads what is missing in memory: everything when cold, the new inbox rows when warm.
+    async fn load(&mut self, inbound: Vec<Inbound>) -> Result<(), Obstacle> {
+        let mut direct = Vec::new();
+        let mut nudged = false;
+        for inbound in inbound {
+            match inbound {
+                Inbound::Nudge => nudged = true,
+                Inbound::Wake => {}
+                Inbound::Direct(message, answer) => {
+                    self.answers.insert(message.id.clone(), answer);
+                    direct.push(Incoming { seq: None, message });
+                }
+            }
+        }
+        match self.warm.as_mut() {
+            None => self.hydrate().await?,
+            Some(hydrated) if nudged => {
+                let rows = self.node.store.inbox(&self.instance, hydrated.read_up_to).await.map_err(|e| self.again(&e))?;
+                hydrated.read_up_to = rows.last().and_then(|row| row.seq).unwrap_or(hydrated.read_up_to);
+                self.backlog.extend(rows);
+            }
+            Some(_) => {}
+        }
+        self.backlog.extend(direct);
+        Ok(())
+    }
+
+    async fn hydrate(&mut self) -> Result<(), Obstacle> {
+        let loaded = self.node.store.load(&self.instance).await.map_err(|error| self.again(&error))?;
+        let Some(Loaded { shard, state, history, inbox }) = loaded else { return Err(Obstacle::Missing) };
+        let Some(epoch) = self.node.epoch(shard) else { return Err(Obstacle::Elsewhere(shard)) };
+        Counters::count(&self.node.counters.hydrations);
+        let read_up_to = inbox.last().and_then(|row| row.seq).unwrap_or_default();
+        self.again = state.wake_at.is_some() && state.waits == "next execution";
+        let stored = state.clone();
+        let instance =
+            WarmInstance::hydrate(self.instance.clone(), Snapshot { state, history }, Arc::clone(&self.node.limits));
+        // Whatever has no outcome is handed out again; the broker knows what it still carries.
+        let outstanding = instance.outstanding();
+        self.warm = Some(Hydrated { instance, shard, epoch, read_up_to, stored });
+        self.backlog = inbox.into();
+        if !outstanding.is_empty() {
+            self.node.dispatch(outstanding).await;
+        }
+        Ok(())
+    }
+
+    /// Nobody here has the code: move to a node that has it, or wait, or give up after so many tries.
+    fn without_code(&mut self, name: String, version: Option<String>, messages: Vec<Incoming>) -> (Turn, Option<ShardId>) {
+        let node = &self.node;
+        let now = node.store.now();
+        let hydrated = self.warm.as_mut().expect("decided just now");
+        if let Some(shard) = node.shard_that_serves(&name, version.as_deref()) {
+            return (hydrated.instance.stall(now, Duration::ZERO, ("moving", messages)), Some(shard));
+        }
+        let tries = hydrated.instance.state().stalled;
+        let wanted = version.map_or(name.clone(), |version| format!("{name} {version}"));
+        let due = hydrated.instance.state().wake_at.is_none_or(|at| at <= now);
+        if due && tries + 1 >= node.options.max_attempts {
+            let details = ErrorDetails::Poison {
+                attempt_count: tries + 1,
+                max_attempts: node.options.max_attempts,
+                message_type: format!("orchestration {wanted}"),
+                message: "no node has registered it: register it, or check its name and version".to_owned(),
+            };
+            return (hydrated.instance.fail(now, crate::dispatch::random_bits(), details), None);
+        }
+        tracing::warn!(target: RUNTIME, instance = %self.instance, orchestration = %wanted, tries, "orchestration is not registered");
+        let delay = node.options.unregistered_backoff.delay(tries + 1);
+        (hydrated.instance.stall(now, delay, ("unregistered orchestration", messages)), None)
+    }
+
+    async fn commit(&mut self, mut turn: Turn, move_to: Option<ShardId>) -> Result<After, Obstacle> {
+        let hydrated = self.warm.as_mut().expect("decided just now");
+        let effects = std::mem::take(&mut turn.effects);
+        let logs = std::mem::take(&mut turn.logs);
+        let verdicts = std::mem::take(&mut turn.verdicts);
+        self.again = turn.again;
+        let wakes = if turn.is_empty(&hydrated.stored) && move_to.is_none() {
+            Vec::new()
+        } else {
+            let before = std::mem::replace(&mut hydrated.stored, turn.state.clone());
+            let (held, kv) = (!turn.held.is_empty(), !turn.kv.is_empty());
+            let (shard, epoch) = (hydrated.shard, hydrated.epoch);
+            let instance = self.instance.clone();
+            let outcome = self.node.committer.commit(FencedTurn { instance, shard, epoch, turn, move_to }).await;
+            let mut wakes = self.check(outcome).await?;
+            Counters::count(&self.node.counters.turns);
+            if held {
+                wakes.push(Wake { shard: move_to.unwrap_or(shard), instance: self.instance.clone() });
+            }
+            self.announce(&before, kv);
+            wakes
+        };
+        for (id, verdict) in verdicts {
+            if let Some(answer) = self.answers.remove(&id) {
+                let _gone = answer.send(ReportReply::Settled(verdict));
+            }
+        }
+        self.node.carry_out(&self.instance, logs, effects, wakes).await;
+        self.after(move_to)
+    }
+
+    /// What the commit came to; anything but success means that memory is not the truth any more.
+    async fn check(&mut self, committed: Committed) -> Result<Vec<Wake>, Obstacle> {
+        match committed {
+            Committed::Outcome(TurnOutcome::Committed { wakes }) => return Ok(wakes),
+            Committed::Outcome(TurnOutcome::Conflict | TurnOutcome::Fenced) | Committed::Unknown => {}
+            Committed::Outcome(TurnOutcome::Refused(reason)) => {
+                tracing::error!(target: RUNTIME, instance = %self.instance, %reason, "the store refused a turn for good");
+                self.fail_refused(reason).await;
+            }
+        }
+        Counters::count(&self.node.counters.commits_failed);
+        self.again_later();
+        Err(Obstacle::Again)
+    }
+
+    /// A turn that no store takes would be decided again and again; the instance fails instead.
+    async fn fail_refused(&mut self, reason: String) {
+        self.warm = None;
+        if self.hydrate().await.is_err() {
+            return;
+        }
+        let Some(hydrated) = self.warm.as_mut() else { return };
+        let details =
+            ErrorDetails::Infrastructure { operation: "commit a turn".to_owned(), message: reason, retryable: false };
+        let mut turn = hydrated.instance.fail(self.node.store.now(), crate::dispatch::random_bits(), details);
+        turn.effects.clear();
+        let (shard, epoch, instance) = (hydrated.shard, hydrated.epoch, self.instance.clone());
+        let outcome = self.node.committer.commit(FencedTurn { instance, shard, epoch, turn, move_to: None }).await;
+        tracing::error!(target: RUNTIME, instance = %self.instance, ?outcome, "the instance was failed for it");
+        self.node.broker.announce(&self.instance);
+    }
+
+    fn announce(&self, before: &InstanceState, kv_changed: bool) {
+        let Some(now) = self.warm.as_ref().map(|hydrated| &hydrated.stored) else { return };
+        if kv_changed
+            || before.status != now.status
+            || before.custom_status_version != now.custom_status_version
+            || before.execution != now.execution
+        {
+            self.node.broker.announce(&self.instance);
+        }
+    }
+
+    fn after(&mut self, move_to: Option<ShardId>) -> Result<After, Obstacle> {
+        let Some(hydrated) = &self.warm else { return Ok(After::Leave) };
+        if let Some(shard) = move_to {
+            self.node.wheel.set(&self.instance, None);
+            return Err(Obstacle::Elsewhere(shard));
+        }
+        let state = hydrated.instance.state();
+        self.node.wheel.set(&self.instance, if self.again { None } else { state.wake_at });
+        if state.status == InstanceStatus::Running { Ok(After::Stay) } else { Ok(After::Leave) }
+    }
+
+    fn again(&self, error: &outlast_storage::Error) -> Obstacle {
+        match error {
+            outlast_storage::Error::Corrupt { .. } => {
+                tracing::error!(target: RUNTIME, instance = %self.instance, %error, "the instance cannot be read; it waits until that is mended");
+            }
+            other => tracing::warn!(target: RUNTIME, instance = %self.instance, error = %other, "the store could not be read"),
+        }
+        self.again_later();
+        Obstacle::Again
+    }
+
+    /// Whatever the lost turn was about is found in the store, so looking again is enough.
+    fn again_later(&self) {
+        let (node, instance) = (Arc::clone(&self.node), self.instance.clone());
+        let delay = self.retry_delay();
+        tokio::spawn(async move {
+            tokio::time::sleep(delay).await;
+            node.deliver(&instance, Inbound::Nudge);
+        });
+    }
+
+    fn retry_delay(&self) -> Duration {
+        RETRY_DELAY.saturating_mul(1 << self.failures.min(5)).min(RETRY_DELAY_MAX)
+    }
+
+    async fn back_off(&mut self) {
+        self.failures += 1;
+        tokio::time::sleep(self.retry_delay()).await;
+    }
+}
+
+fn take_messages(backlog: &mut VecDeque<Incoming>, limits: &Limits) -> Vec<Incoming> {
+    let count = backlog.len().min(limits.messages_per_turn_max);
+    backlog.drain(..count).collect()
+}

@@ -1,0 +1,238 @@
+//! Starting and stopping a node and its worker.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use outlast_client::{Client, Provider};
+use outlast_core::{NodeId, WorkerId};
+use outlast_storage::NodeInfo;
+use thiserror::Error;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::activity_context::Heartbeats;
+use crate::node::{Counters, Node, NodeParts};
+use crate::sessions::SessionUse;
+use crate::worker::Worker;
+use crate::{ActivityRegistry, OrchestrationRegistry, RuntimeOptions};
+
+pub use outlast_core::OrchestrationStatus;
+
+/// Registries, also at the crate's root.
+pub mod registry {
+    pub use crate::{ActivityRegistry, ActivityRegistryBuilder, OrchestrationRegistry, OrchestrationRegistryBuilder};
+}
+
+/// How long `shutdown(None)` waits for running activities.
+const SHUTDOWN_DEFAULT: Duration = Duration::from_secs(1);
+
+/// Why a runtime could not be started.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The store refuses this node.
+    #[error("runtime cannot be started: {0}")]
+    Store(#[from] outlast_storage::Error),
+}
+
+/// A running node: orchestrations and activities of its registries, on the provider's store and broker.
+pub struct Runtime {
+    node: Arc<Node>,
+    worker: Arc<Worker>,
+    client: Client,
+    tasks: TaskTracker,
+}
+
+/// Counts since the runtime's start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MetricsSnapshot {
+    /// Committed turns.
+    pub turns: u64,
+    /// Turns whose commit was refused or of unknown outcome.
+    pub commits_failed: u64,
+    /// Instances read from the store.
+    pub hydrations: u64,
+    /// Activities handed to the broker.
+    pub activities_dispatched: u64,
+    /// Instances in memory now.
+    pub warm_instances: usize,
+    /// Activities running now.
+    pub activities_running: usize,
+}
+
+/// Which code an instance runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OrchestrationDescriptor {
+    /// The orchestration's name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// The parent instance.
+    pub parent_instance: Option<String>,
+}
+
+impl Runtime {
+    /// Starts with default options.
+    ///
+    /// # Panics
+    /// When the store refuses this node, for instance because another process runs the same database file; use
+    /// [`Runtime::try_start`] to get the error instead.
+    pub async fn start_with_store<P: Provider + ?Sized>(
+        provider: Arc<P>,
+        activities: ActivityRegistry,
+        orchestrations: OrchestrationRegistry,
+    ) -> Arc<Self> {
+        Self::start_with_options(provider, activities, orchestrations, RuntimeOptions::default()).await
+    }
+
+    /// Starts with options. Panics like [`Runtime::start_with_store`].
+    pub async fn start_with_options<P: Provider + ?Sized>(
+        provider: Arc<P>,
+        activities: ActivityRegistry,
+        orchestrations: OrchestrationRegistry,
+        options: RuntimeOptions,
+    ) -> Arc<Self> {
+        match Self::try_start(provider, activities, orchestrations, options).await {
+            Ok(runtime) => runtime,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Starts with options; a refusal is an error.
+    pub async fn try_start<P: Provider + ?Sized>(
+        provider: Arc<P>,
+        activities: ActivityRegistry,
+        orchestrations: OrchestrationRegistry,
+        options: RuntimeOptions,
+    ) -> Result<Arc<Self>, StartError> {
+        options.observability.install();
+        let (store, broker) = (provider.store(), provider.broker());
+        let client = Client::new(provider);
+        let name = unique_name(options.worker_node_id.as_deref());
+        let handlers = orchestrations.list_names().into_iter().flat_map(|name| {
+            let versions = orchestrations.list_versions(&name);
+            versions.into_iter().map(move |version| (name.clone(), version.to_string()))
+        });
+        let id = NodeId::new(&name);
+        store.join(NodeInfo { id: id.clone(), handlers: handlers.collect() }).await?;
+        let shards = store.shards();
+        let node = Node::new(NodeParts { id, store, broker: Arc::clone(&broker), orchestrations, options: options.clone() });
+        let worker = Arc::new(Worker {
+            id: WorkerId::new(&name),
+            activities,
+            broker,
+            shards,
+            client: client.clone(),
+            heartbeats: Arc::new(Heartbeats::default()),
+            running: std::sync::Mutex::default(),
+            sessions: std::sync::Mutex::new(SessionUse::default()),
+            slots: Arc::new(Semaphore::new(options.worker_concurrency.max(1))),
+            reports: Arc::new(Semaphore::new(options.limits.reports_in_flight_max)),
+            attempts: TaskTracker::new(),
+            draining: CancellationToken::new(),
+            stopped: CancellationToken::new(),
+            options,
+        });
+        let runtime = Self { node, worker, client, tasks: TaskTracker::new() };
+        runtime.spawn_tasks().await?;
+        Ok(Arc::new(runtime))
+    }
+
+    async fn spawn_tasks(&self) -> Result<(), StartError> {
+        let (mail, mailbox) = mpsc::unbounded_channel();
+        let node = &self.node;
+        self.tasks.spawn(crate::owner::read_mail(Arc::clone(node), mailbox));
+        // The first share is taken before the call returns: work that follows finds an owner.
+        crate::membership::share_once(node, &mail).await?;
+        self.tasks.spawn(crate::owner::keep_time(Arc::clone(node)));
+        self.tasks.spawn(crate::owner::watch_store(Arc::clone(node)));
+        self.tasks.spawn(crate::membership::keep_share(Arc::clone(node), mail));
+        if self.worker.options.worker_concurrency > 0 {
+            self.tasks.spawn(Arc::clone(&self.worker).run());
+        }
+        Ok(())
+    }
+
+    /// Stops: no new work, running activities get up to `timeout_ms` (default 1,000), then shards and sessions are free.
+    /// Returns as soon as all is quiet. Activities that did not finish run again elsewhere or after the next start.
+    pub async fn shutdown(self: Arc<Self>, timeout_ms: Option<u64>) {
+        let timeout = timeout_ms.map_or(SHUTDOWN_DEFAULT, Duration::from_millis);
+        self.worker.draining.cancel();
+        self.worker.attempts.close();
+        let quiet = async {
+            self.worker.attempts.wait().await;
+            while !self.node.is_quiet() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        if tokio::time::timeout(timeout, quiet).await.is_err() {
+            tracing::warn!(target: crate::observability::RUNTIME, "activities still run at shutdown; they will run again");
+        }
+        self.stop();
+        self.tasks.close();
+        self.tasks.wait().await;
+        let (store, node) = (&self.node.store, &self.node);
+        if let Err(error) = store.release_sessions(&self.worker.id).await {
+            tracing::warn!(target: crate::observability::RUNTIME, %error, "sessions were not released");
+        }
+        if let Err(error) = store.leave(&node.id).await {
+            tracing::warn!(target: crate::observability::RUNTIME, %error, "shards were not released");
+        }
+    }
+
+    /// Ends all tasks at once. What they were doing is found in the store.
+    fn stop(&self) {
+        self.worker.draining.cancel();
+        self.worker.stopped.cancel();
+        for (_, attempt) in self.worker.lock_running().drain() {
+            attempt.cancel();
+        }
+        self.node.stopping.cancel();
+        self.node.passivate_all();
+        self.node.wheel.clear();
+    }
+
+    /// Counts since the start.
+    pub fn metrics_snapshot(&self) -> MetricsSnapshot {
+        let counters = &self.node.counters;
+        MetricsSnapshot {
+            turns: Counters::read(&counters.turns),
+            commits_failed: Counters::read(&counters.commits_failed),
+            hydrations: Counters::read(&counters.hydrations),
+            activities_dispatched: Counters::read(&counters.dispatched),
+            warm_instances: self.node.warm_count(),
+            activities_running: self.worker.lock_running().len(),
+        }
+    }
+
+    /// Which code an instance runs; `None` when there is no such instance.
+    pub async fn get_orchestration_descriptor(&self, instance: &str) -> Option<OrchestrationDescriptor> {
+        let info = self.client.get_instance_info(instance).await.ok()?;
+        Some(OrchestrationDescriptor {
+            name: info.orchestration_name,
+            version: info.orchestration_version,
+            parent_instance: info.parent_instance_id,
+        })
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        if self.node.stopping.is_cancelled() {
+            return;
+        }
+        self.stop();
+        let (store, id) = (Arc::clone(&self.node.store), self.node.id.clone());
+        if let Ok(handle) = tokio::runtime::Handle::try_current() {
+            handle.spawn(async move {
+                // Nobody waits for this; a node that cannot say goodbye is found gone.
+                let _unheard = store.leave(&id).await;
+            });
+        }
+    }
+}
+
+/// The configured name, made unique for this start.
+fn unique_name(configured: Option<&str>) -> String {
+    format!("{}-{:016x}", configured.unwrap_or("node"), crate::dispatch::random_bits())
+}

@@ -1,0 +1,3 @@
+//! Tests of orchestrations.
+
+pub use outlast_core::ReplayDifference;

@@ -1,0 +1,120 @@
+//! A worker: pulls activities that its filter takes, runs as many at once as it has slots, reports, then acks.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use outlast_broker::{Broker, Control, Delivery, WorkSource, WorkerProfile};
+use outlast_client::Client;
+use outlast_core::{ActivityKey, WorkerId};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::activity_context::Heartbeats;
+use crate::sessions::SessionUse;
+use crate::{ActivityRegistry, RuntimeOptions};
+
+/// What all attempts of a worker share.
+pub(crate) struct Worker {
+    pub(crate) id: WorkerId,
+    pub(crate) activities: ActivityRegistry,
+    pub(crate) options: RuntimeOptions,
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) shards: u16,
+    pub(crate) client: Client,
+    pub(crate) heartbeats: Arc<Heartbeats>,
+    pub(crate) running: Mutex<HashMap<ActivityKey, CancellationToken>>,
+    pub(crate) sessions: Mutex<SessionUse>,
+    pub(crate) slots: Arc<Semaphore>,
+    /// Results that wait for their commit; when it is full, pulling stops.
+    pub(crate) reports: Arc<Semaphore>,
+    pub(crate) attempts: TaskTracker,
+    /// No new work.
+    pub(crate) draining: CancellationToken,
+    /// Give up reporting: the process ends.
+    pub(crate) stopped: CancellationToken,
+}
+
+impl Worker {
+    /// Pulls until told to stop.
+    pub(crate) async fn run(self: Arc<Self>) {
+        let profile = WorkerProfile {
+            id: self.id.clone(),
+            filter: self.options.worker_tag_filter.clone(),
+            sessions_max: self.options.max_sessions_per_runtime,
+        };
+        let (source, control) = loop {
+            match self.broker.pull(profile.clone()).await {
+                Ok(opened) => break opened,
+                Err(_) if self.draining.is_cancelled() => return,
+                Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+            }
+        };
+        tokio::spawn(Arc::clone(&self).listen(control));
+        self.pull(source).await;
+    }
+
+    async fn pull(self: Arc<Self>, mut source: Box<dyn WorkSource>) {
+        let cleanup = self.options.session_cleanup_interval.min(self.options.session_idle_timeout).max(Duration::from_millis(50));
+        let mut look_for_idle = tokio::time::interval(cleanup);
+        loop {
+            let slots = Arc::clone(&self.slots);
+            let reports = Arc::clone(&self.reports);
+            let next = async {
+                let slot = slots.acquire_owned().await.ok()?;
+                let report = reports.acquire_owned().await.ok()?;
+                source.next().await.map(|delivery| (delivery, slot, report))
+            };
+            let (delivery, slot, report) = tokio::select! {
+                next = next => match next {
+                    Some(next) => next,
+                    None => return,
+                },
+                _ = look_for_idle.tick(), if !self.no_sessions() => {
+                    self.release_idle(source.as_mut());
+                    continue;
+                }
+                () = self.draining.cancelled() => return,
+            };
+            self.begin(delivery, (slot, report));
+        }
+    }
+
+    fn begin(self: &Arc<Self>, delivery: Delivery, permits: (tokio::sync::OwnedSemaphorePermit, tokio::sync::OwnedSemaphorePermit)) {
+        let cancelled = CancellationToken::new();
+        self.lock_running().insert(delivery.item.key.clone(), cancelled.clone());
+        if let Some(session) = &delivery.item.session_id {
+            self.lock_sessions().begin(session);
+        }
+        let worker = Arc::clone(self);
+        self.attempts.spawn(crate::attempt::run(worker, delivery, cancelled, permits));
+    }
+
+    /// Passes cancellations on to the attempts that they are for.
+    async fn listen(self: Arc<Self>, mut control: mpsc::UnboundedReceiver<Control>) {
+        while let Some(Control::Cancel(key)) = control.recv().await {
+            if let Some(cancelled) = self.lock_running().get(&key) {
+                cancelled.cancel();
+            }
+        }
+    }
+
+    fn release_idle(&self, source: &mut dyn WorkSource) {
+        for session in self.lock_sessions().take_idle(self.options.session_idle_timeout) {
+            source.release_session(&session);
+        }
+    }
+
+    fn no_sessions(&self) -> bool {
+        self.lock_sessions().is_empty()
+    }
+
+    pub(crate) fn lock_running(&self) -> std::sync::MutexGuard<'_, HashMap<ActivityKey, CancellationToken>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn lock_sessions(&self) -> std::sync::MutexGuard<'_, SessionUse> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,191 @@
+//! Reading what the store holds, for clients, dashboards and people.
+
+use async_trait::async_trait;
+use outlast_core::{ExecutionId, HistoryEvent, InstanceId, InstanceState, KvEntry, Millis};
+
+use crate::Error;
+
+/// Metadata of an instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstanceInfo {
+    /// Its id.
+    pub instance_id: String,
+    /// The orchestration's name.
+    pub orchestration_name: String,
+    /// The version of the current execution; empty before the first turn.
+    pub orchestration_version: String,
+    /// The current execution.
+    pub current_execution_id: u64,
+    /// `Running`, `Completed` or `Failed`.
+    pub status: String,
+    /// The output, or the failure in one line.
+    pub output: Option<String>,
+    /// Milliseconds since the Unix epoch.
+    pub created_at: u64,
+    /// Milliseconds since the Unix epoch of the last change.
+    pub updated_at: u64,
+    /// The parent's id.
+    pub parent_instance_id: Option<String>,
+}
+
+/// Metadata of an execution.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecutionInfo {
+    /// Its number.
+    pub execution_id: u64,
+    /// `Running`, `Completed`, `Failed` or `ContinuedAsNew`.
+    pub status: String,
+    /// The output, the failure in one line, or the next execution's input.
+    pub output: Option<String>,
+    /// Milliseconds since the Unix epoch.
+    pub started_at: u64,
+    /// Milliseconds since the Unix epoch.
+    pub completed_at: Option<u64>,
+    /// How many events it has.
+    pub event_count: usize,
+}
+
+/// An instance and all its descendants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstanceTree {
+    /// The root.
+    pub root_id: String,
+    /// Root and descendants, parents first.
+    pub all_ids: Vec<String>,
+}
+
+/// Counts over all instances.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SystemMetrics {
+    /// All instances.
+    pub total_instances: u64,
+    /// All executions that have a history.
+    pub total_executions: u64,
+    /// Not ended.
+    pub running_instances: u64,
+    /// Ended with `Ok`.
+    pub completed_instances: u64,
+    /// Ended with an error.
+    pub failed_instances: u64,
+    /// All events.
+    pub total_events: u64,
+}
+
+/// What waits.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct QueueDepths {
+    /// Messages for instances.
+    pub orchestrator_queue: usize,
+    /// Activities without an outcome.
+    pub worker_queue: usize,
+    /// Instances that wait for a moment in time.
+    pub timer_queue: usize,
+}
+
+/// Size of one instance.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SystemStats {
+    /// Events of the current execution.
+    pub history_event_count: u64,
+    /// Stored bytes of the current execution's history.
+    pub history_size_bytes: u64,
+    /// Queue messages not yet taken.
+    pub queue_pending_count: u64,
+    /// Keys of the KV.
+    pub kv_user_key_count: u64,
+    /// Bytes of all KV values.
+    pub kv_total_value_bytes: u64,
+}
+
+/// Which instances a bulk operation is for. Empty fields do not restrict.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InstanceFilter {
+    /// Only these.
+    pub instance_ids: Option<Vec<String>>,
+    /// Only those that ended before this moment (milliseconds since the Unix epoch).
+    pub completed_before: Option<u64>,
+    /// At most so many (default 1,000).
+    pub limit: Option<u32>,
+}
+
+/// What to keep when pruning. Both bounds must be met for an execution to go; the current one never goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PruneOptions {
+    /// Keep the last so many.
+    pub keep_last: Option<u32>,
+    /// Prune only executions that ended before this moment (milliseconds since the Unix epoch).
+    pub completed_before: Option<u64>,
+}
+
+/// What a deletion removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeleteInstanceResult {
+    /// Instances.
+    pub instances_deleted: u64,
+    /// Executions.
+    pub executions_deleted: u64,
+    /// Events.
+    pub events_deleted: u64,
+    /// Inbox rows.
+    pub queue_messages_deleted: u64,
+}
+
+/// What pruning removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PruneResult {
+    /// Instances looked at.
+    pub instances_processed: u64,
+    /// Executions.
+    pub executions_deleted: u64,
+    /// Events.
+    pub events_deleted: u64,
+}
+
+/// A running instance that cannot go on by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProblemRow {
+    /// The instance.
+    pub instance: InstanceId,
+    /// Its orchestration.
+    pub orchestration: String,
+    /// The reason, from `InstanceState::waits`.
+    pub waits: String,
+    /// How often it was tried.
+    pub stalled: u32,
+    /// When it will be tried again.
+    pub wake_at: Option<Millis>,
+}
+
+/// What clients and people read.
+#[async_trait]
+pub trait InspectStore: Send + Sync + 'static {
+    /// The row of an instance.
+    async fn state(&self, instance: &InstanceId) -> Result<Option<InstanceState>, Error>;
+
+    /// Metadata of an instance.
+    async fn info(&self, instance: &InstanceId) -> Result<Option<InstanceInfo>, Error>;
+
+    /// The instance and all its descendants.
+    async fn tree(&self, instance: &InstanceId) -> Result<InstanceTree, Error>;
+
+    /// Ids of all instances, or of those with this status, newest first.
+    async fn list(&self, status: Option<outlast_core::InstanceStatus>) -> Result<Vec<String>, Error>;
+
+    /// Executions that have a history, oldest first.
+    async fn executions(&self, instance: &InstanceId) -> Result<Vec<ExecutionInfo>, Error>;
+
+    /// One execution's history, in order.
+    async fn history(&self, instance: &InstanceId, execution: ExecutionId) -> Result<Vec<HistoryEvent>, Error>;
+
+    /// The key-value state; only `key` when given.
+    async fn kv(&self, instance: &InstanceId, key: Option<&str>) -> Result<Vec<KvEntry>, Error>;
+
+    /// Counts over everything.
+    async fn metrics(&self) -> Result<(SystemMetrics, QueueDepths), Error>;
+
+    /// Size of one instance; `None` when there is none.
+    async fn stats(&self, instance: &InstanceId) -> Result<Option<SystemStats>, Error>;
+
+    /// Running instances whose turns cannot begin (`stalled > 0`).
+    async fn problems(&self) -> Result<Vec<ProblemRow>, Error>;
+}

@@ -1,0 +1,281 @@
+//! The seams that the engine writes through.
+//!
+//! Numbered guarantees, shown by the conformance suite for every store:
+//! 1. `commit` is atomic per turn and durable when it returns; several turns share one durable write.
+//! 2. A turn whose epoch is not the shard's current one is not written (`Fenced`); one whose `expected` does not match
+//!    the row is not written (`Conflict`). One turn's failure leaves its neighbours in the group committed.
+//! 3. An event, once committed, never changes. Ids are 1..n without gap.
+//! 4. A call that returned `Ok` is durable.
+//! 5. A message id is applied at most once per instance: `send` and `start` with an id that waits in the inbox or that a
+//!    history event records are accepted and do nothing.
+//! 6. Inbox sequence numbers rise in commit order per sender; rows leave the inbox only by a turn that consumed them.
+//! 7. The store's clock is the only clock in its answers.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use outlast_core::{Epoch, HistoryEvent, Incoming, InboxSeq, InstanceId, InstanceState, Message, Millis, NodeId, ShardId, Turn, WorkerId};
+
+use crate::{Error, InspectStore};
+
+/// A complete store.
+pub trait Store: TurnStore + LeaseStore + CallStore + InspectStore {}
+
+impl<T: TurnStore + LeaseStore + CallStore + InspectStore> Store for T {}
+
+/// A turn and the right by which it is committed.
+#[derive(Clone, Debug)]
+pub struct FencedTurn {
+    /// Whose turn.
+    pub instance: InstanceId,
+    /// The shard by whose lease it is committed.
+    pub shard: ShardId,
+    /// The epoch of that lease.
+    pub epoch: Epoch,
+    /// What to write: everything but effects, logs and verdicts.
+    pub turn: Turn,
+    /// Moves the instance and its inbox to this shard.
+    pub move_to: Option<ShardId>,
+}
+
+/// What became of one turn of a group.
+#[derive(Clone, Debug)]
+pub enum TurnOutcome {
+    /// It is durable. These instances have new rows in their inbox.
+    Committed {
+        /// Whom to wake up.
+        wakes: Vec<Wake>,
+    },
+    /// The stored instance is not as expected; nothing was written.
+    Conflict,
+    /// The shard has another epoch; nothing was written.
+    Fenced,
+    /// The store refused this turn for good (a constraint); nothing was written.
+    Refused(String),
+}
+
+/// An instance with something new in its inbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wake {
+    /// Where it lives.
+    pub shard: ShardId,
+    /// The instance.
+    pub instance: InstanceId,
+}
+
+/// Answer to a group commit.
+#[derive(Clone, Debug)]
+pub struct CommitReply {
+    /// The store's time.
+    pub now: Millis,
+    /// One outcome per turn, in order.
+    pub outcomes: Vec<TurnOutcome>,
+}
+
+/// All that an actor is hydrated from.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The shard that the instance belongs to.
+    pub shard: ShardId,
+    /// Its row.
+    pub state: InstanceState,
+    /// History of the current execution, in order.
+    pub history: Vec<HistoryEvent>,
+    /// Its inbox, in order.
+    pub inbox: Vec<Incoming>,
+}
+
+/// An instance that is due.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Due {
+    /// When.
+    pub at: Millis,
+    /// Its shard.
+    pub shard: ShardId,
+    /// The instance.
+    pub instance: InstanceId,
+}
+
+/// A row that waits in an inbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// Highest row of that instance.
+    pub seq: InboxSeq,
+    /// Its shard.
+    pub shard: ShardId,
+    /// The receiver.
+    pub instance: InstanceId,
+}
+
+/// What running instances needs.
+#[async_trait]
+pub trait TurnStore: Send + Sync + 'static {
+    /// Writes the turns of many instances in one durable transaction.
+    async fn commit(&self, group: Vec<FencedTurn>) -> Result<CommitReply, Error>;
+
+    /// Reads an instance with its current history and inbox; `None` when there is none.
+    async fn load(&self, instance: &InstanceId) -> Result<Option<Loaded>, Error>;
+
+    /// Rows of one inbox after `after`, in order.
+    async fn inbox(&self, instance: &InstanceId, after: InboxSeq) -> Result<Vec<Incoming>, Error>;
+
+    /// Running instances of these shards with `wake_at` up to `until`, soonest first, at most `limit`.
+    async fn due(&self, shards: &[ShardId], until: Millis, limit: usize) -> Result<Vec<Due>, Error>;
+
+    /// The soonest `wake_at` later than `after` among running instances of these shards.
+    async fn next_due(&self, shards: &[ShardId], after: Millis) -> Result<Option<Millis>, Error>;
+
+    /// Receivers in these shards with inbox rows after `after`, one entry each, lowest sequence first, at most `limit`.
+    async fn arrivals(&self, shards: &[ShardId], after: InboxSeq, limit: usize) -> Result<Vec<Arrival>, Error>;
+
+    /// Running instances of these shards with `pending > 0`, by id after `after`, at most `limit`.
+    async fn pending(&self, shards: &[ShardId], after: Option<&InstanceId>, limit: usize) -> Result<Vec<Wake>, Error>;
+
+    /// Returns when a process other than this one may have written, or after `timeout`; the value says which.
+    async fn written_elsewhere(&self, timeout: Duration) -> bool;
+
+    /// The store's time, never going back.
+    fn now(&self) -> Millis;
+
+    /// Sleeps until the store's time is `at`. A virtual clock decides what that means.
+    async fn sleep_until(&self, at: Millis);
+}
+
+/// A node as others see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeInfo {
+    /// Its id, new at every start.
+    pub id: NodeId,
+    /// The (orchestration, version) pairs that it serves; empty takes no shard.
+    pub handlers: Vec<(String, String)>,
+}
+
+/// A shard and the epoch by which a node holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldShard {
+    /// The shard.
+    pub shard: ShardId,
+    /// The epoch.
+    pub epoch: Epoch,
+}
+
+/// Who holds what, as of one renewal.
+#[derive(Clone, Debug)]
+pub struct LeaseView {
+    /// How long the renewed lease lasts, counted from when the renewal was sent. `Duration::MAX` when it cannot end.
+    pub lease: Duration,
+    /// All live nodes, the asking one included, in the order of their ids.
+    pub nodes: Vec<NodeInfo>,
+    /// Every shard's holder; `None` is free.
+    pub owners: Vec<Option<NodeId>>,
+    /// What the asking node holds.
+    pub held: Vec<HeldShard>,
+}
+
+/// Who has a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SessionClaim {
+    /// The asking worker.
+    Mine,
+    /// This worker.
+    Other(WorkerId),
+}
+
+/// Who may run which shard.
+#[async_trait]
+pub trait LeaseStore: Send + Sync + 'static {
+    /// Announces a node. Refused with `Unusable` when another process runs this store and cannot share it.
+    async fn join(&self, node: NodeInfo) -> Result<(), Error>;
+
+    /// Renews the node and returns who holds what.
+    async fn renew(&self, node: &NodeId) -> Result<LeaseView, Error>;
+
+    /// Takes those of `shards` that are free, each with its epoch raised.
+    async fn acquire(&self, node: &NodeId, shards: &[ShardId]) -> Result<Vec<HeldShard>, Error>;
+
+    /// Frees shards.
+    async fn release(&self, node: &NodeId, shards: &[ShardId]) -> Result<(), Error>;
+
+    /// Frees all that the node holds and forgets it.
+    async fn leave(&self, node: &NodeId) -> Result<(), Error>;
+
+    /// Takes the session for `worker` unless a live worker has it that used it less than `idle` ago; using it renews it.
+    async fn claim_session(&self, session: &str, worker: &WorkerId, idle: Duration) -> Result<SessionClaim, Error>;
+
+    /// Frees all sessions of a worker that stops.
+    async fn release_sessions(&self, worker: &WorkerId) -> Result<(), Error>;
+
+    /// How many shards there are; fixed when the store is created.
+    fn shards(&self) -> u16;
+}
+
+/// What to do when an id to start exists.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StartConflict {
+    /// Leave it as it is.
+    #[default]
+    UseExisting,
+    /// Report `InstanceExists`, also for the same orchestration.
+    Fail,
+}
+
+/// A start.
+#[derive(Clone, Debug)]
+pub struct StartRequest {
+    /// The id.
+    pub instance: InstanceId,
+    /// A message of kind `Start`.
+    pub message: Message,
+    /// When the id exists with the same orchestration name. With another name it is always `InstanceExists`.
+    pub on_conflict: StartConflict,
+}
+
+/// What a start did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartOutcome {
+    /// A new instance was made.
+    Started,
+    /// The instance was there.
+    AlreadyExists,
+}
+
+/// Answer to a start.
+#[derive(Clone, Debug)]
+pub struct StartReceipt {
+    /// The shard to nudge.
+    pub shard: ShardId,
+    /// What happened.
+    pub outcome: StartOutcome,
+}
+
+/// Answer to a sent message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// The shard to nudge; `None` when the instance has ended or the message was known, so nothing was written.
+    pub nudge: Option<ShardId>,
+}
+
+/// What comes from outside.
+#[async_trait]
+pub trait CallStore: Send + Sync + 'static {
+    /// Makes an instance (row and first inbox message) in one durable step.
+    async fn start(&self, request: StartRequest) -> Result<StartReceipt, Error>;
+
+    /// Puts a message into an instance's inbox; an `Enqueue` is refused with `QueueFull` at `queue_messages_max`.
+    async fn send(&self, instance: &InstanceId, message: Message, queue_messages_max: usize) -> Result<Receipt, Error>;
+
+    /// Makes an instance from a copied history (a fork). Its row is `state`; the id must be free.
+    async fn import(&self, instance: &InstanceId, state: InstanceState, history: Vec<HistoryEvent>) -> Result<ShardId, Error>;
+
+    /// Deletes a root instance with all its descendants. Without `force` all of them must have ended.
+    async fn delete(&self, instance: &InstanceId, force: bool) -> Result<crate::DeleteInstanceResult, Error>;
+
+    /// Deletes ended root instances, with their descendants, that match `filter`.
+    async fn delete_bulk(&self, filter: crate::InstanceFilter) -> Result<crate::DeleteInstanceResult, Error>;
+
+    /// Deletes histories of executions before the current one.
+    async fn prune(&self, instance: &InstanceId, options: crate::PruneOptions) -> Result<crate::PruneResult, Error>;
+
+    /// `prune` for every instance that matches `filter`.
+    async fn prune_bulk(&self, filter: crate::InstanceFilter, options: crate::PruneOptions) -> Result<crate::PruneResult, Error>;
+}

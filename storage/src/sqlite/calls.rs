@@ -1,0 +1,151 @@
+//! What comes from outside: starts, messages, forks, deletion.
+
+use async_trait::async_trait;
+use outlast_core::{HistoryEvent, InstanceId, InstanceState, Message, MessageKind, ShardId, encode};
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::connection::sql_error;
+use super::turns::{insert_instance, insert_message};
+use super::{SqliteStore, deletion};
+use crate::{
+    CallStore, DeleteInstanceResult, Error, InstanceFilter, PruneOptions, PruneResult, Receipt, StartConflict, StartOutcome,
+    StartReceipt, StartRequest,
+};
+
+#[async_trait]
+impl CallStore for SqliteStore {
+    async fn start(&self, request: StartRequest) -> Result<StartReceipt, Error> {
+        let (now, shards) = (self.clock.now(), self.shards);
+        self.connections
+            .write(move |db| {
+                let MessageKind::Start(start) = &request.message.kind else {
+                    return Err(Error::Unusable("a start needs a start message".to_owned()));
+                };
+                let shard = ShardId::of(&request.instance, shards);
+                if insert_instance(db, (&request.instance, shard), start, now).map_err(sql_error)? {
+                    insert_message(db, (&request.instance, shard), &request.message).map_err(sql_error)?;
+                    return Ok(StartReceipt { shard, outcome: StartOutcome::Started });
+                }
+                existing(db, &request, &start.name)
+            })
+            .await
+    }
+
+    async fn send(&self, instance: &InstanceId, message: Message, queue_messages_max: usize) -> Result<Receipt, Error> {
+        let instance = instance.clone();
+        self.connections.write(move |db| send(db, &instance, (&message, queue_messages_max))).await
+    }
+
+    async fn import(&self, instance: &InstanceId, state: InstanceState, history: Vec<HistoryEvent>) -> Result<ShardId, Error> {
+        let (instance, now, shards) = (instance.clone(), self.clock.now(), self.shards);
+        self.connections
+            .write(move |db| {
+                let shard = ShardId::of(&instance, shards);
+                let start = outlast_core::StartMessage {
+                    name: state.orchestration.clone(),
+                    version: None,
+                    input: String::new(),
+                    parent: None,
+                    traceparent: None,
+                };
+                if !insert_instance(db, (&instance, shard), &start, now).map_err(sql_error)? {
+                    return Err(Error::InstanceExists { instance, orchestration: state.orchestration });
+                }
+                import(db, &instance, (&state, &history)).map_err(sql_error)?;
+                Ok(shard)
+            })
+            .await
+    }
+
+    async fn delete(&self, instance: &InstanceId, force: bool) -> Result<DeleteInstanceResult, Error> {
+        let instance = instance.clone();
+        self.connections.write(move |db| deletion::delete(db, &instance, force)).await
+    }
+
+    async fn delete_bulk(&self, filter: InstanceFilter) -> Result<DeleteInstanceResult, Error> {
+        self.connections.write(move |db| deletion::delete_bulk(db, &filter)).await
+    }
+
+    async fn prune(&self, instance: &InstanceId, options: PruneOptions) -> Result<PruneResult, Error> {
+        let instance = instance.clone();
+        self.connections.write(move |db| deletion::prune(db, &instance, &options)).await
+    }
+
+    async fn prune_bulk(&self, filter: InstanceFilter, options: PruneOptions) -> Result<PruneResult, Error> {
+        self.connections.write(move |db| deletion::prune_bulk(db, &filter, &options)).await
+    }
+}
+
+fn existing(db: &Connection, request: &StartRequest, name: &str) -> Result<StartReceipt, Error> {
+    let sql = "SELECT orchestration, shard FROM instances WHERE id = ?1";
+    let (orchestration, shard) = db
+        .prepare_cached(sql)
+        .and_then(|mut query| query.query_row([request.instance.as_str()], |row| Ok((row.get::<_, String>(0)?, row.get(1)?))))
+        .map_err(sql_error)?;
+    let retried = is_known(db, &request.instance, &request.message)?;
+    if orchestration != name || (request.on_conflict == StartConflict::Fail && !retried) {
+        return Err(Error::InstanceExists { instance: request.instance.clone(), orchestration });
+    }
+    let outcome = if retried { StartOutcome::Started } else { StartOutcome::AlreadyExists };
+    Ok(StartReceipt { shard: ShardId(shard), outcome })
+}
+
+/// Whether this message waits already or was applied.
+fn is_known(db: &Connection, instance: &InstanceId, message: &Message) -> Result<bool, Error> {
+    let ids = params![instance.as_str(), message.id.as_str()];
+    let found = |sql| db.prepare_cached(sql).and_then(|mut query| query.exists(ids)).map_err(sql_error);
+    Ok(found("SELECT 1 FROM inbox WHERE instance = ?1 AND message_id = ?2")?
+        || found("SELECT 1 FROM history WHERE instance = ?1 AND message_id = ?2")?)
+}
+
+fn send(db: &Connection, instance: &InstanceId, (message, queue_max): (&Message, usize)) -> Result<Receipt, Error> {
+    let sql = "SELECT shard, status = 'Running' FROM instances WHERE id = ?1";
+    let row: Option<(u16, bool)> = db
+        .prepare_cached(sql)
+        .and_then(|mut query| query.query_row([instance.as_str()], |row| Ok((row.get(0)?, row.get(1)?))).optional())
+        .map_err(sql_error)?;
+    let (shard, running) = row.ok_or_else(|| Error::InstanceNotFound(instance.clone()))?;
+    if !running || is_known(db, instance, message)? {
+        return Ok(Receipt { nudge: None });
+    }
+    if let MessageKind::Enqueue { queue, .. } = &message.kind {
+        let sql = "SELECT count(*) FROM inbox WHERE instance = ?1 AND queue = ?2";
+        let waiting: usize = db
+            .prepare_cached(sql)
+            .and_then(|mut query| query.query_row(params![instance.as_str(), queue], |row| row.get::<_, u32>(0)))
+            .map_err(sql_error)? as usize;
+        if waiting >= queue_max {
+            return Err(Error::QueueFull { instance: instance.clone(), queue: queue.clone(), max: queue_max });
+        }
+    }
+    insert_message(db, (instance, ShardId(shard)), message).map_err(sql_error)?;
+    Ok(Receipt { nudge: Some(ShardId(shard)) })
+}
+
+fn import(db: &Connection, instance: &InstanceId, (state, history): (&InstanceState, &[HistoryEvent])) -> rusqlite::Result<()> {
+    let sql = "UPDATE instances SET version = ?1, paused = ?2, last_event_id = ?3, wake_at = ?4, pending = ?5, \
+               custom_status = ?6, custom_status_version = ?7 WHERE id = ?8";
+    db.prepare_cached(sql)?.execute(params![
+        state.version,
+        state.paused,
+        state.last_event_id.0.cast_signed(),
+        state.wake_at.map(|at| at.0.cast_signed()),
+        state.pending,
+        state.custom_status,
+        state.custom_status_version.cast_signed(),
+        instance.as_str(),
+    ])?;
+    let sql = "INSERT INTO history (instance, execution, event_id, source_event_id, epoch, at, data) \
+               VALUES (?1, 1, ?2, ?3, 0, ?4, ?5)";
+    let mut insert = db.prepare_cached(sql)?;
+    for event in history {
+        insert.execute(params![
+            instance.as_str(),
+            event.event_id.0.cast_signed(),
+            event.source_event_id.map(|id| id.0.cast_signed()),
+            event.at.0.cast_signed(),
+            encode(&event.kind),
+        ])?;
+    }
+    Ok(())
+}

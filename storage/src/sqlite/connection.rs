@@ -1,0 +1,246 @@
+//! One writing thread that groups its jobs, and reading threads beside it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use outlast_core::Millis;
+use rusqlite::{Connection, ErrorCode};
+use tokio::sync::{Notify, oneshot};
+
+use crate::Error;
+
+/// Jobs that share one durable commit.
+const JOBS_PER_COMMIT_MAX: usize = 1_024;
+/// How often the writing thread looks for commits of other processes, while a runtime is joined.
+const ELSEWHERE_INTERVAL: Duration = Duration::from_millis(200);
+/// How long a statement waits for another process's write.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Threads that read.
+const READERS: usize = 2;
+/// Prepared statements that a connection keeps.
+const STATEMENTS: usize = 128;
+const TARGET: &str = "outlast::storage";
+
+/// Runs inside the transaction; what it returns runs when the commit's outcome is known.
+type WriteJob = Box<dyn FnOnce(&Connection) -> AfterCommit + Send>;
+type AfterCommit = Box<dyn FnOnce(Result<(), Error>) + Send>;
+type ReadJob = Box<dyn FnOnce(&Connection) + Send>;
+
+/// The way to the threads that hold the connections. They end when this is dropped.
+pub(super) struct Connections {
+    writer: mpsc::Sender<WriteJob>,
+    readers: Vec<mpsc::Sender<ReadJob>>,
+    next_reader: AtomicUsize,
+    pub(super) queries: Arc<AtomicU64>,
+    pub(super) elsewhere: Arc<Elsewhere>,
+}
+
+/// What the writing thread finds out about other processes.
+#[derive(Default)]
+pub(super) struct Elsewhere {
+    pub(super) watched: AtomicBool,
+    pub(super) written: Notify,
+}
+
+/// A database that is ready.
+pub(super) struct Opened {
+    pub(super) connections: Connections,
+    pub(super) shards: u16,
+    pub(super) last_write: Millis,
+}
+
+pub(super) fn open(path: Option<&Path>, queries: Arc<AtomicU64>) -> Result<Opened, Error> {
+    let mut db = connect(path)?;
+    super::schema::migrate(&mut db)?;
+    let unusable = |error: rusqlite::Error| Error::Unusable(error.to_string());
+    let shards = db.query_row("SELECT count(*) FROM shards", [], |row| row.get(0)).map_err(unusable)?;
+    let last_write: i64 = db.query_row("SELECT last_write FROM clock", [], |row| row.get(0)).map_err(unusable)?;
+    let mut readers = Vec::new();
+    if path.is_some() {
+        for _ in 0..READERS {
+            readers.push(spawn_reader(connect(path)?, Arc::clone(&queries))?);
+        }
+    }
+    let elsewhere = Arc::new(Elsewhere::default());
+    let writer = spawn_writer(db, Arc::clone(&queries), Arc::clone(&elsewhere))?;
+    let connections = Connections { writer, readers, next_reader: AtomicUsize::new(0), queries, elsewhere };
+    Ok(Opened { connections, shards, last_write: Millis(last_write.max(0).cast_unsigned()) })
+}
+
+fn connect(path: Option<&Path>) -> Result<Connection, Error> {
+    let open = || {
+        let db = match path {
+            Some(path) => Connection::open(path)?,
+            None => Connection::open_in_memory()?,
+        };
+        db.busy_timeout(BUSY_TIMEOUT)?;
+        db.pragma_update(None, "journal_mode", "WAL")?;
+        // Every commit reaches the disk before it is acknowledged, also through power loss.
+        db.pragma_update(None, "synchronous", "FULL")?;
+        db.pragma_update(None, "wal_autocheckpoint", 4_000)?;
+        db.pragma_update(None, "cache_size", -16_384)?;
+        db.pragma_update(None, "temp_store", "MEMORY")?;
+        db.set_prepared_statement_cache_capacity(STATEMENTS);
+        Ok(db)
+    };
+    open().map_err(|error: rusqlite::Error| {
+        let name = path.map_or("in memory".into(), |path| path.display().to_string());
+        Error::Unusable(format!("database {name} cannot be opened: {error}"))
+    })
+}
+
+fn spawn_reader(db: Connection, queries: Arc<AtomicU64>) -> Result<mpsc::Sender<ReadJob>, Error> {
+    let (sender, jobs) = mpsc::channel::<ReadJob>();
+    let run = move || {
+        while let Ok(job) = jobs.recv() {
+            queries.fetch_add(1, Ordering::Relaxed);
+            job(&db);
+        }
+    };
+    spawn("outlast-read", run)?;
+    Ok(sender)
+}
+
+fn spawn_writer(db: Connection, queries: Arc<AtomicU64>, elsewhere: Arc<Elsewhere>) -> Result<mpsc::Sender<WriteJob>, Error> {
+    let (sender, jobs) = mpsc::channel::<WriteJob>();
+    let run = move || {
+        let mut seen = data_version(&db);
+        loop {
+            let first = match jobs.recv_timeout(ELSEWHERE_INTERVAL) {
+                Ok(job) => job,
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    if elsewhere.watched.load(Ordering::Relaxed) {
+                        queries.fetch_add(1, Ordering::Relaxed);
+                        seen = notice(&db, seen, &elsewhere);
+                    }
+                    continue;
+                }
+            };
+            let mut group = vec![first];
+            group.extend(std::iter::from_fn(|| jobs.try_recv().ok()).take(JOBS_PER_COMMIT_MAX - 1));
+            queries.fetch_add(group.len() as u64, Ordering::Relaxed);
+            write_group(&db, group);
+            seen = notice(&db, seen, &elsewhere);
+        }
+    };
+    spawn("outlast-write", run)?;
+    Ok(sender)
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+    let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(run);
+    spawned.map(drop).map_err(|error| Error::Unusable(format!("no thread for the database: {error}")))
+}
+
+/// The counter that rises when another connection has written.
+fn data_version(db: &Connection) -> i64 {
+    db.prepare_cached("PRAGMA data_version").and_then(|mut query| query.query_row([], |row| row.get(0))).unwrap_or(0)
+}
+
+fn notice(db: &Connection, seen: i64, elsewhere: &Elsewhere) -> i64 {
+    let now = data_version(db);
+    if now != seen {
+        elsewhere.written.notify_one();
+    }
+    now
+}
+
+/// Runs all jobs in one transaction and tells each what became of it.
+fn write_group(db: &Connection, group: Vec<WriteJob>) {
+    if let Err(error) = db.execute_batch("BEGIN IMMEDIATE") {
+        tracing::warn!(target: TARGET, %error, jobs = group.len(), "database cannot be written now, callers try again");
+        // The jobs' answers are dropped with them, which their callers see as unavailable.
+        return;
+    }
+    let mut after = Vec::with_capacity(group.len());
+    let mut lost = false;
+    for job in group {
+        after.push(job(db));
+        // A full disk or a read error ends the whole transaction under our feet.
+        if db.is_autocommit() {
+            lost = true;
+            break;
+        }
+    }
+    let outcome = if lost { Err(rusqlite::Error::ExecuteReturnedResults) } else { db.execute_batch("COMMIT") };
+    let outcome = outcome.map_err(|error| {
+        tracing::warn!(target: TARGET, %error, "commit failed, callers try again");
+        if !db.is_autocommit() && let Err(error) = db.execute_batch("ROLLBACK") {
+            tracing::warn!(target: TARGET, %error, "rollback failed");
+        }
+        Error::Unavailable("the transaction could not be committed".to_owned())
+    });
+    for finish in after {
+        finish(outcome.clone());
+    }
+}
+
+impl Connections {
+    /// Runs a job in the next transaction; returns when it is durable. An `Err` of the job undoes the job alone.
+    pub(super) async fn write<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (answer, answered) = oneshot::channel();
+        let run: WriteJob = Box::new(move |db| {
+            let result = in_savepoint(db, job);
+            Box::new(move |committed| {
+                // A caller that has gone away does not need its answer.
+                let _gone = answer.send(committed.and(result));
+            })
+        });
+        self.writer.send(run).map_err(|_| closed())?;
+        answered.await.unwrap_or_else(|_| Err(Error::Unavailable("the database cannot be written now".to_owned())))
+    }
+
+    /// Runs a job on a reading connection. A database in memory has only one connection, which then reads too.
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        if self.readers.is_empty() {
+            return self.write(job).await;
+        }
+        let (answer, answered) = oneshot::channel();
+        let run: ReadJob = Box::new(move |db| {
+            let _gone = answer.send(job(db));
+        });
+        let reader = self.next_reader.fetch_add(1, Ordering::Relaxed) % self.readers.len();
+        self.readers[reader].send(run).map_err(|_| closed())?;
+        answered.await.unwrap_or_else(|_| Err(closed()))
+    }
+}
+
+/// Undoes `job` alone when it fails.
+pub(super) fn in_savepoint<T>(db: &Connection, job: impl FnOnce(&Connection) -> Result<T, Error>) -> Result<T, Error> {
+    let run = |sql| db.prepare_cached(sql).and_then(|mut statement| statement.execute([])).map_err(sql_error);
+    run("SAVEPOINT one")?;
+    match job(db) {
+        Ok(value) => run("RELEASE one").map(|_| value),
+        Err(error) => {
+            if !db.is_autocommit() {
+                run("ROLLBACK TO one")?;
+                run("RELEASE one")?;
+            }
+            Err(error)
+        }
+    }
+}
+
+fn closed() -> Error {
+    Error::Unavailable("the database is closed".to_owned())
+}
+
+/// Every failure of a statement that is not a constraint: try again.
+pub(super) fn sql_error(error: rusqlite::Error) -> Error {
+    Error::Unavailable(error.to_string())
+}
+
+/// Whether a statement failed because the data breaks a rule of the schema.
+pub(super) fn is_constraint(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::ConstraintViolation | ErrorCode::TooBig | ErrorCode::TypeMismatch))
+}

@@ -1,0 +1,190 @@
+//! Reading what the database holds.
+
+use async_trait::async_trait;
+use outlast_core::{ExecutionId, HistoryEvent, InstanceId, InstanceState, InstanceStatus, KvEntry, OrchestrationStatus};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::SqliteStore;
+use super::connection::sql_error;
+use super::deletion::{execution_status, executions_of, tree_of};
+use super::rows::{STATE, optional_millis, read_history, state_of, unsigned};
+use crate::{
+    Error, ExecutionInfo, InspectStore, InstanceInfo, InstanceTree, ProblemRow, QueueDepths, SystemMetrics, SystemStats,
+};
+
+#[async_trait]
+impl InspectStore for SqliteStore {
+    async fn state(&self, instance: &InstanceId) -> Result<Option<InstanceState>, Error> {
+        let instance = instance.clone();
+        self.connections
+            .read(move |db| {
+                let sql = format!("SELECT {STATE} FROM instances WHERE id = ?1");
+                let mut query = db.prepare_cached(&sql).map_err(sql_error)?;
+                query.query_row([instance.as_str()], state_of).optional().map_err(sql_error)
+            })
+            .await
+    }
+
+    async fn info(&self, instance: &InstanceId) -> Result<Option<InstanceInfo>, Error> {
+        let instance = instance.clone();
+        self.connections
+            .read(move |db| {
+                let sql = format!("SELECT {STATE}, id, created, updated, parent FROM instances WHERE id = ?1");
+                let mut query = db.prepare_cached(&sql).map_err(sql_error)?;
+                query.query_row([instance.as_str()], info_of).optional().map_err(sql_error)
+            })
+            .await
+    }
+
+    async fn tree(&self, instance: &InstanceId) -> Result<InstanceTree, Error> {
+        let instance = instance.clone();
+        self.connections
+            .read(move |db| {
+                let all_ids = tree_of(db, &instance).map_err(sql_error)?;
+                Ok(InstanceTree { root_id: instance.as_str().to_owned(), all_ids })
+            })
+            .await
+    }
+
+    async fn list(&self, status: Option<InstanceStatus>) -> Result<Vec<String>, Error> {
+        self.connections
+            .read(move |db| {
+                let sql = "SELECT id FROM instances WHERE ?1 IS NULL OR status = ?1 ORDER BY created DESC, id";
+                let mut query = db.prepare_cached(sql).map_err(sql_error)?;
+                let rows = query.query_map([status.map(InstanceStatus::as_str)], |row| row.get(0)).map_err(sql_error)?;
+                rows.collect::<Result<_, _>>().map_err(sql_error)
+            })
+            .await
+    }
+
+    async fn executions(&self, instance: &InstanceId) -> Result<Vec<ExecutionInfo>, Error> {
+        let instance = instance.clone();
+        self.connections
+            .read(move |db| {
+                let executions = executions_of(db, &instance).map_err(sql_error)?;
+                executions.into_iter().map(|execution| execution_info(db, &instance, execution)).collect()
+            })
+            .await
+    }
+
+    async fn history(&self, instance: &InstanceId, execution: ExecutionId) -> Result<Vec<HistoryEvent>, Error> {
+        let instance = instance.clone();
+        self.connections.read(move |db| read_history(db, &instance, execution)).await
+    }
+
+    async fn kv(&self, instance: &InstanceId, key: Option<&str>) -> Result<Vec<KvEntry>, Error> {
+        let (instance, key) = (instance.clone(), key.map(str::to_owned));
+        self.connections
+            .read(move |db| {
+                let sql = "SELECT key, value, updated FROM kv WHERE instance = ?1 AND (?2 IS NULL OR key = ?2) ORDER BY key";
+                let mut query = db.prepare_cached(sql).map_err(sql_error)?;
+                let entry = |row: &Row<'_>| {
+                    Ok(KvEntry { key: row.get(0)?, value: row.get(1)?, last_updated_at_ms: unsigned(row, 2)? })
+                };
+                let rows = query.query_map(params![instance.as_str(), key], entry).map_err(sql_error)?;
+                rows.collect::<Result<_, _>>().map_err(sql_error)
+            })
+            .await
+    }
+
+    async fn metrics(&self) -> Result<(SystemMetrics, QueueDepths), Error> {
+        self.connections.read(|db| metrics(db).map_err(sql_error)).await
+    }
+
+    async fn stats(&self, instance: &InstanceId) -> Result<Option<SystemStats>, Error> {
+        let instance = instance.clone();
+        self.connections.read(move |db| stats(db, &instance).optional().map_err(sql_error)).await
+    }
+
+    async fn problems(&self) -> Result<Vec<ProblemRow>, Error> {
+        self.connections
+            .read(|db| {
+                let sql = "SELECT id, orchestration, waits, stalled, wake_at FROM instances \
+                           WHERE stalled > 0 AND status = 'Running' ORDER BY id LIMIT 10000";
+                let mut query = db.prepare_cached(sql).map_err(sql_error)?;
+                let problem = |row: &Row<'_>| {
+                    Ok(ProblemRow {
+                        instance: InstanceId::from(row.get::<_, String>(0)?),
+                        orchestration: row.get(1)?,
+                        waits: row.get(2)?,
+                        stalled: row.get(3)?,
+                        wake_at: optional_millis(row, 4)?,
+                    })
+                };
+                query.query_map([], problem).and_then(Iterator::collect).map_err(sql_error)
+            })
+            .await
+    }
+}
+
+fn info_of(row: &Row<'_>) -> rusqlite::Result<InstanceInfo> {
+    let state = state_of(row)?;
+    let output = match state.to_status() {
+        OrchestrationStatus::Completed { output, .. } => Some(output),
+        OrchestrationStatus::Failed { details, .. } => Some(details.display_message()),
+        OrchestrationStatus::Running { .. } | OrchestrationStatus::NotFound => None,
+    };
+    Ok(InstanceInfo {
+        instance_id: row.get(15)?,
+        orchestration_name: state.orchestration,
+        orchestration_version: state.version,
+        current_execution_id: state.execution.0,
+        status: state.status.as_str().to_owned(),
+        output,
+        created_at: unsigned(row, 16)?,
+        updated_at: unsigned(row, 17)?,
+        parent_instance_id: row.get(18)?,
+    })
+}
+
+fn execution_info(db: &Connection, instance: &InstanceId, execution: ExecutionId) -> Result<ExecutionInfo, Error> {
+    let history = read_history(db, instance, execution)?;
+    let last = history.last().filter(|event| event.kind.is_terminal());
+    let (status, output) = last.map_or(("Running", None), |event| execution_status(&event.kind));
+    Ok(ExecutionInfo {
+        execution_id: execution.0,
+        status: status.to_owned(),
+        output,
+        started_at: history.first().map_or(0, |event| event.at.0),
+        completed_at: last.map(|event| event.at.0),
+        event_count: history.len(),
+    })
+}
+
+fn metrics(db: &Connection) -> rusqlite::Result<(SystemMetrics, QueueDepths)> {
+    let mut metrics = SystemMetrics::default();
+    let mut query = db.prepare_cached("SELECT status, count(*) FROM instances GROUP BY status")?;
+    for row in query.query_map([], |row| Ok((row.get::<_, String>(0)?, unsigned(row, 1)?)))? {
+        let (status, count) = row?;
+        metrics.total_instances += count;
+        match InstanceStatus::parse(&status) {
+            Some(InstanceStatus::Running) => metrics.running_instances = count,
+            Some(InstanceStatus::Completed) => metrics.completed_instances = count,
+            Some(InstanceStatus::Failed) => metrics.failed_instances = count,
+            None => {}
+        }
+    }
+    let count = |sql: &str| db.prepare_cached(sql)?.query_row([], |row| unsigned(row, 0));
+    metrics.total_events = count("SELECT count(*) FROM history")?;
+    metrics.total_executions = count("SELECT count(*) FROM history WHERE event_id = 1")?;
+    let depths = QueueDepths {
+        orchestrator_queue: count("SELECT count(*) FROM inbox")? as usize,
+        worker_queue: count("SELECT coalesce(sum(pending), 0) FROM instances WHERE pending > 0")? as usize,
+        timer_queue: count("SELECT count(*) FROM instances WHERE wake_at IS NOT NULL AND status = 'Running'")? as usize,
+    };
+    Ok((metrics, depths))
+}
+
+fn stats(db: &Connection, instance: &InstanceId) -> rusqlite::Result<SystemStats> {
+    let id = instance.as_str();
+    let execution: i64 =
+        db.prepare_cached("SELECT execution FROM instances WHERE id = ?1")?.query_row([id], |row| row.get(0))?;
+    let pair = |row: &Row<'_>| Ok((unsigned(row, 0)?, unsigned(row, 1)?));
+    let sql = "SELECT count(*), coalesce(sum(length(data)), 0) FROM history WHERE instance = ?1 AND execution = ?2";
+    let (history_event_count, history_size_bytes) = db.prepare_cached(sql)?.query_row(params![id, execution], pair)?;
+    let sql = "SELECT count(*), coalesce(sum(length(CAST(value AS BLOB))), 0) FROM kv WHERE instance = ?1";
+    let (kv_user_key_count, kv_total_value_bytes) = db.prepare_cached(sql)?.query_row([id], pair)?;
+    let sql = "SELECT count(*) FROM inbox WHERE instance = ?1 AND queue IS NOT NULL";
+    let queue_pending_count = db.prepare_cached(sql)?.query_row([id], |row| unsigned(row, 0))?;
+    Ok(SystemStats { history_event_count, history_size_bytes, queue_pending_count, kv_user_key_count, kv_total_value_bytes })
+}

@@ -1,0 +1,75 @@
+//! The embedded store: one SQLite file, durable at every commit, written by one thread that groups what arrives.
+
+mod schema;
+mod connection;
+mod rows;
+mod turns;
+mod calls;
+mod deletion;
+mod leases;
+mod inspect;
+mod clock;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use outlast_core::ShardId;
+
+use crate::Error;
+use clock::StoreClock;
+use connection::Connections;
+use leases::Leases;
+
+/// Shards of a new database.
+const SHARDS: u16 = 64;
+
+/// A SQLite database as a store.
+pub struct SqliteStore {
+    connections: Connections,
+    leases: Leases,
+    clock: StoreClock,
+    shards: u16,
+}
+
+impl SqliteStore {
+    /// Opens `sqlite:path`, `sqlite://path`, `sqlite::memory:` or a plain path. A missing file is created.
+    pub fn open(url: &str) -> Result<Self, Error> {
+        let plain = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")).unwrap_or(url);
+        let plain = plain.split_once('?').map_or(plain, |(path, _)| path);
+        match plain {
+            "" => Err(Error::Unusable(format!("{url:?} names no database: use sqlite:PATH or sqlite::memory:"))),
+            ":memory:" => Self::open_in_memory(),
+            path => Self::open_file(Path::new(path)),
+        }
+    }
+
+    /// A database in memory, gone with the process.
+    pub fn open_in_memory() -> Result<Self, Error> {
+        Self::with(None)
+    }
+
+    fn open_file(path: &Path) -> Result<Self, Error> {
+        Self::with(Some(path.to_owned()))
+    }
+
+    fn with(path: Option<PathBuf>) -> Result<Self, Error> {
+        let queries = Arc::new(AtomicU64::new(0));
+        let opened = connection::open(path.as_deref(), queries)?;
+        Ok(Self {
+            connections: opened.connections,
+            leases: Leases::new(path, opened.shards),
+            clock: StoreClock::not_before(opened.last_write),
+            shards: opened.shards,
+        })
+    }
+
+    /// Jobs that the database has done since it was opened; for tests of idleness.
+    pub fn queries(&self) -> u64 {
+        self.connections.queries.load(Ordering::Relaxed)
+    }
+
+    fn all_shards(&self) -> impl Iterator<Item = ShardId> + use<> {
+        (0..self.shards).map(ShardId)
+    }
+}
