@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use outlast_core::{ActivityItem, ActivityKey, ActivityOutcome, AttemptInfo, InstanceId, ShardId, TagFilter, Token, Verdict, WorkerId};
+use outlast_core::{
+    ActivityItem, ActivityKey, ActivityOutcome, AttemptInfo, InstanceId, ShardId, TagFilter, Token, Verdict, WorkerId,
+};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -120,7 +122,10 @@ pub trait Broker: Send + Sync + 'static {
     async fn cancel(&self, key: &ActivityKey) -> Result<(), Error>;
 
     /// Opens a worker's source of items and its control messages.
-    async fn pull(&self, worker: WorkerProfile) -> Result<(Box<dyn WorkSource>, mpsc::UnboundedReceiver<Control>), Error>;
+    async fn pull(
+        &self,
+        worker: WorkerProfile,
+    ) -> Result<(Box<dyn WorkSource>, mpsc::UnboundedReceiver<Control>), Error>;
 
     /// Becomes the receiver of mail for these shards, in place of whoever was.
     async fn own(&self, shards: &[ShardId], mail: mpsc::UnboundedSender<ShardMail>) -> Result<(), Error>;

@@ -1,1 +1,20 @@
-//! Outlast.
+//! Start, signal, query, cancel, wait for and manage durable orchestrations, from any process that reaches the store.
+
+mod client;
+mod error;
+mod manage;
+mod options;
+mod provider;
+mod query;
+mod signal;
+mod wait;
+
+pub use client::Client;
+pub use error::ClientError;
+pub use options::{ClientOptions, StartOptions};
+pub use outlast_storage::{
+    DeleteInstanceResult, ExecutionInfo, InstanceFilter, InstanceInfo, InstanceTree, PruneOptions, PruneResult,
+    QueueDepths, StartConflict, StartOutcome, SystemMetrics, SystemStats,
+};
+pub use provider::Provider;
+pub use query::Problem;

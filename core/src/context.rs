@@ -62,7 +62,11 @@ impl OrchestrationContext {
     }
 
     /// Runs an activity on any worker. Its error is returned as `Err`.
-    pub fn schedule_activity(&self, name: impl Into<String>, input: impl Into<String>) -> DurableFuture<Result<String, String>> {
+    pub fn schedule_activity(
+        &self,
+        name: impl Into<String>,
+        input: impl Into<String>,
+    ) -> DurableFuture<Result<String, String>> {
         self.schedule(Request::new(name, input))
     }
 
@@ -159,7 +163,10 @@ impl OrchestrationContext {
     ///
     /// # Panics
     /// When the event is not JSON of this type; the orchestration fails with that message.
-    pub fn schedule_wait_typed<T: DeserializeOwned + Send + 'static>(&self, name: impl Into<String>) -> DurableFuture<T> {
+    pub fn schedule_wait_typed<T: DeserializeOwned + Send + 'static>(
+        &self,
+        name: impl Into<String>,
+    ) -> DurableFuture<T> {
         self.schedule_wait(name).map(expect_json)
     }
 
@@ -174,7 +181,10 @@ impl OrchestrationContext {
     ///
     /// # Panics
     /// When the message is not JSON of this type; the orchestration fails with that message.
-    pub fn dequeue_event_typed<T: DeserializeOwned + Send + 'static>(&self, queue: impl Into<String>) -> DurableFuture<T> {
+    pub fn dequeue_event_typed<T: DeserializeOwned + Send + 'static>(
+        &self,
+        queue: impl Into<String>,
+    ) -> DurableFuture<T> {
         self.dequeue_event(queue).map(expect_json)
     }
 
@@ -190,11 +200,7 @@ impl OrchestrationContext {
     }
 
     /// [`OrchestrationContext::continue_as_new`] on an exact version.
-    pub fn continue_as_new_versioned(
-        &self,
-        version: impl Into<String>,
-        input: impl Into<String>,
-    ) -> ContinueAsNew {
+    pub fn continue_as_new_versioned(&self, version: impl Into<String>, input: impl Into<String>) -> ContinueAsNew {
         let version = version.into();
         if let Err(error) = semver::Version::parse(&version) {
             panic!("continue_as_new_versioned: version {version:?} is not a semantic version: {error}");
@@ -210,7 +216,14 @@ impl OrchestrationContext {
         let (high, low) = (mix(base), mix(base ^ 0x5bf0_3635));
         let high = (high & 0xffff_ffff_ffff_0fff) | 0x4000;
         let low = (low & 0x3fff_ffff_ffff_ffff) | 0x8000_0000_0000_0000;
-        Ok(format!("{:08x}-{:04x}-{:04x}-{:04x}-{:012x}", high >> 32, (high >> 16) & 0xffff, high & 0xffff, low >> 48, low & 0xffff_ffff_ffff))
+        Ok(format!(
+            "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
+            high >> 32,
+            (high >> 16) & 0xffff,
+            high & 0xffff,
+            low >> 48,
+            low & 0xffff_ffff_ffff
+        ))
     }
 
     /// The store's time of the turn that runs; the same at every replay.
@@ -410,7 +423,9 @@ pub(crate) fn to_json<In: Serialize>(input: &In) -> Result<String, String> {
 }
 
 pub(crate) fn from_json<Out: DeserializeOwned>(result: Result<String, String>) -> Result<Out, String> {
-    result.and_then(|text| serde_json::from_str(&text).map_err(|error| format!("result is not the expected JSON: {error}")))
+    result.and_then(|text| {
+        serde_json::from_str(&text).map_err(|error| format!("result is not the expected JSON: {error}"))
+    })
 }
 
 fn expect_json<T: DeserializeOwned>(text: String) -> T {

@@ -76,12 +76,25 @@ impl OrchestrationContext {
     }
 
     /// Starts an orchestration that lives on its own. An id that is taken is left as it is.
-    pub fn schedule_orchestration(&self, name: impl Into<String>, instance: impl Into<String>, input: impl Into<String>) {
-        self.detached(None, Child { name: name.into(), version: None, instance: Some(instance.into()), input: input.into() });
+    pub fn schedule_orchestration(
+        &self,
+        name: impl Into<String>,
+        instance: impl Into<String>,
+        input: impl Into<String>,
+    ) {
+        self.detached(
+            None,
+            Child { name: name.into(), version: None, instance: Some(instance.into()), input: input.into() },
+        );
     }
 
     /// [`OrchestrationContext::schedule_orchestration`] with JSON.
-    pub fn schedule_orchestration_typed<In: Serialize>(&self, name: impl Into<String>, instance: impl Into<String>, input: &In) {
+    pub fn schedule_orchestration_typed<In: Serialize>(
+        &self,
+        name: impl Into<String>,
+        instance: impl Into<String>,
+        input: &In,
+    ) {
         match to_json(input) {
             Ok(input) => self.schedule_orchestration(name, instance, input),
             Err(error) => self.refuse(error),
@@ -96,7 +109,10 @@ impl OrchestrationContext {
         instance: impl Into<String>,
         input: impl Into<String>,
     ) {
-        self.detached(version, Child { name: name.into(), version: None, instance: Some(instance.into()), input: input.into() });
+        self.detached(
+            version,
+            Child { name: name.into(), version: None, instance: Some(instance.into()), input: input.into() },
+        );
     }
 
     /// [`OrchestrationContext::schedule_orchestration_versioned`] with JSON.

@@ -1,5 +1,6 @@
 //! The key-value state of an instance, as its code uses it.
 
+#[expect(clippy::disallowed_types, reason = "the published return type of get_kv_all_values")]
 use std::collections::HashMap;
 
 use serde::Serialize;
@@ -31,7 +32,8 @@ impl OrchestrationContext {
             }
             if keys_after > limits.kv_keys_max {
                 let max = limits.kv_keys_max;
-                return self.refuse(format!("KV has {max} keys already (kv_keys_max): clear some before setting {key:?}"));
+                return self
+                    .refuse(format!("KV has {max} keys already (kv_keys_max): clear some before setting {key:?}"));
             }
             now
         };
@@ -106,7 +108,7 @@ impl OrchestrationContext {
         instance: impl Into<String>,
         key: impl Into<String>,
     ) -> DurableFuture<Result<Option<String>, String>> {
-        self.read_kv(instance.into(), key.into()).map(|result| from_json::<Option<String>>(result))
+        self.read_kv(instance.into(), key.into()).map(from_json::<Option<String>>)
     }
 
     /// [`OrchestrationContext::get_kv_value_from_instance`] with JSON.

@@ -4,9 +4,9 @@ use crate::follow::Execution;
 use crate::instance::{Draft, WarmInstance, waits};
 use crate::journal::OpKind;
 use crate::{
-    ActivityItem, ActivityKey, AppErrorKind, Effect, ErrorDetails, EventId, EventKind, HistoryEvent, Incoming, InstanceId,
-    InstanceState, InstanceStatus, Message, MessageId, MessageKind, OutboundMessage, ParentLink, StartMessage, Token, Turn,
-    Verdict,
+    ActivityItem, ActivityKey, AppErrorKind, Effect, ErrorDetails, EventId, EventKind, HistoryEvent, Incoming,
+    InstanceId, InstanceState, InstanceStatus, Message, MessageId, MessageKind, OutboundMessage, ParentLink,
+    StartMessage, Token, Turn, Verdict,
 };
 
 impl WarmInstance {
@@ -57,7 +57,8 @@ impl WarmInstance {
     pub(crate) fn end_completed(&mut self, draft: &mut Draft, output: String) {
         let size = self.limits.check_payload("orchestration output", &output);
         if let Err(refused) = size {
-            return self.end_failed(draft, ErrorDetails::application(AppErrorKind::OrchestrationFailed, refused.to_string()));
+            return self
+                .end_failed(draft, ErrorDetails::application(AppErrorKind::OrchestrationFailed, refused.to_string()));
         }
         self.withdraw_all(draft, "the orchestration has completed");
         self.terminate(draft, EventKind::OrchestrationCompleted { output });
@@ -104,7 +105,9 @@ impl WarmInstance {
     fn terminate(&mut self, draft: &mut Draft, kind: EventKind) {
         let parent = self.parent.clone();
         let (status, output, result) = match &kind {
-            EventKind::OrchestrationCompleted { output } => (InstanceStatus::Completed, output.clone(), Ok(output.clone())),
+            EventKind::OrchestrationCompleted { output } => {
+                (InstanceStatus::Completed, output.clone(), Ok(output.clone()))
+            }
             EventKind::OrchestrationFailed { details } => {
                 let text = serde_json::to_string(details).expect("details are plain data");
                 (InstanceStatus::Failed, text, Err(details.clone()))
@@ -218,7 +221,8 @@ fn outcome_message(child: &InstanceId, parent: ParentLink, result: Result<String
 
 /// Activities and children of a history that have no outcome in it.
 pub(crate) fn outstanding_in(history: &[HistoryEvent]) -> Vec<(EventId, OpKind)> {
-    let closed: std::collections::BTreeSet<EventId> = history.iter().filter_map(|event| event.source_event_id).collect();
+    let closed: std::collections::BTreeSet<EventId> =
+        history.iter().filter_map(|event| event.source_event_id).collect();
     let open = history.iter().filter(|event| !closed.contains(&event.event_id));
     open.filter_map(|event| match &event.kind {
         EventKind::ActivityScheduled { token, .. } => Some((event.event_id, OpKind::Activity { token: *token })),
@@ -231,7 +235,11 @@ pub(crate) fn outstanding_in(history: &[HistoryEvent]) -> Vec<(EventId, OpKind)>
 }
 
 /// Items for the activities of a history that have no outcome in it.
-pub(crate) fn outstanding_activities(instance: &InstanceId, state: &InstanceState, history: &[HistoryEvent]) -> Vec<ActivityItem> {
+pub(crate) fn outstanding_activities(
+    instance: &InstanceId,
+    state: &InstanceState,
+    history: &[HistoryEvent],
+) -> Vec<ActivityItem> {
     let traceparent = history.first().and_then(|event| match &event.kind {
         EventKind::OrchestrationStarted { traceparent, .. } => traceparent.clone(),
         _ => None,
@@ -247,7 +255,11 @@ pub(crate) fn outstanding_activities(instance: &InstanceId, state: &InstanceStat
 }
 
 /// The item that a scheduling event stands for.
-pub(crate) fn item_of(key: ActivityKey, kind: &EventKind, (state, traceparent): (&InstanceState, Option<String>)) -> Option<ActivityItem> {
+pub(crate) fn item_of(
+    key: ActivityKey,
+    kind: &EventKind,
+    (state, traceparent): (&InstanceState, Option<String>),
+) -> Option<ActivityItem> {
     let EventKind::ActivityScheduled { name, input, session_id, tag, token, attempt, first_event_id } = kind else {
         return None;
     };

@@ -134,13 +134,21 @@ pub enum EventKind {
         carried: Carried,
     },
     /// The code returned `Ok`.
-    OrchestrationCompleted { output: String },
+    OrchestrationCompleted {
+        output: String,
+    },
     /// The instance failed.
-    OrchestrationFailed { details: ErrorDetails },
+    OrchestrationFailed {
+        details: ErrorDetails,
+    },
     /// The execution ended, the next one begins.
-    OrchestrationContinuedAsNew { input: String },
+    OrchestrationContinuedAsNew {
+        input: String,
+    },
     /// A cancel arrived.
-    OrchestrationCancelRequested { reason: String },
+    OrchestrationCancelRequested {
+        reason: String,
+    },
     /// Turns stop until resumed.
     OrchestrationPaused,
     /// Turns go on.
@@ -170,14 +178,30 @@ pub enum EventKind {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         run: Option<AttemptInfo>,
     },
-    ActivityCancelRequested { reason: String },
-    TimerCreated { fire_at_ms: u64 },
-    TimerFired { fire_at_ms: u64 },
-    ExternalSubscribed { name: String },
-    ExternalEvent { name: String, data: String },
+    ActivityCancelRequested {
+        reason: String,
+    },
+    TimerCreated {
+        fire_at_ms: u64,
+    },
+    TimerFired {
+        fire_at_ms: u64,
+    },
+    ExternalSubscribed {
+        name: String,
+    },
+    ExternalEvent {
+        name: String,
+        data: String,
+    },
     ExternalSubscribedCancelled,
-    QueueSubscribed { name: String },
-    QueueEventDelivered { name: String, data: String },
+    QueueSubscribed {
+        name: String,
+    },
+    QueueEventDelivered {
+        name: String,
+        data: String,
+    },
     QueueSubscriptionCancelled,
     /// A detached start.
     OrchestrationChained {
@@ -195,12 +219,26 @@ pub enum EventKind {
         version: Option<String>,
         token: Token,
     },
-    SubOrchestrationCompleted { result: String },
-    SubOrchestrationFailed { details: ErrorDetails },
-    SubOrchestrationCancelRequested { reason: String },
-    CustomStatusUpdated { status: Option<String> },
-    KeyValueSet { key: String, value: String, last_updated_at_ms: u64 },
-    KeyValueCleared { key: String },
+    SubOrchestrationCompleted {
+        result: String,
+    },
+    SubOrchestrationFailed {
+        details: ErrorDetails,
+    },
+    SubOrchestrationCancelRequested {
+        reason: String,
+    },
+    CustomStatusUpdated {
+        status: Option<String>,
+    },
+    KeyValueSet {
+        key: String,
+        value: String,
+        last_updated_at_ms: u64,
+    },
+    KeyValueCleared {
+        key: String,
+    },
     KeyValuesCleared,
 }
 

@@ -1,17 +1,16 @@
 //! The polled future of one execution, and how it follows a history.
 
 use std::any::Any;
-use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
 use crate::journal::{Command, Identity, Journal, KvValue, OpKind, Outcome, Runaway};
+use crate::registry::OrchestrationFuture;
 use crate::{
-    Carried, ErrorDetails, EventId, EventKind, ExecutionId, HistoryEvent, InstanceId, Limits, Millis, OrchestrationContext,
-    OrchestrationHandler, ParentLink, Token,
+    Carried, ErrorDetails, EventId, EventKind, ExecutionId, HistoryEvent, InstanceId, Limits, Millis,
+    OrchestrationContext, OrchestrationHandler, ParentLink, Token,
 };
 
 /// A poll that wakes itself so often makes no progress.
@@ -22,7 +21,7 @@ pub(crate) struct Execution {
     pub(crate) journal: Arc<Journal>,
     pub(crate) parent: Option<ParentLink>,
     pub(crate) traceparent: Option<String>,
-    future: Option<Pin<Box<dyn Future<Output = Result<String, String>> + Send>>>,
+    future: Option<OrchestrationFuture>,
     wake: Arc<TurnWake>,
     waker: Waker,
     /// The first poll has been made.
@@ -80,7 +79,8 @@ impl Execution {
         started: &HistoryEvent,
         (handler, limits): (OrchestrationHandler, &Arc<Limits>),
     ) -> Option<Self> {
-        let EventKind::OrchestrationStarted { name, version, input, seed, traceparent, carried, .. } = &started.kind else {
+        let EventKind::OrchestrationStarted { name, version, input, seed, traceparent, carried, .. } = &started.kind
+        else {
             return None;
         };
         let identity = Identity {
@@ -98,7 +98,7 @@ impl Execution {
             foreign: AtomicBool::new(false),
         });
         let context = OrchestrationContext::new(Arc::clone(&journal));
-                let input = input.clone();
+        let input = input.clone();
         // The user's function may do things before its first await; an async block puts them into the first poll.
         let future = Box::pin(async move { handler(context, input).await });
         Some(Self {
@@ -305,7 +305,9 @@ fn outcome_of(kind: &EventKind) -> Result<Option<Outcome>, ErrorDetails> {
             }
         },
         EventKind::TimerFired { .. } => Outcome::Done,
-        EventKind::ExternalEvent { data, .. } | EventKind::QueueEventDelivered { data, .. } => Outcome::Text(data.clone()),
+        EventKind::ExternalEvent { data, .. } | EventKind::QueueEventDelivered { data, .. } => {
+            Outcome::Text(data.clone())
+        }
         _ => return Ok(None),
     }))
 }
@@ -372,7 +374,11 @@ pub(crate) fn describe(kind: &EventKind) -> String {
 
 fn cut(text: &str) -> String {
     const SHOWN: usize = 120;
-    if text.chars().count() <= SHOWN { text.to_owned() } else { text.chars().take(SHOWN).chain("…".chars()).collect() }
+    if text.chars().count() <= SHOWN {
+        text.to_owned()
+    } else {
+        text.chars().take(SHOWN).chain("…".chars()).collect()
+    }
 }
 
 fn panic_text(panic: &Box<dyn Any + Send>) -> String {

@@ -121,9 +121,10 @@ impl Millis {
 impl ShardId {
     /// The shard that an instance id hashes onto (FNV-1a over the bytes, modulo `shards`).
     pub fn of(instance: &InstanceId, shards: u16) -> Self {
-        let hash = instance.as_str().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let hash = instance
+            .as_str()
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
         Self(u16::try_from(mix(hash) % u64::from(shards.max(1))).unwrap_or(0))
     }
 }

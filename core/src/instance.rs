@@ -7,9 +7,9 @@ use std::time::Duration;
 use crate::follow::{Execution, Polled, parent_link};
 use crate::journal::{Command, OpKind};
 use crate::{
-    ActivityItem, ActivityKey, Carried, ErrorDetails, EventId, EventKind, ExecutionId, Handlers, HistoryEvent, Incoming,
-    InboxSeq, InstanceId, InstanceState, InstanceStatus, KvChange, KvEntry, Limits, Message, MessageId, MessageKind, Millis,
-    OutboundMessage, ParentLink, StartMessage, Token, Turn, Verdict,
+    ActivityItem, ActivityKey, Carried, ErrorDetails, EventId, EventKind, ExecutionId, Handlers, HistoryEvent,
+    InboxSeq, Incoming, InstanceId, InstanceState, InstanceStatus, KvChange, KvEntry, Limits, Message, MessageId,
+    MessageKind, Millis, OutboundMessage, ParentLink, StartMessage, Token, Turn, Verdict,
 };
 
 /// All that a warm instance is made of: its row and the history of its current execution.
@@ -80,10 +80,11 @@ impl WarmInstance {
     /// An instance as stored. Its code runs when the first turn needs it.
     pub fn hydrate(id: InstanceId, snapshot: Snapshot, limits: Arc<Limits>) -> Self {
         let applied = snapshot.history.iter().filter_map(|event| event.message_id.clone()).collect();
-        let children = crate::ending::outstanding_in(&snapshot.history).into_iter().filter_map(|(event, op)| match op {
-            OpKind::Child { instance, token } => Some((event, (instance, token))),
-            OpKind::Activity { .. } | OpKind::Timer { .. } | OpKind::Wait { .. } | OpKind::Dequeue { .. } => None,
-        });
+        let children =
+            crate::ending::outstanding_in(&snapshot.history).into_iter().filter_map(|(event, op)| match op {
+                OpKind::Child { instance, token } => Some((event, (instance, token))),
+                OpKind::Activity { .. } | OpKind::Timer { .. } | OpKind::Wait { .. } | OpKind::Dequeue { .. } => None,
+            });
         Self {
             children: children.collect(),
             parent: snapshot.history.first().and_then(|event| parent_link(&event.kind)),
@@ -218,7 +219,11 @@ impl WarmInstance {
     }
 
     /// Appends an event that the code does not see, keeping the code's numbering in step.
-    pub(crate) fn record_outside_code(&mut self, draft: &mut Draft, event: (Option<EventId>, Option<MessageId>, EventKind)) {
+    pub(crate) fn record_outside_code(
+        &mut self,
+        draft: &mut Draft,
+        event: (Option<EventId>, Option<MessageId>, EventKind),
+    ) {
         let event_id = self.append(draft, event);
         if let Some(execution) = &self.execution {
             execution.journal.lock().next_event = event_id.next();
@@ -254,8 +259,7 @@ impl WarmInstance {
         };
         let (_, handler) =
             handlers.resolve(name, Some(version)).ok_or_else(|| (name.clone(), Some(version.clone())))?;
-        let Some(mut execution) =
-            Execution::begin(&self.id, self.state.execution, &started, (handler, &self.limits))
+        let Some(mut execution) = Execution::begin(&self.id, self.state.execution, &started, (handler, &self.limits))
         else {
             return Ok(());
         };
@@ -403,7 +407,11 @@ impl WarmInstance {
             }
             draft.turn.consumed.push(seq);
             let MessageKind::Enqueue { data, .. } = message.kind else { continue };
-            self.deliver(draft, (Some(source), Some(message.id), EventKind::QueueEventDelivered { name: queue, data }), handlers);
+            self.deliver(
+                draft,
+                (Some(source), Some(message.id), EventKind::QueueEventDelivered { name: queue, data }),
+                handlers,
+            );
         }
     }
 
@@ -429,13 +437,17 @@ impl WarmInstance {
             self.record(draft, command);
         }
         match polled {
-            Polled::Waiting if self.state.last_event_id.0 >= self.limits.history_events_max
-                || self.state.history_bytes >= self.limits.history_bytes_max =>
+            Polled::Waiting
+                if self.state.last_event_id.0 >= self.limits.history_events_max
+                    || self.state.history_bytes >= self.limits.history_bytes_max =>
             {
                 let text = format!(
                     "the history has {} events and {} bytes, the limits are {} (history_events_max) and {} \
                      (history_bytes_max): use continue-as-new",
-                    self.state.last_event_id, self.state.history_bytes, self.limits.history_events_max, self.limits.history_bytes_max
+                    self.state.last_event_id,
+                    self.state.history_bytes,
+                    self.limits.history_events_max,
+                    self.limits.history_bytes_max
                 );
                 self.end_failed(draft, ErrorDetails::application(crate::AppErrorKind::OrchestrationFailed, text));
             }
@@ -501,7 +513,11 @@ impl WarmInstance {
     }
 
     /// Appends to the history of the current execution.
-    pub(crate) fn append(&mut self, draft: &mut Draft, (source, message, kind): (Option<EventId>, Option<MessageId>, EventKind)) -> EventId {
+    pub(crate) fn append(
+        &mut self,
+        draft: &mut Draft,
+        (source, message, kind): (Option<EventId>, Option<MessageId>, EventKind),
+    ) -> EventId {
         let event_id = self.state.last_event_id.next();
         if let Some(id) = &message {
             self.applied.insert(id.clone());
@@ -540,8 +556,15 @@ impl WarmInstance {
         draft.drop_unawaited();
         let name = self.state.orchestration.clone();
         let resolved = handlers.resolve(&name, next.version.as_deref());
-        let version = next.version.or_else(|| resolved.map(|(version, _)| version)).unwrap_or_else(|| self.state.version.clone());
-        let start = StartMessage { name, version: None, input: next.input, parent: old.parent.clone(), traceparent: old.traceparent.clone() };
+        let version =
+            next.version.or_else(|| resolved.map(|(version, _)| version)).unwrap_or_else(|| self.state.version.clone());
+        let start = StartMessage {
+            name,
+            version: None,
+            input: next.input,
+            parent: old.parent.clone(),
+            traceparent: old.traceparent.clone(),
+        };
         let mut kind = started_event(&start, version, draft.seed);
         if let EventKind::OrchestrationStarted { carried: slot, .. } = &mut kind {
             *slot = carried;
@@ -619,7 +642,9 @@ fn weight(kind: &EventKind) -> u64 {
         EventKind::ExternalEvent { data, .. } | EventKind::QueueEventDelivered { data, .. } => data.len(),
         EventKind::KeyValueSet { value, .. } => value.len(),
         EventKind::CustomStatusUpdated { status } => status.as_deref().map_or(0, str::len),
-        EventKind::OrchestrationCompleted { output: text } | EventKind::OrchestrationContinuedAsNew { input: text } => text.len(),
+        EventKind::OrchestrationCompleted { output: text } | EventKind::OrchestrationContinuedAsNew { input: text } => {
+            text.len()
+        }
         _ => 0,
     };
     (FIXED + texts) as u64

@@ -152,13 +152,17 @@ impl Journal {
             let max = state.limits.commands_per_turn_max;
             state.fault = Some(ErrorDetails::nondeterminism(
                 &state.identity.orchestration,
-                format!("one turn asked for more than {max} things (commands_per_turn_max): await some, or continue as new"),
+                format!(
+                    "one turn asked for more than {max} things (commands_per_turn_max): await some, or continue as new"
+                ),
             ));
             drop(state);
             std::panic::resume_unwind(Box::new(Runaway));
         }
         drop(state);
-        panic!("an orchestration context was used outside its orchestration's own future (in a spawned task or thread)");
+        panic!(
+            "an orchestration context was used outside its orchestration's own future (in a spawned task or thread)"
+        );
     }
 
     /// Records a command that opens an operation.
@@ -262,7 +266,9 @@ impl JournalState {
         let Some(op) = self.ops.get_mut(&id) else { return };
         match (&mut op.kind, recorded) {
             (OpKind::Activity { token }, EventKind::ActivityScheduled { token: stored, .. })
-            | (OpKind::Child { token, .. }, EventKind::SubOrchestrationScheduled { token: stored, .. }) => *token = *stored,
+            | (OpKind::Child { token, .. }, EventKind::SubOrchestrationScheduled { token: stored, .. }) => {
+                *token = *stored
+            }
             (OpKind::Timer { fire_at }, EventKind::TimerCreated { fire_at_ms }) => {
                 let stored = Millis(*fire_at_ms);
                 if op.ready.is_none() {

@@ -6,28 +6,28 @@
 mod ids;
 mod limits;
 
+mod encoding;
 mod error;
 mod event;
-mod encoding;
 mod message;
+mod registry;
+mod retry;
 mod status;
 mod tag;
-mod retry;
-mod registry;
 
-mod journal;
-mod durable_future;
 mod combine;
 mod context;
-mod context_kv;
 mod context_children;
+mod context_kv;
+mod durable_future;
+mod journal;
 
-mod turn;
-mod follow;
-mod instance;
 mod ending;
-mod replay_check;
+mod follow;
 mod fork;
+mod instance;
+mod replay_check;
+mod turn;
 
 pub use combine::{Either2, Either3};
 pub use context::{ContinueAsNew, LogLevel, OrchestrationContext};
@@ -37,7 +37,9 @@ pub use encoding::{DecodeError, decode, encode};
 pub use error::{AppErrorKind, ConfigErrorKind, ErrorDetails};
 pub use event::{AttemptInfo, Carried, Event, EventKind, HistoryEvent, KvEntry};
 pub use fork::{ForkError, fork_history};
-pub use ids::{ActivityKey, Epoch, EventId, ExecutionId, InboxSeq, InstanceId, MessageId, Millis, NodeId, ShardId, Token, WorkerId};
+pub use ids::{
+    ActivityKey, Epoch, EventId, ExecutionId, InboxSeq, InstanceId, MessageId, Millis, NodeId, ShardId, Token, WorkerId,
+};
 pub use instance::{Decision, Snapshot, TurnInput, WarmInstance};
 pub use limits::{LimitExceeded, Limits};
 pub use message::{ActivityOutcome, Incoming, Message, MessageKind, ParentLink, StartMessage};

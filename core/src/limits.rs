@@ -60,7 +60,9 @@ impl Default for Limits {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum LimitExceeded {
     /// A payload over `payload_bytes_max`.
-    #[error("{what} has {bytes} bytes, the limit is {max} (payload_bytes_max): store it elsewhere and pass a reference")]
+    #[error(
+        "{what} has {bytes} bytes, the limit is {max} (payload_bytes_max): store it elsewhere and pass a reference"
+    )]
     Payload {
         /// What was too large.
         what: &'static str,
@@ -80,7 +82,9 @@ pub enum LimitExceeded {
         max: usize,
     },
     /// An id that begins with or contains a reserved part.
-    #[error("instance id {0:?} contains \"::sub::\" or begins with \"sub::\", which is reserved for child instances: choose another id")]
+    #[error(
+        "instance id {0:?} contains \"::sub::\" or begins with \"sub::\", which is reserved for child instances: choose another id"
+    )]
     ReservedId(String),
 }
 

@@ -10,8 +10,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-use crate::context::{from_json, to_json};
 use crate::OrchestrationContext;
+use crate::context::{from_json, to_json};
+
+/// The running code of an execution.
+pub(crate) type OrchestrationFuture = Pin<Box<dyn Future<Output = Result<String, String>> + Send>>;
 
 /// An orchestration function, type-erased.
 pub type OrchestrationHandler = Arc<
@@ -209,10 +212,13 @@ impl<H: Clone> RegistryBuilder<H> {
             return;
         }
         let entry = self.entries.entry(name.clone()).or_insert_with(Entry::new);
-        if entry.versions.contains_key(&version) {
-            self.errors.push(RegistryError::Duplicate { name, version });
-        } else {
-            entry.versions.insert(version, handler);
+        match entry.versions.entry(version) {
+            std::collections::btree_map::Entry::Occupied(taken) => {
+                self.errors.push(RegistryError::Duplicate { name, version: taken.key().clone() });
+            }
+            std::collections::btree_map::Entry::Vacant(free) => {
+                free.insert(handler);
+            }
         }
     }
 }

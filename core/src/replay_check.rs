@@ -62,7 +62,9 @@ pub fn check_replay(handlers: &dyn Handlers, events: &[Event]) -> Result<(), Rep
 /// Compares how the code ended with how the history did.
 fn check_end(last: &HistoryEvent, polled: &Polled) -> Result<(), ReplayDifference> {
     let actual = match (&last.kind, polled) {
-        (EventKind::OrchestrationCompleted { output }, Polled::Returned(Ok(returned))) if output == returned => return Ok(()),
+        (EventKind::OrchestrationCompleted { output }, Polled::Returned(Ok(returned))) if output == returned => {
+            return Ok(());
+        }
         (EventKind::OrchestrationFailed { .. }, Polled::Returned(Err(_)) | Polled::Failed(_) | Polled::Waiting)
         | (EventKind::OrchestrationContinuedAsNew { .. }, Polled::NextExecution) => return Ok(()),
         (_, Polled::Returned(output)) => format!("returned {output:?}"),

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ActivityKey, EventId, ExecutionId, HistoryEvent, InboxSeq, InstanceId, InstanceState, KvEntry, LogLevel, Message, MessageId, Token,
+    ActivityKey, EventId, ExecutionId, HistoryEvent, InboxSeq, InstanceId, InstanceState, KvEntry, LogLevel, Message,
+    MessageId, Token,
 };
 
 /// One pass over an instance: messages in, events and effects out.

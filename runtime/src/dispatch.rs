@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outlast_core::{
-    ActivityItem, ActivityKey, Effect, ErrorDetails, InstanceId, KV_READ_ACTIVITY, LogLevel, LogLine, Message, MessageId,
-    MessageKind, Token,
+    ActivityItem, ActivityKey, Effect, ErrorDetails, InstanceId, KV_READ_ACTIVITY, LogLevel, LogLine, Message,
+    MessageId, MessageKind, Token,
 };
 use outlast_storage::Wake;
 use tokio::sync::oneshot;
@@ -26,7 +26,13 @@ pub(crate) fn result_id(key: &ActivityKey, token: Token) -> MessageId {
 
 impl Node {
     /// Shows a committed turn to the world: log lines, cancellations, activities, nudges.
-    pub(crate) async fn carry_out(self: &Arc<Self>, instance: &InstanceId, logs: Vec<LogLine>, effects: Vec<Effect>, wakes: Vec<Wake>) {
+    pub(crate) async fn carry_out(
+        self: &Arc<Self>,
+        instance: &InstanceId,
+        logs: Vec<LogLine>,
+        effects: Vec<Effect>,
+        wakes: Vec<Wake>,
+    ) {
         for line in logs {
             log(instance, line);
         }
@@ -87,7 +93,12 @@ impl Node {
     }
 
     /// Gives an activity an outcome that no worker produced.
-    pub(crate) fn settle_activity(self: &Arc<Self>, key: &ActivityKey, token: Token, outcome: Result<String, ErrorDetails>) {
+    pub(crate) fn settle_activity(
+        self: &Arc<Self>,
+        key: &ActivityKey,
+        token: Token,
+        outcome: Result<String, ErrorDetails>,
+    ) {
         let kind = MessageKind::ActivityDone { execution: key.execution, event: key.event, token, outcome, run: None };
         let message = Message { id: result_id(key, token), kind };
         let (answer, answered) = oneshot::channel();
@@ -121,7 +132,8 @@ impl Node {
             // Not wanted any more, or still outstanding: the stored history knows.
             let Ok(Some(loaded)) = node.store.load(&key.instance).await else { return };
             let snapshot = outlast_core::Snapshot { state: loaded.state, history: loaded.history };
-            let instance = outlast_core::WarmInstance::hydrate(key.instance.clone(), snapshot, Arc::clone(&node.limits));
+            let instance =
+                outlast_core::WarmInstance::hydrate(key.instance.clone(), snapshot, Arc::clone(&node.limits));
             let items = instance.outstanding().into_iter().filter(|item| item.key == key).collect();
             node.dispatch(items).await;
         });

@@ -7,12 +7,11 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use crate::mailbox::Mailbox;
 use crate::node::Node;
-use crate::run_turn::{InstanceRun, After};
+use crate::run_turn::{After, InstanceRun};
 
 /// Tells an actor that its mailbox has something.
 #[derive(Debug)]
 pub(crate) struct Run;
-
 
 /// One instance.
 pub(crate) struct InstanceActor {

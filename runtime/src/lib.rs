@@ -3,22 +3,22 @@
 //! An orchestration is a deterministic async function; its progress is a history in a store, and it goes on from there
 //! after any crash. Activities do the real work, on any worker. Start with the README and `docs/guide.md`.
 
-mod options;
 mod activity;
 mod activity_context;
+mod options;
 
-mod node;
-mod membership;
-mod mailbox;
-mod wheel;
-mod committer;
-mod instance_actor;
-mod run_turn;
-mod dispatch;
-mod owner;
-mod worker;
 mod attempt;
+mod committer;
+mod dispatch;
+mod instance_actor;
+mod mailbox;
+mod membership;
+mod node;
+mod owner;
+mod run_turn;
 mod sessions;
+mod wheel;
+mod worker;
 
 pub mod observability;
 pub mod providers;
@@ -33,8 +33,8 @@ pub use runtime::{Runtime, StartError};
 
 pub use outlast_client::*;
 pub use outlast_core::{
-    AppErrorKind, AttemptInfo, BackoffStrategy, ConfigErrorKind, ContinueAsNew, DurableFuture, Either2, Either3, ErrorDetails,
-    Event, EventKind, KvEntry, LimitExceeded, Limits, LogLevel, OrchestrationContext, OrchestrationHandler,
-    OrchestrationRegistry, OrchestrationRegistryBuilder, OrchestrationStatus, RegistryError, ReplayDifference, RetryPolicy,
-    TagFilter, UnregisteredBackoffConfig, VersionPolicy,
+    AppErrorKind, AttemptInfo, BackoffStrategy, ConfigErrorKind, ContinueAsNew, DurableFuture, Either2, Either3,
+    ErrorDetails, Event, EventKind, KvEntry, LimitExceeded, Limits, LogLevel, OrchestrationContext,
+    OrchestrationHandler, OrchestrationRegistry, OrchestrationRegistryBuilder, OrchestrationStatus, RegistryError,
+    ReplayDifference, RetryPolicy, TagFilter, UnregisteredBackoffConfig, VersionPolicy,
 };

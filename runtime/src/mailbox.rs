@@ -40,7 +40,10 @@ impl Mailbox {
     pub(crate) fn push(&self, inbound: Inbound) -> bool {
         let mut state = self.lock();
         // One nudge makes the turn read everything, so a second one that waits says nothing new.
-        if matches!((&inbound, state.inbound.back()), (Inbound::Nudge, Some(Inbound::Nudge)) | (Inbound::Wake, Some(Inbound::Wake))) {
+        if matches!(
+            (&inbound, state.inbound.back()),
+            (Inbound::Nudge, Some(Inbound::Nudge)) | (Inbound::Wake, Some(Inbound::Wake))
+        ) {
             return false;
         }
         state.inbound.push_back(inbound);

@@ -165,7 +165,12 @@ impl Node {
     }
 
     /// Brings a worker's result to an instance.
-    pub(crate) fn deliver_direct(self: &Arc<Self>, instance: &InstanceId, message: Message, answer: oneshot::Sender<ReportReply>) {
+    pub(crate) fn deliver_direct(
+        self: &Arc<Self>,
+        instance: &InstanceId,
+        message: Message,
+        answer: oneshot::Sender<ReportReply>,
+    ) {
         self.deliver(instance, Inbound::Direct(message, answer));
     }
 

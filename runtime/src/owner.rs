@@ -43,8 +43,13 @@ fn take_report(node: &Arc<Node>, report: Report, answer: oneshot::Sender<ReportR
     match report.result {
         ReportResult::Done { outcome, run } => {
             let id = result_id(&key, token);
-            let kind =
-                MessageKind::ActivityDone { execution: key.execution, event: key.event, token, outcome, run: Some(run) };
+            let kind = MessageKind::ActivityDone {
+                execution: key.execution,
+                event: key.event,
+                token,
+                outcome,
+                run: Some(run),
+            };
             node.deliver_direct(&key.instance, Message { id, kind }, answer);
         }
         ReportResult::Unregistered => {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use outlast_broker::ReportReply;
 use outlast_core::{
-    Decision, Epoch, ErrorDetails, Incoming, InboxSeq, InstanceId, InstanceState, InstanceStatus, Limits, MessageId, ShardId,
-    Snapshot, Turn, TurnInput, Verdict, WarmInstance,
+    Decision, Epoch, ErrorDetails, InboxSeq, Incoming, InstanceId, InstanceState, InstanceStatus, Limits, MessageId,
+    ShardId, Snapshot, Turn, TurnInput, Verdict, WarmInstance,
 };
 use outlast_storage::{FencedTurn, Loaded, TurnOutcome, Wake};
 use tokio::sync::oneshot;
@@ -133,11 +133,15 @@ impl InstanceRun {
                 }
             }
         }
-        match self.warm.as_mut() {
+        let read_up_to = self.warm.as_ref().map(|hydrated| hydrated.read_up_to);
+        match read_up_to {
             None => self.hydrate().await?,
-            Some(hydrated) if nudged => {
-                let rows = self.node.store.inbox(&self.instance, hydrated.read_up_to).await.map_err(|e| self.again(&e))?;
-                hydrated.read_up_to = rows.last().and_then(|row| row.seq).unwrap_or(hydrated.read_up_to);
+            Some(after) if nudged => {
+                let rows = self.node.store.inbox(&self.instance, after).await;
+                let rows = rows.map_err(|error| self.again(&error))?;
+                if let (Some(hydrated), Some(last)) = (self.warm.as_mut(), rows.last()) {
+                    hydrated.read_up_to = last.seq.unwrap_or(after);
+                }
                 self.backlog.extend(rows);
             }
             Some(_) => {}
@@ -167,7 +171,12 @@ impl InstanceRun {
     }
 
     /// Nobody here has the code: move to a node that has it, or wait, or give up after so many tries.
-    fn without_code(&mut self, name: String, version: Option<String>, messages: Vec<Incoming>) -> (Turn, Option<ShardId>) {
+    fn without_code(
+        &mut self,
+        name: String,
+        version: Option<String>,
+        messages: Vec<Incoming>,
+    ) -> (Turn, Option<ShardId>) {
         let node = &self.node;
         let now = node.store.now();
         let hydrated = self.warm.as_mut().expect("decided just now");
@@ -281,7 +290,9 @@ impl InstanceRun {
             outlast_storage::Error::Corrupt { .. } => {
                 tracing::error!(target: RUNTIME, instance = %self.instance, %error, "the instance cannot be read; it waits until that is mended");
             }
-            other => tracing::warn!(target: RUNTIME, instance = %self.instance, error = %other, "the store could not be read"),
+            other => {
+                tracing::warn!(target: RUNTIME, instance = %self.instance, error = %other, "the store could not be read")
+            }
         }
         self.again_later();
         Obstacle::Again

@@ -116,7 +116,8 @@ impl Runtime {
         let id = NodeId::new(&name);
         store.join(NodeInfo { id: id.clone(), handlers: handlers.collect() }).await?;
         let shards = store.shards();
-        let node = Node::new(NodeParts { id, store, broker: Arc::clone(&broker), orchestrations, options: options.clone() });
+        let node =
+            Node::new(NodeParts { id, store, broker: Arc::clone(&broker), orchestrations, options: options.clone() });
         let worker = Arc::new(Worker {
             id: WorkerId::new(&name),
             activities,

@@ -56,7 +56,8 @@ impl Worker {
     }
 
     async fn pull(self: Arc<Self>, mut source: Box<dyn WorkSource>) {
-        let cleanup = self.options.session_cleanup_interval.min(self.options.session_idle_timeout).max(Duration::from_millis(50));
+        let cleanup =
+            self.options.session_cleanup_interval.min(self.options.session_idle_timeout).max(Duration::from_millis(50));
         let mut look_for_idle = tokio::time::interval(cleanup);
         loop {
             let slots = Arc::clone(&self.slots);
@@ -81,7 +82,11 @@ impl Worker {
         }
     }
 
-    fn begin(self: &Arc<Self>, delivery: Delivery, permits: (tokio::sync::OwnedSemaphorePermit, tokio::sync::OwnedSemaphorePermit)) {
+    fn begin(
+        self: &Arc<Self>,
+        delivery: Delivery,
+        permits: (tokio::sync::OwnedSemaphorePermit, tokio::sync::OwnedSemaphorePermit),
+    ) {
         let cancelled = CancellationToken::new();
         self.lock_running().insert(delivery.item.key.clone(), cancelled.clone());
         if let Some(session) = &delivery.item.session_id {

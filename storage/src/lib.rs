@@ -4,8 +4,8 @@
 //! to a broker and never decides anything about an instance.
 
 mod error;
-mod seam;
 mod inspect;
+mod seam;
 
 // memory
 pub mod sqlite;
@@ -14,8 +14,8 @@ pub mod sqlite;
 
 pub use error::Error;
 pub use inspect::{
-    DeleteInstanceResult, ExecutionInfo, InspectStore, InstanceFilter, InstanceInfo, InstanceTree, ProblemRow, PruneOptions,
-    PruneResult, QueueDepths, SystemMetrics, SystemStats,
+    DeleteInstanceResult, ExecutionInfo, InspectStore, InstanceFilter, InstanceInfo, InstanceTree, ProblemRow,
+    PruneOptions, PruneResult, QueueDepths, SystemMetrics, SystemStats,
 };
 pub use seam::{
     Arrival, CallStore, CommitReply, Due, FencedTurn, HeldShard, LeaseStore, LeaseView, Loaded, NodeInfo, Receipt,

@@ -14,7 +14,10 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use outlast_core::{Epoch, HistoryEvent, Incoming, InboxSeq, InstanceId, InstanceState, Message, Millis, NodeId, ShardId, Turn, WorkerId};
+use outlast_core::{
+    Epoch, HistoryEvent, InboxSeq, Incoming, InstanceId, InstanceState, Message, Millis, NodeId, ShardId, Turn,
+    WorkerId,
+};
 
 use crate::{Error, InspectStore};
 
@@ -265,7 +268,12 @@ pub trait CallStore: Send + Sync + 'static {
     async fn send(&self, instance: &InstanceId, message: Message, queue_messages_max: usize) -> Result<Receipt, Error>;
 
     /// Makes an instance from a copied history (a fork). Its row is `state`; the id must be free.
-    async fn import(&self, instance: &InstanceId, state: InstanceState, history: Vec<HistoryEvent>) -> Result<ShardId, Error>;
+    async fn import(
+        &self,
+        instance: &InstanceId,
+        state: InstanceState,
+        history: Vec<HistoryEvent>,
+    ) -> Result<ShardId, Error>;
 
     /// Deletes a root instance with all its descendants. Without `force` all of them must have ended.
     async fn delete(&self, instance: &InstanceId, force: bool) -> Result<crate::DeleteInstanceResult, Error>;
@@ -277,5 +285,9 @@ pub trait CallStore: Send + Sync + 'static {
     async fn prune(&self, instance: &InstanceId, options: crate::PruneOptions) -> Result<crate::PruneResult, Error>;
 
     /// `prune` for every instance that matches `filter`.
-    async fn prune_bulk(&self, filter: crate::InstanceFilter, options: crate::PruneOptions) -> Result<crate::PruneResult, Error>;
+    async fn prune_bulk(
+        &self,
+        filter: crate::InstanceFilter,
+        options: crate::PruneOptions,
+    ) -> Result<crate::PruneResult, Error>;
 }

@@ -91,7 +91,10 @@ impl Broker for InProcessBroker {
         Ok(())
     }
 
-    async fn pull(&self, worker: WorkerProfile) -> Result<(Box<dyn WorkSource>, mpsc::UnboundedReceiver<Control>), Error> {
+    async fn pull(
+        &self,
+        worker: WorkerProfile,
+    ) -> Result<(Box<dyn WorkSource>, mpsc::UnboundedReceiver<Control>), Error> {
         let (control, listener) = mpsc::unbounded_channel();
         let id = worker.id.clone();
         let wake = self.work.lock().join(worker, control);

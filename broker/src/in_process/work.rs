@@ -92,7 +92,8 @@ impl WorkState {
     }
 
     fn release_session(&mut self, id: &WorkerId, session: &str) {
-        let waits = |worker: &Worker| worker.own.iter().any(|queued| queued.item.session_id.as_deref() == Some(session));
+        let waits =
+            |worker: &Worker| worker.own.iter().any(|queued| queued.item.session_id.as_deref() == Some(session));
         let busy = self.workers.get(id).is_some_and(waits);
         let Some(worker) = self.workers.get_mut(id).filter(|_| !busy) else { return };
         if worker.sessions.remove(session) {
@@ -139,7 +140,8 @@ impl WorkState {
                 return None;
             };
             // Cancelled while it was queued, or replaced by a later life of the same id.
-            let Some(known) = self.known.get_mut(&queued.item.key).filter(|known| known.token == queued.item.token) else {
+            let Some(known) = self.known.get_mut(&queued.item.key).filter(|known| known.token == queued.item.token)
+            else {
                 continue;
             };
             known.runs_on = Some(id.clone());
@@ -210,7 +212,9 @@ fn push(queue: &mut VecDeque<Queued>, queued: Queued, front: bool) {
 /// The item that has waited longest among the queues whose tag the filter takes.
 fn pop_oldest(queues: &mut BTreeMap<Tag, VecDeque<Queued>>, filter: &outlast_core::TagFilter) -> Option<Queued> {
     let matching = queues.iter().filter(|(tag, _)| filter.matches(tag.as_deref()));
-    let oldest = matching.filter_map(|(tag, queue)| queue.front().map(|queued| (queued.since, tag))).min_by_key(|(since, _)| *since);
+    let oldest = matching
+        .filter_map(|(tag, queue)| queue.front().map(|queued| (queued.since, tag)))
+        .min_by_key(|(since, _)| *since);
     let tag = oldest?.1.clone();
     let queue = queues.get_mut(&tag)?;
     let queued = queue.pop_front();

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outlast_core::{
-    Decision, Effect, Event, EventKind, ExecutionId, HistoryEvent, Incoming, InboxSeq, InstanceId, InstanceState, Limits, Message,
-    MessageId, MessageKind, Millis, OrchestrationRegistry, Snapshot, StartMessage, Turn, TurnInput, WarmInstance,
+    Decision, Effect, Event, EventKind, ExecutionId, HistoryEvent, InboxSeq, Incoming, InstanceId, InstanceState,
+    Limits, Message, MessageId, MessageKind, Millis, OrchestrationRegistry, Snapshot, StartMessage, Turn, TurnInput,
+    WarmInstance,
 };
 
 /// An instance with its stored form beside it.
@@ -67,7 +68,9 @@ impl Bench {
     pub(crate) fn turn(&mut self, messages: Vec<Incoming>) -> Turn {
         self.turns += 1;
         let input = TurnInput { now: self.now, seed: self.turns.wrapping_mul(0x9e37_79b9), messages };
-        let Decision::Turn(turn) = self.warm.decide(input, &self.handlers) else { panic!("unregistered orchestration") };
+        let Decision::Turn(turn) = self.warm.decide(input, &self.handlers) else {
+            panic!("unregistered orchestration")
+        };
         self.take(&turn);
         *turn
     }
@@ -205,7 +208,20 @@ fn kind(kind: &EventKind) -> String {
     let json = serde_json::to_value(kind).unwrap();
     let fields: BTreeMap<String, serde_json::Value> = serde_json::from_value(json).unwrap();
     let mut words = vec![fields["type"].as_str().unwrap().to_owned()];
-    for name in ["name", "instance", "input", "tag", "session_id", "result", "output", "data", "key", "value", "status", "reason"] {
+    for name in [
+        "name",
+        "instance",
+        "input",
+        "tag",
+        "session_id",
+        "result",
+        "output",
+        "data",
+        "key",
+        "value",
+        "status",
+        "reason",
+    ] {
         words.extend(fields.get(name).and_then(|value| value.as_str()).map(str::to_owned));
     }
     if let Some(details) = fields.get("details") {

@@ -1,8 +1,8 @@
 //! Code that does not follow its history.
 
 use outlast_core::{
-    ErrorDetails, InstanceStatus, Limits, OrchestrationContext, OrchestrationRegistry, OrchestrationStatus, ReplayDifference,
-    check_replay,
+    ErrorDetails, InstanceStatus, Limits, OrchestrationContext, OrchestrationRegistry, OrchestrationStatus,
+    ReplayDifference, check_replay,
 };
 
 use crate::harness::{Bench, start};
@@ -26,7 +26,9 @@ fn changed_version() -> OrchestrationRegistry {
 
 fn message(bench: &Bench) -> String {
     match bench.state.to_status() {
-        OrchestrationStatus::Failed { details: details @ ErrorDetails::Configuration { .. }, .. } => details.display_message(),
+        OrchestrationStatus::Failed { details: details @ ErrorDetails::Configuration { .. }, .. } => {
+            details.display_message()
+        }
         other => panic!("expected a configuration failure, got {other:?}"),
     }
 }
@@ -50,7 +52,10 @@ fn code_that_ends_while_history_remains_is_caught() {
     let result = bench.result(2, Ok("a")).unwrap();
     bench.turn(vec![result]);
     let shorter = OrchestrationRegistry::builder()
-        .register("job", |ctx: OrchestrationContext, input: String| async move { ctx.schedule_activity("A", input).await })
+        .register(
+            "job",
+            |ctx: OrchestrationContext, input: String| async move { ctx.schedule_activity("A", input).await },
+        )
         .build();
     bench.handlers = shorter;
     bench.cold();

@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use outlast_core::{
-    Decision, Either2, EventKind, Incoming, InstanceStatus, MessageKind, OrchestrationContext, OrchestrationRegistry, RetryPolicy,
-    TurnInput, check_replay,
+    Decision, Either2, EventKind, Incoming, InstanceStatus, MessageKind, OrchestrationContext, OrchestrationRegistry,
+    RetryPolicy, TurnInput, check_replay,
 };
 use proptest::prelude::*;
 
@@ -20,16 +20,24 @@ async fn interpret(ctx: OrchestrationContext, program: String) -> Result<String,
         match letter {
             'a' => log += &ctx.schedule_activity("A", log.len().to_string()).await.unwrap_or_else(|e| e),
             'r' => log += &ctx.schedule_activity_with_retry("R", "", RetryPolicy::new(2)).await.unwrap_or_else(|e| e),
-            'f' => log += &ctx.join((0..3).map(|n| ctx.schedule_activity("F", n.to_string())).collect()).await.len().to_string(),
+            'f' => {
+                log += &ctx
+                    .join((0..3).map(|n| ctx.schedule_activity("F", n.to_string())).collect())
+                    .await
+                    .len()
+                    .to_string()
+            }
             't' => ctx.schedule_timer(Duration::from_secs(1)).await,
             'w' => log += &ctx.schedule_wait("event").await,
             'q' => log += &ctx.dequeue_event("queue").await,
             'k' => kept.push(ctx.schedule_activity("K", "kept")),
             'd' => drop(ctx.schedule_activity("D", "dropped")),
-            's' => match ctx.select2(ctx.schedule_activity("S", ""), ctx.schedule_timer(Duration::from_secs(2))).await {
-                Either2::First(result) => log += &result.unwrap_or_else(|e| e),
-                Either2::Second(()) => log += "timeout",
-            },
+            's' => {
+                match ctx.select2(ctx.schedule_activity("S", ""), ctx.schedule_timer(Duration::from_secs(2))).await {
+                    Either2::First(result) => log += &result.unwrap_or_else(|e| e),
+                    Either2::Second(()) => log += "timeout",
+                }
+            }
             'x' => {
                 let racing = ctx.schedule_wait("event");
                 match (kept.pop(), racing) {
@@ -65,7 +73,7 @@ fn message(bench: &mut Bench, choice: u8) -> Option<Incoming> {
                 .map(|event| event.event_id.0)
                 .collect();
             let event = *scheduled.get(usize::from(choice) % scheduled.len().max(1))?;
-            let outcome = if choice % 7 == 0 { Err("err") } else { Ok("ok") };
+            let outcome = if choice.is_multiple_of(7) { Err("err") } else { Ok("ok") };
             bench.result(event, outcome)
         }
     }

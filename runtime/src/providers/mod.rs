@@ -1,6 +1,6 @@
 //! A store and a broker that belong together.
 
-pub mod memory;
+// memory
 pub mod sqlite;
 
 pub use outlast_client::Provider;

@@ -8,8 +8,8 @@ use super::connection::sql_error;
 use super::turns::{insert_instance, insert_message};
 use super::{SqliteStore, deletion};
 use crate::{
-    CallStore, DeleteInstanceResult, Error, InstanceFilter, PruneOptions, PruneResult, Receipt, StartConflict, StartOutcome,
-    StartReceipt, StartRequest,
+    CallStore, DeleteInstanceResult, Error, InstanceFilter, PruneOptions, PruneResult, Receipt, StartConflict,
+    StartOutcome, StartReceipt, StartRequest,
 };
 
 #[async_trait]
@@ -36,7 +36,12 @@ impl CallStore for SqliteStore {
         self.connections.write(move |db| send(db, &instance, (&message, queue_messages_max))).await
     }
 
-    async fn import(&self, instance: &InstanceId, state: InstanceState, history: Vec<HistoryEvent>) -> Result<ShardId, Error> {
+    async fn import(
+        &self,
+        instance: &InstanceId,
+        state: InstanceState,
+        history: Vec<HistoryEvent>,
+    ) -> Result<ShardId, Error> {
         let (instance, now, shards) = (instance.clone(), self.clock.now(), self.shards);
         self.connections
             .write(move |db| {
@@ -80,7 +85,9 @@ fn existing(db: &Connection, request: &StartRequest, name: &str) -> Result<Start
     let sql = "SELECT orchestration, shard FROM instances WHERE id = ?1";
     let (orchestration, shard) = db
         .prepare_cached(sql)
-        .and_then(|mut query| query.query_row([request.instance.as_str()], |row| Ok((row.get::<_, String>(0)?, row.get(1)?))))
+        .and_then(|mut query| {
+            query.query_row([request.instance.as_str()], |row| Ok((row.get::<_, String>(0)?, row.get(1)?)))
+        })
         .map_err(sql_error)?;
     let retried = is_known(db, &request.instance, &request.message)?;
     if orchestration != name || (request.on_conflict == StartConflict::Fail && !retried) {
@@ -122,7 +129,11 @@ fn send(db: &Connection, instance: &InstanceId, (message, queue_max): (&Message,
     Ok(Receipt { nudge: Some(ShardId(shard)) })
 }
 
-fn import(db: &Connection, instance: &InstanceId, (state, history): (&InstanceState, &[HistoryEvent])) -> rusqlite::Result<()> {
+fn import(
+    db: &Connection,
+    instance: &InstanceId,
+    (state, history): (&InstanceState, &[HistoryEvent]),
+) -> rusqlite::Result<()> {
     let sql = "UPDATE instances SET version = ?1, paused = ?2, last_event_id = ?3, wake_at = ?4, pending = ?5, \
                custom_status = ?6, custom_status_version = ?7 WHERE id = ?8";
     db.prepare_cached(sql)?.execute(params![

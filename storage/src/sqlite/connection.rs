@@ -104,7 +104,11 @@ fn spawn_reader(db: Connection, queries: Arc<AtomicU64>) -> Result<mpsc::Sender<
     Ok(sender)
 }
 
-fn spawn_writer(db: Connection, queries: Arc<AtomicU64>, elsewhere: Arc<Elsewhere>) -> Result<mpsc::Sender<WriteJob>, Error> {
+fn spawn_writer(
+    db: Connection,
+    queries: Arc<AtomicU64>,
+    elsewhere: Arc<Elsewhere>,
+) -> Result<mpsc::Sender<WriteJob>, Error> {
     let (sender, jobs) = mpsc::channel::<WriteJob>();
     let run = move || {
         let mut seen = data_version(&db);
@@ -169,7 +173,9 @@ fn write_group(db: &Connection, group: Vec<WriteJob>) {
     let outcome = if lost { Err(rusqlite::Error::ExecuteReturnedResults) } else { db.execute_batch("COMMIT") };
     let outcome = outcome.map_err(|error| {
         tracing::warn!(target: TARGET, %error, "commit failed, callers try again");
-        if !db.is_autocommit() && let Err(error) = db.execute_batch("ROLLBACK") {
+        if !db.is_autocommit()
+            && let Err(error) = db.execute_batch("ROLLBACK")
+        {
             tracing::warn!(target: TARGET, %error, "rollback failed");
         }
         Error::Unavailable("the transaction could not be committed".to_owned())
@@ -242,5 +248,8 @@ pub(super) fn sql_error(error: rusqlite::Error) -> Error {
 
 /// Whether a statement failed because the data breaks a rule of the schema.
 pub(super) fn is_constraint(error: &rusqlite::Error) -> bool {
-    matches!(error.sqlite_error_code(), Some(ErrorCode::ConstraintViolation | ErrorCode::TooBig | ErrorCode::TypeMismatch))
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::ConstraintViolation | ErrorCode::TooBig | ErrorCode::TypeMismatch)
+    )
 }

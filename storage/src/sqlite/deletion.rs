@@ -77,14 +77,21 @@ pub(super) fn prune(db: &Connection, instance: &InstanceId, options: &PruneOptio
         .map_err(sql_error)?;
     for execution in executions {
         let sql = "DELETE FROM history WHERE instance = ?1 AND execution = ?2";
-        let events = db.prepare_cached(sql).and_then(|mut s| s.execute(params![instance.as_str(), execution])).map_err(sql_error)?;
+        let events = db
+            .prepare_cached(sql)
+            .and_then(|mut s| s.execute(params![instance.as_str(), execution]))
+            .map_err(sql_error)?;
         result.executions_deleted += 1;
         result.events_deleted += events as u64;
     }
     Ok(result)
 }
 
-pub(super) fn prune_bulk(db: &Connection, filter: &InstanceFilter, options: &PruneOptions) -> Result<PruneResult, Error> {
+pub(super) fn prune_bulk(
+    db: &Connection,
+    filter: &InstanceFilter,
+    options: &PruneOptions,
+) -> Result<PruneResult, Error> {
     let limit = filter.limit.unwrap_or(BULK_LIMIT);
     let sql = "SELECT id FROM instances WHERE execution > 1 ORDER BY id";
     let ids: Vec<String> = db

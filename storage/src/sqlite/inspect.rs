@@ -1,7 +1,9 @@
 //! Reading what the database holds.
 
 use async_trait::async_trait;
-use outlast_core::{ExecutionId, HistoryEvent, InstanceId, InstanceState, InstanceStatus, KvEntry, OrchestrationStatus};
+use outlast_core::{
+    ExecutionId, HistoryEvent, InstanceId, InstanceState, InstanceStatus, KvEntry, OrchestrationStatus,
+};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::SqliteStore;
@@ -51,7 +53,8 @@ impl InspectStore for SqliteStore {
             .read(move |db| {
                 let sql = "SELECT id FROM instances WHERE ?1 IS NULL OR status = ?1 ORDER BY created DESC, id";
                 let mut query = db.prepare_cached(sql).map_err(sql_error)?;
-                let rows = query.query_map([status.map(InstanceStatus::as_str)], |row| row.get(0)).map_err(sql_error)?;
+                let rows =
+                    query.query_map([status.map(InstanceStatus::as_str)], |row| row.get(0)).map_err(sql_error)?;
                 rows.collect::<Result<_, _>>().map_err(sql_error)
             })
             .await
@@ -76,7 +79,8 @@ impl InspectStore for SqliteStore {
         let (instance, key) = (instance.clone(), key.map(str::to_owned));
         self.connections
             .read(move |db| {
-                let sql = "SELECT key, value, updated FROM kv WHERE instance = ?1 AND (?2 IS NULL OR key = ?2) ORDER BY key";
+                let sql =
+                    "SELECT key, value, updated FROM kv WHERE instance = ?1 AND (?2 IS NULL OR key = ?2) ORDER BY key";
                 let mut query = db.prepare_cached(sql).map_err(sql_error)?;
                 let entry = |row: &Row<'_>| {
                     Ok(KvEntry { key: row.get(0)?, value: row.get(1)?, last_updated_at_ms: unsigned(row, 2)? })
@@ -186,5 +190,11 @@ fn stats(db: &Connection, instance: &InstanceId) -> rusqlite::Result<SystemStats
     let (kv_user_key_count, kv_total_value_bytes) = db.prepare_cached(sql)?.query_row([id], pair)?;
     let sql = "SELECT count(*) FROM inbox WHERE instance = ?1 AND queue IS NOT NULL";
     let queue_pending_count = db.prepare_cached(sql)?.query_row([id], |row| unsigned(row, 0))?;
-    Ok(SystemStats { history_event_count, history_size_bytes, queue_pending_count, kv_user_key_count, kv_total_value_bytes })
+    Ok(SystemStats {
+        history_event_count,
+        history_size_bytes,
+        queue_pending_count,
+        kv_user_key_count,
+        kv_total_value_bytes,
+    })
 }

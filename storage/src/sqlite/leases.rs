@@ -46,7 +46,8 @@ impl Leases {
         name.push(".runtime-lock");
         let name = PathBuf::from(name);
         let failed = |error: &dyn std::fmt::Display| Error::Unusable(format!("lock file {}: {error}", name.display()));
-        let file = File::options().create(true).truncate(false).write(true).open(&name).map_err(|error| failed(&error))?;
+        let file =
+            File::options().create(true).truncate(false).write(true).open(&name).map_err(|error| failed(&error))?;
         match file.try_lock() {
             Ok(()) => Ok(Some(file)),
             Err(std::fs::TryLockError::WouldBlock) => Err(Error::Unusable(format!(

@@ -1,14 +1,14 @@
 //! The embedded store: one SQLite file, durable at every commit, written by one thread that groups what arrives.
 
-mod schema;
-mod connection;
-mod rows;
-mod turns;
 mod calls;
-mod deletion;
-mod leases;
-mod inspect;
 mod clock;
+mod connection;
+mod deletion;
+mod inspect;
+mod leases;
+mod rows;
+mod schema;
+mod turns;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! Rows of the tables as values of core.
 
 use outlast_core::{
-    EventId, ExecutionId, HistoryEvent, Incoming, InboxSeq, InstanceId, InstanceState, InstanceStatus, Message, MessageId, Millis,
-    decode,
+    EventId, ExecutionId, HistoryEvent, InboxSeq, Incoming, InstanceId, InstanceState, InstanceStatus, Message,
+    MessageId, Millis, decode,
 };
 use rusqlite::types::Type;
 use rusqlite::{Connection, Row, params};
@@ -46,7 +46,11 @@ pub(super) fn state_of(row: &Row<'_>) -> rusqlite::Result<InstanceState> {
 }
 
 /// One execution's events, in order and without gap.
-pub(super) fn read_history(db: &Connection, instance: &InstanceId, execution: ExecutionId) -> Result<Vec<HistoryEvent>, Error> {
+pub(super) fn read_history(
+    db: &Connection,
+    instance: &InstanceId,
+    execution: ExecutionId,
+) -> Result<Vec<HistoryEvent>, Error> {
     let sql = "SELECT event_id, source_event_id, message_id, at, data FROM history \
                WHERE instance = ?1 AND execution = ?2 ORDER BY event_id";
     let mut query = db.prepare_cached(sql).map_err(sql_error)?;

@@ -89,10 +89,12 @@ INSERT INTO clock VALUES (1, 0);
 
 /// Brings a database to the current schema; a newer one is refused.
 pub(super) fn migrate(db: &mut Connection) -> Result<(), Error> {
-    let unusable = |error: rusqlite::Error| Error::Unusable(format!("the schema could not be brought up to date: {error}"));
+    let unusable =
+        |error: rusqlite::Error| Error::Unusable(format!("the schema could not be brought up to date: {error}"));
     // Two processes may open a new file at once; the second one waits here and finds everything done.
     let tx = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).map_err(unusable)?;
-    let version: usize = tx.query_row("PRAGMA user_version", [], |row| row.get::<_, u32>(0)).map_err(unusable)? as usize;
+    let version: usize =
+        tx.query_row("PRAGMA user_version", [], |row| row.get::<_, u32>(0)).map_err(unusable)? as usize;
     if version > MIGRATIONS.len() {
         return Err(Error::Unusable(format!(
             "the database has schema version {version}, this program knows up to {}: upgrade the program",
@@ -115,5 +117,6 @@ pub(super) fn migrate(db: &mut Connection) -> Result<(), Error> {
 }
 
 fn has_foreign_tables(db: &Connection) -> Result<bool, rusqlite::Error> {
-    db.query_row("SELECT count(*) FROM sqlite_schema WHERE type = 'table'", [], |row| row.get::<_, u32>(0)).map(|n| n > 0)
+    db.query_row("SELECT count(*) FROM sqlite_schema WHERE type = 'table'", [], |row| row.get::<_, u32>(0))
+        .map(|n| n > 0)
 }

@@ -1,14 +1,14 @@
 //! Committing turns and reading what actors are hydrated from.
 
-use std::collections::HashMap;
 use std::collections::BTreeSet;
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use outlast_core::{
-    Epoch, HistoryEvent, Incoming, InboxSeq, InstanceId, KvChange, Message, MessageKind, Millis, OutboundMessage, ShardId,
-    StartMessage, encode,
+    Epoch, HistoryEvent, InboxSeq, Incoming, InstanceId, KvChange, Message, MessageKind, Millis, OutboundMessage,
+    ShardId, StartMessage, encode,
 };
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -62,7 +62,11 @@ impl TurnStore for SqliteStore {
                     let shard = ShardId(row.get(1).map_err(sql_error)?);
                     if wanted.contains(&shard) {
                         let at = optional_millis(row, 0).map_err(sql_error)?.unwrap_or_default();
-                        due.push(Due { at, shard, instance: InstanceId::from(row.get::<_, String>(2).map_err(sql_error)?) });
+                        due.push(Due {
+                            at,
+                            shard,
+                            instance: InstanceId::from(row.get::<_, String>(2).map_err(sql_error)?),
+                        });
                     }
                     if due.len() >= limit {
                         break;
@@ -114,7 +118,8 @@ impl TurnStore for SqliteStore {
         let after = after.map_or(String::new(), |id| id.as_str().to_owned());
         self.connections
             .read(move |db| {
-                let sql = "SELECT shard, id FROM instances WHERE pending > 0 AND status = 'Running' AND id > ?1 ORDER BY id";
+                let sql =
+                    "SELECT shard, id FROM instances WHERE pending > 0 AND status = 'Running' AND id > ?1 ORDER BY id";
                 let mut query = db.prepare_cached(sql).map_err(sql_error)?;
                 let rows = query
                     .query_map([after], |row| {
@@ -268,7 +273,12 @@ fn left_over(db: &Connection, fenced: &FencedTurn) -> Result<(), Refusal> {
     if ended && only_consumes { Ok(()) } else { Err(Refusal::Conflict) }
 }
 
-fn write_event(db: &Connection, (id, execution): (&str, u64), event: &HistoryEvent, epoch: Epoch) -> Result<(), Refusal> {
+fn write_event(
+    db: &Connection,
+    (id, execution): (&str, u64),
+    event: &HistoryEvent,
+    epoch: Epoch,
+) -> Result<(), Refusal> {
     let sql = "INSERT INTO history (instance, execution, event_id, terminal, source_event_id, message_id, epoch, at, data) \
                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
     db.prepare_cached(sql)?.execute(params![
@@ -339,12 +349,17 @@ pub(super) fn insert_instance(
 }
 
 /// Adds an inbox row; `false` when a message with this id waits already.
-pub(super) fn insert_message(db: &Connection, (to, shard): (&InstanceId, ShardId), message: &Message) -> Result<bool, rusqlite::Error> {
+pub(super) fn insert_message(
+    db: &Connection,
+    (to, shard): (&InstanceId, ShardId),
+    message: &Message,
+) -> Result<bool, rusqlite::Error> {
     let queue = match &message.kind {
         MessageKind::Enqueue { queue, .. } => Some(queue.as_str()),
         _ => None,
     };
     let sql = "INSERT OR IGNORE INTO inbox (shard, instance, message_id, queue, data) VALUES (?1, ?2, ?3, ?4, ?5)";
-    let added = db.prepare_cached(sql)?.execute(params![shard.0, to.as_str(), message.id.as_str(), queue, encode(message)])?;
+    let added =
+        db.prepare_cached(sql)?.execute(params![shard.0, to.as_str(), message.id.as_str(), queue, encode(message)])?;
     Ok(added == 1)
 }

@@ -1,0 +1,149 @@
+//! The client itself, and starting.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use outlast_broker::Broker;
+use outlast_core::{InstanceId, Message, MessageId, MessageKind, StartMessage};
+use outlast_storage::{Error, StartConflict, StartOutcome, StartRequest, Store};
+use serde::Serialize;
+
+use crate::{ClientError, ClientOptions, Provider, StartOptions};
+
+/// First and longest pause before a call is repeated.
+const RETRY_FIRST: Duration = Duration::from_millis(20);
+const RETRY_MAX: Duration = Duration::from_secs(1);
+
+/// Controls instances through the store; clones share everything.
+#[derive(Clone)]
+pub struct Client {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) options: Arc<ClientOptions>,
+}
+
+impl Client {
+    /// A client with default options.
+    pub fn new<P: Provider + ?Sized>(provider: Arc<P>) -> Self {
+        Self::with_options(provider, ClientOptions::default())
+    }
+
+    /// A client with options.
+    pub fn with_options<P: Provider + ?Sized>(provider: Arc<P>, options: ClientOptions) -> Self {
+        Self { store: provider.store(), broker: provider.broker(), options: Arc::new(options) }
+    }
+
+    /// Starts an instance. When this returns, the start is durable. An id that exists with the same orchestration is left
+    /// as it is.
+    pub async fn start_orchestration(
+        &self,
+        instance: impl Into<String>,
+        orchestration: impl Into<String>,
+        input: impl Into<String>,
+    ) -> Result<(), ClientError> {
+        let options = StartOptions {
+            instance: instance.into(),
+            orchestration: orchestration.into(),
+            input: input.into(),
+            ..StartOptions::default()
+        };
+        self.start_with(options).await.map(drop)
+    }
+
+    /// Starts an instance on an exact version.
+    pub async fn start_orchestration_versioned(
+        &self,
+        instance: impl Into<String>,
+        orchestration: impl Into<String>,
+        version: impl Into<String>,
+        input: impl Into<String>,
+    ) -> Result<(), ClientError> {
+        let options = StartOptions {
+            instance: instance.into(),
+            orchestration: orchestration.into(),
+            version: Some(version.into()),
+            input: input.into(),
+            ..StartOptions::default()
+        };
+        self.start_with(options).await.map(drop)
+    }
+
+    /// Starts an instance with JSON input.
+    pub async fn start_orchestration_typed<In: Serialize>(
+        &self,
+        instance: impl Into<String>,
+        orchestration: impl Into<String>,
+        input: &In,
+    ) -> Result<(), ClientError> {
+        self.start_orchestration(instance, orchestration, to_json(input)?).await
+    }
+
+    /// Starts an instance with JSON input on an exact version.
+    pub async fn start_orchestration_versioned_typed<In: Serialize>(
+        &self,
+        instance: impl Into<String>,
+        orchestration: impl Into<String>,
+        version: impl Into<String>,
+        input: &In,
+    ) -> Result<(), ClientError> {
+        self.start_orchestration_versioned(instance, orchestration, version, to_json(input)?).await
+    }
+
+    /// Starts an instance and says whether it is new.
+    pub async fn start_with(&self, start: StartOptions) -> Result<StartOutcome, ClientError> {
+        let limits = &self.options.limits;
+        limits.check_instance(&start.instance)?;
+        limits.check_name("orchestration name", &start.orchestration)?;
+        limits.check_payload("orchestration input", &start.input)?;
+        if let Some(version) = &start.version
+            && let Err(error) = semver::Version::parse(version)
+        {
+            return Err(ClientError::invalid(format!(
+                "version {version:?} is not a semantic version like 1.2.3: {error}"
+            )));
+        }
+        let instance = InstanceId::new(&start.instance);
+        let kind = MessageKind::Start(StartMessage {
+            name: start.orchestration,
+            version: start.version,
+            input: start.input,
+            parent: None,
+            traceparent: start.traceparent,
+        });
+        let message = Message { id: fresh_message_id(), kind };
+        let on_conflict: StartConflict = start.on_conflict;
+        let request = StartRequest { instance: instance.clone(), message, on_conflict };
+        let receipt = self.insist(|| self.store.start(request.clone())).await?;
+        self.broker.nudge(receipt.shard, instance);
+        Ok(receipt.outcome)
+    }
+
+    /// Repeats a call while the store is away, up to `call_timeout`. The message keeps its id, so nothing happens twice.
+    pub(crate) async fn insist<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        call: impl Fn() -> F,
+    ) -> Result<T, ClientError> {
+        let begun = Instant::now();
+        let mut pause = RETRY_FIRST;
+        loop {
+            match call().await {
+                Err(Error::Unavailable(_)) if begun.elapsed() + pause < self.options.call_timeout => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(RETRY_MAX);
+                }
+                result => return result.map_err(ClientError::from),
+            }
+        }
+    }
+}
+
+/// 128 random bits in hex.
+pub(crate) fn fresh_message_id() -> MessageId {
+    MessageId::new(uuid::Uuid::new_v4().simple().to_string())
+}
+
+pub(crate) fn to_json<T: Serialize>(value: &T) -> Result<String, ClientError> {
+    serde_json::to_string(value)
+        .map_err(|error| ClientError::invalid(format!("the value cannot be written as JSON: {error}")))
+}

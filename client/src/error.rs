@@ -1,0 +1,114 @@
+//! What can go wrong with a call, by what the caller can do about it.
+
+use outlast_core::{ErrorDetails, LimitExceeded};
+use outlast_storage::Error;
+use thiserror::Error;
+
+/// Failures of client calls.
+#[derive(Clone, Debug, Error)]
+pub enum ClientError {
+    /// The store or broker failed; `retryable` says whether the same call may succeed later.
+    #[error("provider failed: {message}")]
+    Provider {
+        /// What it said.
+        message: String,
+        /// Whether to try again.
+        retryable: bool,
+    },
+    /// This provider, or this role, cannot manage instances.
+    #[error("management is not available with this provider or role")]
+    ManagementNotAvailable,
+    /// The call was refused for what it was given.
+    #[error("invalid input: {message}")]
+    InvalidInput {
+        /// What to change.
+        message: String,
+    },
+    /// The wait ended before what was waited for.
+    #[error("timed out; the instance goes on, wait again or look at its status")]
+    Timeout,
+    /// The instance has not ended.
+    #[error("instance {instance_id} is still running: cancel it and wait, or force")]
+    InstanceStillRunning {
+        /// Which.
+        instance_id: String,
+    },
+    /// The instance belongs to a parent.
+    #[error("instance {instance_id} is a child: delete the root of its tree")]
+    CannotDeleteSubOrchestration {
+        /// Which.
+        instance_id: String,
+    },
+    /// There is no such instance.
+    #[error("there is no instance {instance_id}: start it first, or check its id")]
+    InstanceNotFound {
+        /// Which.
+        instance_id: String,
+    },
+    /// The id is taken.
+    #[error("instance {instance_id} exists and runs orchestration {orchestration}: choose another id")]
+    InstanceExists {
+        /// Which.
+        instance_id: String,
+        /// What runs under it.
+        orchestration: String,
+    },
+    /// The queue has reached its limit; nothing was dropped.
+    #[error("{message}")]
+    QueueFull {
+        /// Which queue, and its limit.
+        message: String,
+    },
+    /// The orchestration that a typed wait was for has failed.
+    #[error("orchestration failed: {}", details.display_message())]
+    OrchestrationFailed {
+        /// Why.
+        details: ErrorDetails,
+    },
+}
+
+impl ClientError {
+    /// Whether the same call may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Provider { retryable, .. } => *retryable,
+            Self::Timeout | Self::QueueFull { .. } => true,
+            Self::ManagementNotAvailable
+            | Self::InvalidInput { .. }
+            | Self::InstanceStillRunning { .. }
+            | Self::CannotDeleteSubOrchestration { .. }
+            | Self::InstanceNotFound { .. }
+            | Self::InstanceExists { .. }
+            | Self::OrchestrationFailed { .. } => false,
+        }
+    }
+
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self::InvalidInput { message: message.into() }
+    }
+}
+
+impl From<LimitExceeded> for ClientError {
+    fn from(refused: LimitExceeded) -> Self {
+        Self::invalid(refused.to_string())
+    }
+}
+
+impl From<Error> for ClientError {
+    fn from(error: Error) -> Self {
+        let message = error.to_string();
+        match error {
+            Error::Unavailable(_) => Self::Provider { message, retryable: true },
+            Error::Corrupt { .. } | Error::Unusable(_) => Self::Provider { message, retryable: false },
+            Error::InstanceNotFound(id) => Self::InstanceNotFound { instance_id: id.to_string() },
+            Error::InstanceExists { instance, orchestration } => {
+                Self::InstanceExists { instance_id: instance.to_string(), orchestration }
+            }
+            Error::InstanceStillRunning(id) => Self::InstanceStillRunning { instance_id: id.to_string() },
+            Error::CannotDeleteSubOrchestration(id) => {
+                Self::CannotDeleteSubOrchestration { instance_id: id.to_string() }
+            }
+            Error::QueueFull { .. } => Self::QueueFull { message },
+        }
+    }
+}

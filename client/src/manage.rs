@@ -1,0 +1,59 @@
+//! Deleting, pruning and forking.
+
+use outlast_core::{EventId, ExecutionId, InstanceId, fork_history};
+use outlast_storage::{DeleteInstanceResult, InstanceFilter, PruneOptions, PruneResult};
+
+use crate::query::not_found;
+use crate::{Client, ClientError};
+
+impl Client {
+    /// Deletes a root instance with its descendants. Without `force` all of them must have ended.
+    pub async fn delete_instance(&self, instance: &str, force: bool) -> Result<DeleteInstanceResult, ClientError> {
+        let id = InstanceId::new(instance);
+        let deleted = self.insist(|| self.store.delete(&id, force)).await?;
+        self.broker.announce(&id);
+        Ok(deleted)
+    }
+
+    /// Deletes ended root instances that match.
+    pub async fn delete_instance_bulk(&self, filter: InstanceFilter) -> Result<DeleteInstanceResult, ClientError> {
+        self.insist(|| self.store.delete_bulk(filter.clone())).await
+    }
+
+    /// Deletes histories of executions before the current one.
+    pub async fn prune_executions(&self, instance: &str, options: PruneOptions) -> Result<PruneResult, ClientError> {
+        let id = InstanceId::new(instance);
+        self.insist(|| self.store.prune(&id, options.clone())).await
+    }
+
+    /// [`Client::prune_executions`] for all instances that match.
+    pub async fn prune_executions_bulk(
+        &self,
+        filter: InstanceFilter,
+        options: PruneOptions,
+    ) -> Result<PruneResult, ClientError> {
+        self.insist(|| self.store.prune_bulk(filter.clone(), options.clone())).await
+    }
+
+    /// Makes a new instance that shares the history of another up to `event_id` and goes on from there by itself.
+    /// Refused in the middle of a turn and while a child is outstanding; the error names the nearest event that is allowed.
+    pub async fn fork_instance(
+        &self,
+        instance: &str,
+        execution_id: u64,
+        event_id: u64,
+        new_instance: &str,
+    ) -> Result<(), ClientError> {
+        self.options.limits.check_instance(new_instance)?;
+        let history = self.store.history(&InstanceId::new(instance), ExecutionId(execution_id)).await?;
+        if history.is_empty() {
+            return Err(not_found(instance));
+        }
+        let (state, copied) =
+            fork_history(&history, EventId(event_id)).map_err(|error| ClientError::invalid(error.to_string()))?;
+        let id = InstanceId::new(new_instance);
+        let shard = self.insist(|| self.store.import(&id, state.clone(), copied.clone())).await?;
+        self.broker.nudge(shard, id);
+        Ok(())
+    }
+}

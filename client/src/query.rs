@@ -1,0 +1,144 @@
+//! Looking at instances.
+
+use std::collections::HashMap;
+
+use outlast_core::{Event, ExecutionId, InstanceId, InstanceStatus, OrchestrationStatus};
+use outlast_storage::{ExecutionInfo, InstanceInfo, InstanceTree, QueueDepths, SystemMetrics, SystemStats};
+use serde::de::DeserializeOwned;
+
+use crate::wait::from_json;
+use crate::{Client, ClientError};
+
+/// An instance that cannot go on by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The instance.
+    pub instance_id: String,
+    /// Its orchestration.
+    pub orchestration: String,
+    /// What it lacks.
+    pub reason: String,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// When it is tried again, in milliseconds since the Unix epoch.
+    pub next_attempt_ms: Option<u64>,
+}
+
+impl Client {
+    /// Where an instance stands.
+    pub async fn get_orchestration_status(&self, instance: &str) -> Result<OrchestrationStatus, ClientError> {
+        let id = InstanceId::new(instance);
+        let state = self.store.state(&id).await?;
+        Ok(state.map_or(OrchestrationStatus::NotFound, |state| state.to_status()))
+    }
+
+    /// A value of an instance, read from the store.
+    pub async fn get_kv_value(&self, instance: &str, key: &str) -> Result<Option<String>, ClientError> {
+        let entries = self.store.kv(&InstanceId::new(instance), Some(key)).await?;
+        Ok(entries.into_iter().next().map(|entry| entry.value))
+    }
+
+    /// A value of an instance, from JSON.
+    pub async fn get_kv_value_typed<T: DeserializeOwned>(
+        &self,
+        instance: &str,
+        key: &str,
+    ) -> Result<Option<T>, ClientError> {
+        let value = self.get_kv_value(instance, key).await?;
+        value.map(|value| from_json("value", &value)).transpose()
+    }
+
+    /// All values of an instance.
+    pub async fn get_kv_all_values(&self, instance: &str) -> Result<HashMap<String, String>, ClientError> {
+        let entries = self.store.kv(&InstanceId::new(instance), None).await?;
+        Ok(entries.into_iter().map(|entry| (entry.key, entry.value)).collect())
+    }
+
+    /// Whether instances can be listed, deleted and pruned.
+    pub fn has_management_capability(&self) -> bool {
+        true
+    }
+
+    /// Ids of all instances, newest first.
+    pub async fn list_all_instances(&self) -> Result<Vec<String>, ClientError> {
+        Ok(self.store.list(None).await?)
+    }
+
+    /// Ids of instances with this status: `Running`, `Completed` or `Failed`.
+    pub async fn list_instances_by_status(&self, status: &str) -> Result<Vec<String>, ClientError> {
+        let parsed = InstanceStatus::parse(status).ok_or_else(|| {
+            ClientError::invalid(format!("status {status:?} does not exist: use Running, Completed or Failed"))
+        })?;
+        Ok(self.store.list(Some(parsed)).await?)
+    }
+
+    /// Metadata of an instance.
+    pub async fn get_instance_info(&self, instance: &str) -> Result<InstanceInfo, ClientError> {
+        self.store.info(&InstanceId::new(instance)).await?.ok_or_else(|| not_found(instance))
+    }
+
+    /// The instance and all its descendants.
+    pub async fn get_instance_tree(&self, instance: &str) -> Result<InstanceTree, ClientError> {
+        self.get_instance_info(instance).await?;
+        Ok(self.store.tree(&InstanceId::new(instance)).await?)
+    }
+
+    /// Numbers of the executions that have a history.
+    pub async fn list_executions(&self, instance: &str) -> Result<Vec<u64>, ClientError> {
+        let executions = self.store.executions(&InstanceId::new(instance)).await?;
+        Ok(executions.into_iter().map(|execution| execution.execution_id).collect())
+    }
+
+    /// Metadata of an execution.
+    pub async fn get_execution_info(&self, instance: &str, execution_id: u64) -> Result<ExecutionInfo, ClientError> {
+        let executions = self.store.executions(&InstanceId::new(instance)).await?;
+        executions
+            .into_iter()
+            .find(|execution| execution.execution_id == execution_id)
+            .ok_or_else(|| not_found(instance))
+    }
+
+    /// The history of an execution.
+    pub async fn read_execution_history(&self, instance: &str, execution_id: u64) -> Result<Vec<Event>, ClientError> {
+        let (id, execution) = (InstanceId::new(instance), ExecutionId(execution_id));
+        let events = self.store.history(&id, execution).await?;
+        if events.is_empty() {
+            self.get_instance_info(instance).await?;
+        }
+        Ok(events.into_iter().map(|event| Event::from_stored(&id, execution, event)).collect())
+    }
+
+    /// Counts over all instances.
+    pub async fn get_system_metrics(&self) -> Result<SystemMetrics, ClientError> {
+        Ok(self.store.metrics().await?.0)
+    }
+
+    /// What waits.
+    pub async fn get_queue_depths(&self) -> Result<QueueDepths, ClientError> {
+        Ok(self.store.metrics().await?.1)
+    }
+
+    /// Size of one instance.
+    pub async fn get_orchestration_stats(&self, instance: &str) -> Result<Option<SystemStats>, ClientError> {
+        Ok(self.store.stats(&InstanceId::new(instance)).await?)
+    }
+
+    /// Instances that cannot go on by themselves, for instance because nobody has registered their orchestration.
+    pub async fn list_problems(&self) -> Result<Vec<Problem>, ClientError> {
+        let rows = self.store.problems().await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| Problem {
+                instance_id: row.instance.to_string(),
+                orchestration: row.orchestration,
+                reason: row.waits,
+                attempts: row.stalled,
+                next_attempt_ms: row.wake_at.map(|at| at.0),
+            })
+            .collect())
+    }
+}
+
+pub(crate) fn not_found(instance: &str) -> ClientError {
+    ClientError::InstanceNotFound { instance_id: instance.to_owned() }
+}

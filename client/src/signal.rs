@@ -1,0 +1,97 @@
+//! Sending something to a running instance.
+
+use outlast_core::{InstanceId, Message, MessageKind};
+use serde::Serialize;
+
+use crate::client::{fresh_message_id, to_json};
+use crate::{Client, ClientError};
+
+impl Client {
+    /// Raises an ephemeral event: the instance takes it if it waits for it now.
+    pub async fn raise_event(
+        &self,
+        instance: impl Into<String>,
+        event_name: impl Into<String>,
+        data: impl Into<String>,
+    ) -> Result<(), ClientError> {
+        let (name, data) = (event_name.into(), data.into());
+        self.options.limits.check_name("event name", &name)?;
+        self.options.limits.check_payload("event data", &data)?;
+        self.send(instance.into(), MessageKind::Raise { name, data }).await
+    }
+
+    /// Raises an ephemeral event with JSON.
+    pub async fn raise_event_typed<T: Serialize>(
+        &self,
+        instance: impl Into<String>,
+        event_name: impl Into<String>,
+        data: &T,
+    ) -> Result<(), ClientError> {
+        self.raise_event(instance, event_name, to_json(data)?).await
+    }
+
+    /// Puts a message into a durable queue of the instance.
+    pub async fn enqueue_event(
+        &self,
+        instance: impl Into<String>,
+        queue: impl Into<String>,
+        data: impl Into<String>,
+    ) -> Result<(), ClientError> {
+        let (queue, data) = (queue.into(), data.into());
+        self.options.limits.check_name("queue name", &queue)?;
+        self.options.limits.check_payload("queue message", &data)?;
+        self.send(instance.into(), MessageKind::Enqueue { queue, data }).await
+    }
+
+    /// Puts a JSON message into a durable queue of the instance.
+    pub async fn enqueue_event_typed<T: Serialize>(
+        &self,
+        instance: impl Into<String>,
+        queue: impl Into<String>,
+        data: &T,
+    ) -> Result<(), ClientError> {
+        self.enqueue_event(instance, queue, to_json(data)?).await
+    }
+
+    /// Cancels an instance with its children and activities. Does nothing when it has ended.
+    pub async fn cancel_instance(
+        &self,
+        instance: impl Into<String>,
+        reason: impl Into<String>,
+    ) -> Result<(), ClientError> {
+        let reason = reason.into();
+        self.options.limits.check_payload("reason", &reason)?;
+        self.send(instance.into(), MessageKind::Cancel { reason }).await
+    }
+
+    /// Ends an instance at once, like a cancel.
+    pub async fn terminate_instance(
+        &self,
+        instance: impl Into<String>,
+        reason: impl Into<String>,
+    ) -> Result<(), ClientError> {
+        self.cancel_instance(instance, reason).await
+    }
+
+    /// Stops the turns of an instance; messages and results wait durably.
+    pub async fn pause_instance(&self, instance: impl Into<String>) -> Result<(), ClientError> {
+        self.send(instance.into(), MessageKind::Pause).await
+    }
+
+    /// Lets the turns of a paused instance go on.
+    pub async fn resume_instance(&self, instance: impl Into<String>) -> Result<(), ClientError> {
+        self.send(instance.into(), MessageKind::Resume).await
+    }
+
+    async fn send(&self, instance: String, kind: MessageKind) -> Result<(), ClientError> {
+        self.options.limits.check_name("instance id", &instance)?;
+        let instance = InstanceId::from(instance);
+        let message = Message { id: fresh_message_id(), kind };
+        let max = self.options.limits.queue_messages_max;
+        let receipt = self.insist(|| self.store.send(&instance, message.clone(), max)).await?;
+        if let Some(shard) = receipt.nudge {
+            self.broker.nudge(shard, instance);
+        }
+        Ok(())
+    }
+}

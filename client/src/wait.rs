@@ -1,0 +1,113 @@
+//! Waiting: told of a change, with a slow look underneath. It reads rows, never a history.
+
+use std::future::Future;
+use std::time::Duration;
+
+use outlast_core::{InstanceId, OrchestrationStatus};
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+
+use crate::{Client, ClientError};
+
+impl Client {
+    /// Waits until the instance has ended: `Completed` or `Failed`, or `ClientError::Timeout`.
+    pub async fn wait_for_orchestration(
+        &self,
+        instance: &str,
+        timeout: Duration,
+    ) -> Result<OrchestrationStatus, ClientError> {
+        self.wait(instance, (timeout, self.options.poll_interval), || async {
+            let status = self.get_orchestration_status(instance).await?;
+            Ok(status.is_terminal().then_some(status))
+        })
+        .await
+    }
+
+    /// Waits for the output, from JSON; a failed orchestration is `ClientError::OrchestrationFailed`.
+    pub async fn wait_for_orchestration_typed<Out: DeserializeOwned>(
+        &self,
+        instance: &str,
+        timeout: Duration,
+    ) -> Result<Out, ClientError> {
+        match self.wait_for_orchestration(instance, timeout).await? {
+            OrchestrationStatus::Completed { output, .. } => from_json("output", &output),
+            OrchestrationStatus::Failed { details, .. } => Err(ClientError::OrchestrationFailed { details }),
+            OrchestrationStatus::Running { .. } | OrchestrationStatus::NotFound => Err(ClientError::Timeout),
+        }
+    }
+
+    /// Waits until the custom status was set after `last_seen_version`, or the instance has ended.
+    pub async fn wait_for_status_change(
+        &self,
+        instance: &str,
+        last_seen_version: u64,
+        poll_interval: Duration,
+        timeout: Duration,
+    ) -> Result<OrchestrationStatus, ClientError> {
+        self.wait(instance, (timeout, poll_interval), || async {
+            let status = self.get_orchestration_status(instance).await?;
+            let changed = match &status {
+                OrchestrationStatus::Running { custom_status_version, .. } => {
+                    *custom_status_version > last_seen_version
+                }
+                OrchestrationStatus::Completed { .. } | OrchestrationStatus::Failed { .. } => true,
+                OrchestrationStatus::NotFound => false,
+            };
+            Ok(changed.then_some(status))
+        })
+        .await
+    }
+
+    /// Waits until the key has a value.
+    pub async fn wait_for_kv_value(&self, instance: &str, key: &str, timeout: Duration) -> Result<String, ClientError> {
+        self.wait(instance, (timeout, self.options.poll_interval), || self.get_kv_value(instance, key)).await
+    }
+
+    /// Waits until the key has a value, from JSON.
+    pub async fn wait_for_kv_value_typed<T: DeserializeOwned>(
+        &self,
+        instance: &str,
+        key: &str,
+        timeout: Duration,
+    ) -> Result<T, ClientError> {
+        let value = self.wait_for_kv_value(instance, key, timeout).await?;
+        from_json("value", &value)
+    }
+
+    /// Looks until `look` finds something. Subscribes before the first look, so that no change falls in between.
+    async fn wait<T, F: Future<Output = Result<Option<T>, ClientError>>>(
+        &self,
+        instance: &str,
+        (timeout, poll): (Duration, Duration),
+        look: impl Fn() -> F,
+    ) -> Result<T, ClientError> {
+        let mut news = self.broker.watch(&InstanceId::new(instance));
+        let deadline = Instant::now() + timeout;
+        loop {
+            match look().await {
+                Ok(Some(found)) => return Ok(found),
+                Ok(None) => {}
+                Err(error) if error.is_retryable() && Instant::now() < deadline => {}
+                Err(error) => return Err(error),
+            }
+            let now = Instant::now();
+            if now >= deadline {
+                return Err(ClientError::Timeout);
+            }
+            let next_look = deadline.min(now + poll.max(Duration::from_millis(1)));
+            tokio::select! {
+                changed = news.changed() => {
+                    if changed.is_err() {
+                        news = self.broker.watch(&InstanceId::new(instance));
+                    }
+                }
+                () = tokio::time::sleep_until(next_look) => {}
+            }
+        }
+    }
+}
+
+pub(crate) fn from_json<T: DeserializeOwned>(what: &str, text: &str) -> Result<T, ClientError> {
+    serde_json::from_str(text)
+        .map_err(|error| ClientError::invalid(format!("the {what} is not the expected JSON: {error}")))
+}

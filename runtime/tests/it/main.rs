@@ -1,0 +1,3 @@
+//! The whole system on real stores.
+
+mod basics;
