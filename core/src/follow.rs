@@ -164,16 +164,17 @@ impl Execution {
 
     /// Brings the outcome of an operation to the code and lets it run.
     pub(crate) fn apply(&mut self, event: &HistoryEvent) -> Result<Polled, ErrorDetails> {
-        let (Some(source), Some(outcome)) = (event.source_event_id, outcome_of(&event.kind)?) else {
-            return Ok(Polled::Waiting);
-        };
+        let Some(source) = event.source_event_id else { return Ok(Polled::Waiting) };
+        let outcome = outcome_of(&event.kind);
         self.wake.inside.store(true, Ordering::Relaxed);
         let mut state = self.journal.lock();
         state.now = event.at;
         state.next_event = event.event_id.next();
-        state.complete(source, event.event_id, outcome);
+        // Also an outcome that the code never sees settles its operation.
+        let seen = outcome.as_ref().ok().cloned().flatten().unwrap_or(Outcome::Done);
+        state.complete(source, event.event_id, seen);
         drop(state);
-        Ok(self.poll())
+        outcome.map(|_| self.poll())
     }
 
     /// Follows a stored history to its end. The last poll of a history that is only its start is left to the turn.

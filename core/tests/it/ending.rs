@@ -71,3 +71,17 @@ fn waiting_for_nothing_durable_is_an_error_and_does_not_hang() {
          = Failed",
     );
 }
+
+#[test]
+fn poison_of_an_activity_ends_the_parent_without_its_code_seeing_it() {
+    check(
+        "start chain in
+         poison 2 nobody",
+        "1.1 OrchestrationStarted chain in
+         1.2 ActivityScheduled A in
+         > dispatch 2 A
+         1.3 <- 2 ActivityFailed poison: activity gave up after 3 of 3 attempts: nobody
+         1.4 OrchestrationFailed poison: activity gave up after 3 of 3 attempts: nobody
+         = Failed",
+    );
+}

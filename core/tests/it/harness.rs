@@ -159,6 +159,18 @@ fn play(bench: &mut Bench, line: &str) -> Turn {
             let result = bench.result(first.parse().unwrap(), outcome).expect("the activity is in the history");
             bench.turn(vec![result])
         }
+        "poison" => {
+            let mut incoming = bench.result(first.parse().unwrap(), Ok("")).expect("the activity is in the history");
+            if let MessageKind::ActivityDone { outcome, .. } = &mut incoming.message.kind {
+                *outcome = Err(outlast_core::ErrorDetails::Poison {
+                    attempt_count: 3,
+                    max_attempts: 3,
+                    message_type: "activity".to_owned(),
+                    message: rest_text,
+                });
+            }
+            bench.turn(vec![incoming])
+        }
         "raise" => bench.send(MessageKind::Raise { name: first_text, data: rest_text }),
         "enqueue" => bench.send(MessageKind::Enqueue { queue: first_text, data: rest_text }),
         "child" => {

@@ -1,32 +1,166 @@
-//! The smallest real paths.
+//! From start to output.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use outlast::providers::sqlite::SqliteProvider;
 use outlast::runtime::Runtime;
-use outlast::{
-    ActivityContext, ActivityRegistry, Client, OrchestrationContext, OrchestrationRegistry, OrchestrationStatus,
-};
+use outlast::{ClientError, Either2, OrchestrationContext, OrchestrationRegistry, OrchestrationStatus, StartOptions};
+
+use crate::world::{SOON, World, activities, options, orchestration};
 
 #[tokio::test]
 async fn hello_runs_from_start_to_output() {
-    let store = Arc::new(SqliteProvider::new_in_memory().await.unwrap());
-    let activities = ActivityRegistry::builder()
-        .register("Greet", |_: ActivityContext, name: String| async move { Ok(format!("Hello, {name}!")) })
-        .build();
-    let orchestrations = OrchestrationRegistry::builder()
-        .register("Hello", |ctx: OrchestrationContext, name: String| async move {
-            let greeting = ctx.schedule_activity("Greet", name).await?;
-            ctx.schedule_timer(Duration::from_millis(50)).await;
-            Ok(greeting)
+    let code = |ctx: OrchestrationContext, name: String| async move {
+        ctx.schedule_timer(Duration::from_millis(50)).await;
+        ctx.schedule_activity("Echo", format!("Hello, {name}!")).await
+    };
+    let world = World::start(activities(), orchestration("Hello", code)).await;
+    assert_eq!(world.run("Hello", "World").await.unwrap(), "Hello, World!");
+    world.runtime.shutdown(None).await;
+}
+
+#[tokio::test]
+async fn a_start_is_idempotent_and_another_name_is_refused() {
+    let code = |ctx: OrchestrationContext, _: String| async move { Ok(ctx.schedule_wait("go").await) };
+    let world = World::start(activities(), orchestration("Wait", code)).await;
+    world.client.start_orchestration("i", "Wait", "1").await.unwrap();
+    world.client.start_orchestration("i", "Wait", "2").await.unwrap();
+    let refused = world.client.start_orchestration("i", "Other", "").await.unwrap_err();
+    assert!(matches!(refused, ClientError::InstanceExists { .. }), "{refused}");
+    let again = StartOptions {
+        instance: "i".into(),
+        orchestration: "Wait".into(),
+        on_conflict: outlast::StartConflict::Fail,
+        ..StartOptions::default()
+    };
+    assert!(matches!(world.client.start_with(again).await, Err(ClientError::InstanceExists { .. })));
+}
+
+#[tokio::test]
+async fn an_instance_goes_on_after_a_restart_on_the_same_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", dir.path().join("db").display());
+    let code = |ctx: OrchestrationContext, input: String| async move {
+        let first = ctx.schedule_activity("Echo", input).await?;
+        let go = ctx.schedule_wait("go").await;
+        ctx.schedule_activity("Echo", format!("{first} {go}")).await
+    };
+    let provider = Arc::new(SqliteProvider::new(&url, None).await.unwrap());
+    let world = World::on(provider, activities(), orchestration("Steps", code), options()).await;
+    world.client.start_orchestration("i", "Steps", "one").await.unwrap();
+    world.events("i", 4).await;
+    world.runtime.shutdown(None).await;
+
+    let provider = Arc::new(SqliteProvider::new(&url, None).await.unwrap());
+    let world = World::on(provider, activities(), orchestration("Steps", code), options()).await;
+    world.client.raise_event("i", "go", "two").await.unwrap();
+    assert_eq!(world.outcome("i").await.unwrap(), "one two");
+}
+
+#[tokio::test]
+async fn time_and_ids_are_the_same_at_every_replay() {
+    let code = |ctx: OrchestrationContext, _: String| async move {
+        let (id, now) = (ctx.new_guid().await?, ctx.utc_now().await?);
+        let other = ctx.new_guid().await?;
+        assert_ne!(id, other);
+        ctx.schedule_activity("Echo", format!("{id} {now:?}")).await?;
+        let age = SystemTime::now().duration_since(now).map_err(|error| error.to_string())?;
+        assert!(age < Duration::from_secs(60));
+        Ok(id)
+    };
+    // Letting everything go at once makes every turn a cold one.
+    let cold = outlast::RuntimeOptions { passivate_after: Duration::ZERO, ..options() };
+    let world = World::start_with(activities(), orchestration("Ids", code), cold).await;
+    let id = world.run("Ids", "").await.unwrap();
+    assert_eq!(id.len(), 36);
+    assert_eq!(id.as_bytes()[14], b'4');
+}
+
+#[tokio::test]
+async fn select_keeps_a_loser_that_was_lent() {
+    let code = |ctx: OrchestrationContext, _: String| async move {
+        let mut slow = ctx.schedule_wait("slow");
+        let timer = ctx.schedule_timer(Duration::from_millis(10));
+        let first = ctx.select2(&mut slow, timer).await;
+        if let Either2::First(_) = first {
+            return Err("the timer comes first".to_owned());
+        }
+        ctx.set_custom_status("waiting");
+        Ok(slow.await)
+    };
+    let world = World::start(activities(), orchestration("Select", code)).await;
+    world.client.start_orchestration("i", "Select", "").await.unwrap();
+    world.client.wait_for_status_change("i", 0, Duration::from_secs(1), SOON).await.unwrap();
+    world.client.raise_event("i", "slow", "late").await.unwrap();
+    assert_eq!(world.outcome("i").await.unwrap(), "late");
+}
+
+#[tokio::test]
+async fn the_combinators_of_futures_and_tokio_work() {
+    let code = |ctx: OrchestrationContext, _: String| async move {
+        let all = futures::future::join_all((0..100).map(|n| ctx.schedule_activity("Echo", n.to_string()))).await;
+        let (a, b) = tokio::join!(ctx.schedule_activity("Echo", "a"), ctx.schedule_activity("Echo", "b"));
+        let either = tokio::select! {
+            biased;
+            value = ctx.schedule_activity("Echo", "c") => value,
+            () = ctx.schedule_timer(Duration::from_secs(60)) => Err("late".to_owned()),
+        };
+        Ok(format!("{} {}{}{}", all.len(), a?, b?, either?))
+    };
+    let world = World::start(activities(), orchestration("Mix", code)).await;
+    assert_eq!(world.run("Mix", "").await.unwrap(), "100 abc");
+}
+
+#[tokio::test]
+async fn sleeping_in_an_orchestration_is_refused_and_does_not_hang() {
+    let code = |_: OrchestrationContext, _: String| async move {
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        Ok(String::new())
+    };
+    let world = World::start(activities(), orchestration("Sleep", code)).await;
+    let details = world.run("Sleep", "").await.unwrap_err();
+    assert_eq!(details.category(), "configuration");
+    assert!(details.display_message().contains("schedule_timer"), "{}", details.display_message());
+}
+
+#[tokio::test]
+async fn a_panic_harms_nobody_else() {
+    let registry = OrchestrationRegistry::builder()
+        .register("Panics", |ctx: OrchestrationContext, _: String| async move {
+            ctx.schedule_timer(Duration::from_millis(1)).await;
+            panic!("on purpose")
         })
-        .build();
-    let runtime = Runtime::start_with_store(store.clone(), activities, orchestrations).await;
-    let client = Client::new(store);
-    client.start_orchestration("a", "Hello", "World").await.unwrap();
-    let status = client.wait_for_orchestration("a", Duration::from_secs(5)).await.unwrap();
-    let OrchestrationStatus::Completed { output, .. } = status else { panic!("{status:?}") };
-    assert_eq!(output, "Hello, World!");
-    runtime.shutdown(None).await;
+        .register(
+            "Fine",
+            |ctx: OrchestrationContext, _: String| async move { ctx.schedule_activity("Echo", "fine").await },
+        );
+    let world = World::start(activities(), registry).await;
+    let details = world.run("Panics", "").await.unwrap_err();
+    assert_eq!(details.display_message(), "orchestration panicked: on purpose");
+    assert_eq!(world.run("Fine", "").await.unwrap(), "fine");
+}
+
+#[tokio::test]
+async fn a_second_process_is_refused_with_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("db");
+    let url = format!("sqlite:{}", path.display());
+    let provider = Arc::new(SqliteProvider::new(&url, None).await.unwrap());
+    // What another process would hold.
+    let lock = std::fs::File::create(dir.path().join("db.runtime-lock")).unwrap();
+    lock.lock().unwrap();
+    let (a, o) = (activities().build(), OrchestrationRegistry::builder().build());
+    let Err(refused) = Runtime::try_start(provider, a, o, options()).await else { panic!("two runtimes on one file") };
+    assert!(refused.to_string().contains("another process"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_status_that_nobody_changes_times_out_and_an_unknown_instance_is_not_found() {
+    let world = World::start(activities(), OrchestrationRegistry::builder()).await;
+    assert_eq!(world.client.get_orchestration_status("none").await.unwrap(), OrchestrationStatus::NotFound);
+    let waited = world.client.wait_for_orchestration("none", Duration::from_millis(20)).await;
+    assert!(matches!(waited, Err(ClientError::Timeout)));
+    let raised = world.client.raise_event("none", "x", "").await;
+    assert!(matches!(raised, Err(ClientError::InstanceNotFound { .. })));
 }

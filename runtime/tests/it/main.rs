@@ -1,3 +1,8 @@
-//! The whole system on real stores.
+//! The whole system on real stores: the behaviour that programs rely on.
 
+mod world;
+
+mod activities;
 mod basics;
+mod cancelling;
+mod children;
