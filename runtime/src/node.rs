@@ -229,9 +229,10 @@ impl Node {
         let max = NonZeroUsize::new(self.limits.warm_instances_max).map_or(1, NonZeroUsize::get);
         // Busy ones at the cold end stay; a few tries keep the bound without walking the whole cache.
         for _ in 0..4 {
-            if warm.len() <= max || pop_idle(warm) {
+            if warm.len() <= max {
                 return;
             }
+            pop_idle(warm);
         }
     }
 
@@ -242,7 +243,9 @@ impl Node {
 
 /// Lets the least recently used actor go; a busy one counts as used just now.
 fn pop_idle(warm: &mut LruCache<InstanceId, Warm>) -> bool {
-    let Some((instance, entry)) = warm.pop_lru() else { return false };
+    let Some((instance, entry)) = warm.pop_lru() else {
+        return false;
+    };
     if entry.mailbox.lock().scheduled {
         warm.push(instance, Warm { used: Instant::now(), ..entry });
         return false;

@@ -19,9 +19,9 @@ const HORIZON_STEP: Duration = Duration::from_secs(30);
 /// Rows that one look at the store takes.
 const PAGE: usize = 10_000;
 /// Longest time between looks for writes by other processes.
-const ELSEWHERE_TIMEOUT: Duration = Duration::from_secs(5);
+const ELSEWHERE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often idle instances are let go.
-const PASSIVATE_EVERY: Duration = Duration::from_secs(5);
+const PASSIVATE_EVERY: Duration = Duration::from_secs(1);
 
 /// Reads mail until the node stops.
 pub(crate) async fn read_mail(node: Arc<Node>, mut mail: mpsc::UnboundedReceiver<ShardMail>) {
@@ -168,6 +168,7 @@ pub(crate) async fn watch_store(node: Arc<Node>) {
             }
         }
         if passivated.elapsed() >= PASSIVATE_EVERY {
+            node.passivate_surplus();
             node.passivate_idle();
             passivated = tokio::time::Instant::now();
         }

@@ -15,7 +15,6 @@ use outlast::{
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 pub(crate) struct World {
-    pub(crate) provider: Arc<SqliteProvider>,
     pub(crate) client: Client,
     pub(crate) runtime: Arc<Runtime>,
 }
@@ -72,8 +71,8 @@ impl World {
     ) -> Self {
         let client = Client::new(provider.clone());
         let (activities, orchestrations) = (activities.build(), orchestrations.build());
-        let runtime = Runtime::start_with_options(provider.clone(), activities, orchestrations, options).await;
-        Self { provider, client, runtime }
+        let runtime = Runtime::start_with_options(provider, activities, orchestrations, options).await;
+        Self { client, runtime }
     }
 
     /// Runs an instance to its end.

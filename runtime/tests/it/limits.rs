@@ -1,0 +1,66 @@
+//! What is refused, and that it is refused at the call.
+
+use outlast::{ClientError, OrchestrationContext};
+
+use crate::world::{World, activities, orchestration};
+
+fn message(result: Result<(), ClientError>) -> String {
+    match result {
+        Err(ClientError::InvalidInput { message }) => message,
+        other => panic!("expected invalid input, got {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn bad_input_is_refused_at_the_call_with_what_to_do() {
+    let code = |ctx: OrchestrationContext, _: String| async move { Ok(ctx.schedule_wait("go").await) };
+    let world = World::start(activities(), orchestration("Wait", code)).await;
+    let client = &world.client;
+    let big = "x".repeat((8 << 20) + 1);
+    assert!(message(client.start_orchestration("i", "Wait", &big).await).contains("payload_bytes_max"));
+    assert!(message(client.start_orchestration("", "Wait", "").await).contains("instance id"));
+    assert!(message(client.start_orchestration("a::sub::1", "Wait", "").await).contains("reserved"));
+    assert!(message(client.start_orchestration("i", "", "").await).contains("orchestration name"));
+    assert!(message(client.start_orchestration_versioned("i", "Wait", "1.x", "").await).contains("semantic version"));
+    client.start_orchestration("i", "Wait", "").await.unwrap();
+    assert!(message(client.raise_event("i", "", "").await).contains("event name"));
+    assert!(message(client.enqueue_event("i", "q", &big).await).contains("payload_bytes_max"));
+}
+
+#[tokio::test]
+async fn an_eight_mebibyte_payload_goes_through() {
+    let code = |ctx: OrchestrationContext, input: String| async move { ctx.schedule_activity("Echo", input).await };
+    let world = World::start(activities(), orchestration("Big", code)).await;
+    let big = "x".repeat(8 << 20);
+    assert_eq!(world.run("Big", &big).await.unwrap().len(), 8 << 20);
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_the_sender_and_drops_nothing() {
+    let provider = std::sync::Arc::new(outlast::providers::sqlite::SqliteProvider::new_in_memory().await.unwrap());
+    let code = |ctx: OrchestrationContext, _: String| async move {
+        ctx.schedule_wait("go").await;
+        Ok(format!("{}{}", ctx.dequeue_event("q").await, ctx.dequeue_event("q").await))
+    };
+    let world = World::on(provider.clone(), activities(), orchestration("Queue", code), crate::world::options()).await;
+    let limits = outlast::Limits { queue_messages_max: 2, ..outlast::Limits::default() };
+    let options = outlast::ClientOptions { limits, ..outlast::ClientOptions::default() };
+    let client = outlast::Client::with_options(provider, options);
+    client.start_orchestration("i", "Queue", "").await.unwrap();
+    client.enqueue_event("i", "q", "a").await.unwrap();
+    client.enqueue_event("i", "q", "b").await.unwrap();
+    let refused = client.enqueue_event("i", "q", "c").await.unwrap_err();
+    assert!(matches!(refused, ClientError::QueueFull { .. }) && refused.is_retryable(), "{refused}");
+    world.events("i", 2).await;
+    client.raise_event("i", "go", "").await.unwrap();
+    assert_eq!(world.outcome("i").await.unwrap(), "ab");
+}
+
+#[tokio::test]
+async fn a_code_that_asks_for_too_large_an_input_gets_an_error() {
+    let code = |ctx: OrchestrationContext, _: String| async move {
+        ctx.schedule_activity("Echo", "x".repeat((8 << 20) + 1)).await
+    };
+    let world = World::start(activities(), orchestration("Big", code)).await;
+    assert!(world.run("Big", "").await.unwrap_err().display_message().contains("payload_bytes_max"));
+}

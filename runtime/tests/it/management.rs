@@ -1,0 +1,86 @@
+//! Listing, deleting, pruning, pausing and forking.
+
+use outlast::{ClientError, OrchestrationContext, OrchestrationRegistry, PruneOptions};
+
+use crate::world::{World, activities, orchestration};
+
+#[tokio::test]
+async fn instances_are_listed_inspected_and_deleted() {
+    let registry = OrchestrationRegistry::builder()
+        .register(
+            "Ok",
+            |ctx: OrchestrationContext, input: String| async move { ctx.schedule_activity("Echo", input).await },
+        )
+        .register("Bad", |_: OrchestrationContext, _: String| async move { Err("bad".to_owned()) })
+        .register("Wait", |ctx: OrchestrationContext, _: String| async move { Ok(ctx.schedule_wait("go").await) });
+    let world = World::start(activities(), registry).await;
+    let client = &world.client;
+    world.run("Ok", "x").await.unwrap();
+    world.run("Bad", "").await.unwrap_err();
+    client.start_orchestration("w", "Wait", "").await.unwrap();
+    world.events("w", 2).await;
+    assert_eq!(client.list_instances_by_status("Failed").await.unwrap(), ["Bad-1"]);
+    assert_eq!(client.list_all_instances().await.unwrap().len(), 3);
+    let info = client.get_instance_info("Ok-1").await.unwrap();
+    assert_eq!((info.status.as_str(), info.output.as_deref()), ("Completed", Some("x")));
+    assert_eq!(client.get_execution_info("Ok-1", 1).await.unwrap().event_count, 4);
+    let metrics = client.get_system_metrics().await.unwrap();
+    assert_eq!((metrics.total_instances, metrics.running_instances, metrics.completed_instances), (3, 1, 1));
+    assert_eq!(client.get_orchestration_stats("Ok-1").await.unwrap().unwrap().history_event_count, 4);
+    assert!(matches!(client.delete_instance("w", false).await, Err(ClientError::InstanceStillRunning { .. })));
+    assert_eq!(client.delete_instance("Ok-1", false).await.unwrap().events_deleted, 4);
+    assert!(matches!(client.get_instance_info("Ok-1").await, Err(ClientError::InstanceNotFound { .. })));
+    assert!(matches!(client.list_instances_by_status("odd").await, Err(ClientError::InvalidInput { .. })));
+}
+
+#[tokio::test]
+async fn old_executions_are_pruned_and_the_current_one_stays() {
+    let code = |ctx: OrchestrationContext, input: String| async move {
+        let n: u32 = input.parse().map_err(|_| "number".to_owned())?;
+        if n < 5 { ctx.continue_as_new((n + 1).to_string()).await } else { Ok("end".to_owned()) }
+    };
+    let world = World::start(activities(), orchestration("Loop", code)).await;
+    world.run("Loop", "1").await.unwrap();
+    let pruned =
+        world.client.prune_executions("Loop-1", PruneOptions { keep_last: Some(2), ..PruneOptions::default() });
+    assert_eq!(pruned.await.unwrap().executions_deleted, 3);
+    assert_eq!(world.client.list_executions("Loop-1").await.unwrap(), [4, 5]);
+}
+
+#[tokio::test]
+async fn a_paused_instance_keeps_results_and_messages_until_it_is_resumed() {
+    let code = |ctx: OrchestrationContext, _: String| async move {
+        let word = ctx.dequeue_event("words").await;
+        ctx.schedule_activity("Echo", word).await
+    };
+    let world = World::start(activities(), orchestration("Pausing", code)).await;
+    world.client.start_orchestration("i", "Pausing", "").await.unwrap();
+    world.events("i", 2).await;
+    world.client.pause_instance("i").await.unwrap();
+    world.client.enqueue_event("i", "words", "kept").await.unwrap();
+    world.events("i", 3).await;
+    assert_eq!(world.client.read_execution_history("i", 1).await.unwrap().len(), 3);
+    world.client.resume_instance("i").await.unwrap();
+    assert_eq!(world.outcome("i").await.unwrap(), "kept");
+}
+
+#[tokio::test]
+async fn a_fork_goes_on_by_itself_and_a_bad_place_is_refused_with_a_better_one() {
+    let code = |ctx: OrchestrationContext, _: String| async move {
+        let first = ctx.schedule_activity("Echo", "a").await?;
+        let word = ctx.schedule_wait("word").await;
+        Ok(format!("{first}{word}"))
+    };
+    let world = World::start(activities(), orchestration("Forked", code)).await;
+    world.client.start_orchestration("i", "Forked", "").await.unwrap();
+    world.events("i", 4).await;
+    let refused = world.client.fork_instance("i", 1, 3, "fork").await.unwrap_err();
+    assert!(refused.to_string().contains("nearest event that allows it is 2"), "{refused}");
+    world.client.fork_instance("i", 1, 4, "fork").await.unwrap();
+    world.client.fork_instance("i", 1, 2, "anew").await.unwrap();
+    world.events("anew", 4).await;
+    for (id, word) in [("i", "1"), ("fork", "2"), ("anew", "3")] {
+        world.client.raise_event(id, "word", word).await.unwrap();
+        assert_eq!(world.outcome(id).await.unwrap(), format!("a{word}"));
+    }
+}
