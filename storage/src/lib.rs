@@ -7,10 +7,7 @@ mod error;
 mod inspect;
 mod seam;
 
-// memory
 pub mod sqlite;
-
-// conformance
 
 pub use error::Error;
 pub use inspect::{
