@@ -193,6 +193,11 @@ impl Runtime {
         self.node.wheel.clear();
     }
 
+    /// Whether no turn and no activity of this runtime is under way.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.node.is_quiet() && self.worker.attempts.is_empty()
+    }
+
     /// Counts since the start.
     pub fn metrics_snapshot(&self) -> MetricsSnapshot {
         let counters = &self.node.counters;

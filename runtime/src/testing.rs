@@ -1,3 +1,131 @@
-//! Tests of orchestrations.
+//! Tests of orchestrations: virtual time, and replay of exported histories.
+//!
+//! Time stands still unless a test moves it. A month of timers passes in milliseconds; activities run for real.
 
-pub use outlast_core::ReplayDifference;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use outlast_client::{Client, ClientError, Provider};
+use outlast_core::{Event, Millis, OrchestrationRegistry, OrchestrationStatus, check_replay};
+use outlast_storage::{Store, VirtualClock};
+use thiserror::Error;
+
+use crate::providers::sqlite::SqliteProvider;
+use crate::{ActivityRegistry, ReplayDifference, Runtime, RuntimeOptions, StartError};
+
+/// 2026-01-01T00:00:00Z: a date on which nothing happens.
+const EPOCH: Millis = Millis(1_767_225_600_000);
+/// So many looks in a row must find nothing under way; what was just handed over shows up by then.
+const QUIET_LOOKS: u32 = 3;
+const LOOK: Duration = Duration::from_millis(1);
+
+/// A runtime in memory whose time the test moves.
+pub struct TestRuntime {
+    runtime: Arc<Runtime>,
+    client: Client,
+    clock: Arc<VirtualClock>,
+    store: Arc<dyn Store>,
+    outstanding: Option<Arc<AtomicUsize>>,
+}
+
+/// Why an exported history could not be checked, or how it differs.
+#[derive(Debug, Error)]
+pub enum ReplayError {
+    /// Not the JSON of a list of events.
+    #[error("the exported history is not readable: {0}")]
+    Unreadable(#[from] serde_json::Error),
+    /// Today's code does something else.
+    #[error("today's code does not follow the history: {0}")]
+    Differs(#[from] ReplayDifference),
+}
+
+/// Replays a history that was exported from `read_execution_history` as JSON, and shows the first difference.
+pub fn replay(orchestrations: &OrchestrationRegistry, history_json: &str) -> Result<(), ReplayError> {
+    let events: Vec<Event> = serde_json::from_str(history_json)?;
+    Ok(check_replay(orchestrations, &events)?)
+}
+
+impl TestRuntime {
+    /// Starts with many worker slots.
+    pub async fn start(
+        activities: ActivityRegistry,
+        orchestrations: OrchestrationRegistry,
+    ) -> Result<Self, StartError> {
+        let options = RuntimeOptions { worker_concurrency: 64, ..RuntimeOptions::default() };
+        Self::start_with_options(activities, orchestrations, options).await
+    }
+
+    /// Starts with options.
+    pub async fn start_with_options(
+        activities: ActivityRegistry,
+        orchestrations: OrchestrationRegistry,
+        options: RuntimeOptions,
+    ) -> Result<Self, StartError> {
+        let clock = VirtualClock::starting_at(EPOCH);
+        let provider = Arc::new(SqliteProvider::in_memory_with_clock(Arc::clone(&clock))?);
+        let (store, outstanding) = (provider.store(), provider.broker().activity_counter());
+        let client = Client::new(Arc::clone(&provider));
+        let runtime = Runtime::try_start(provider, activities, orchestrations, options).await?;
+        Ok(Self { runtime, client, clock, store, outstanding })
+    }
+
+    /// A client of this runtime. Its waits have real timeouts and do not move the time.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Time since the start of the test, by the virtual clock.
+    pub fn elapsed(&self) -> Duration {
+        Duration::from_millis(self.clock.now().0 - EPOCH.0)
+    }
+
+    /// Returns when no turn runs, no activity runs and no message is on its way. The time stands still.
+    pub async fn settle(&self) {
+        let mut quiet = 0;
+        while quiet < QUIET_LOOKS {
+            tokio::time::sleep(LOOK).await;
+            let outstanding = self.outstanding.as_ref().map_or(0, |count| count.load(Ordering::Acquire));
+            quiet = if outstanding == 0 && self.runtime.is_quiet() { quiet + 1 } else { 0 };
+        }
+    }
+
+    /// Moves the time on, stopping at every timer on the way.
+    pub async fn advance(&self, by: Duration) -> Result<(), ClientError> {
+        let target = self.clock.now().plus(by);
+        self.settle().await;
+        while let Some(due) = self.next_timer().await?.filter(|due| *due <= target) {
+            self.clock.advance_to(due);
+            self.settle().await;
+        }
+        self.clock.advance_to(target);
+        self.settle().await;
+        Ok(())
+    }
+
+    /// Runs until the instance has ended, skipping from timer to timer. Comes back as `Running` when no timer is left and
+    /// the instance waits for something that nobody sends.
+    pub async fn run_to_end(&self, instance: &str) -> Result<OrchestrationStatus, ClientError> {
+        loop {
+            self.settle().await;
+            let status = self.client.get_orchestration_status(instance).await?;
+            if status.is_terminal() {
+                return Ok(status);
+            }
+            match self.next_timer().await? {
+                Some(due) => self.clock.advance_to(due),
+                None => return Ok(status),
+            }
+        }
+    }
+
+    /// Stops the runtime.
+    pub async fn shutdown(self) {
+        self.runtime.shutdown(Some(0)).await;
+    }
+
+    async fn next_timer(&self) -> Result<Option<Millis>, ClientError> {
+        let shards: Vec<_> = (0..self.store.shards()).map(outlast_core::ShardId).collect();
+        Ok(self.store.next_due(&shards, self.clock.now()).await?)
+    }
+}

@@ -6,6 +6,7 @@
 mod error;
 mod inspect;
 mod seam;
+mod virtual_clock;
 
 pub mod sqlite;
 
@@ -18,3 +19,4 @@ pub use seam::{
     Arrival, CallStore, CommitReply, Due, FencedTurn, HeldShard, LeaseStore, LeaseView, Loaded, NodeInfo, Receipt,
     SessionClaim, StartConflict, StartOutcome, StartReceipt, StartRequest, Store, TurnOutcome, TurnStore, Wake,
 };
+pub use virtual_clock::VirtualClock;

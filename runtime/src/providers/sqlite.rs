@@ -7,7 +7,7 @@ use outlast_broker::Broker;
 use outlast_broker::in_process::InProcessBroker;
 use outlast_client::Provider;
 use outlast_storage::sqlite::SqliteStore;
-use outlast_storage::{Error, Store};
+use outlast_storage::{Error, Store, VirtualClock};
 
 /// A SQLite database with an in-process broker. Runtimes of one process share it; clients of other processes may open the
 /// same file.
@@ -32,6 +32,12 @@ impl SqliteProvider {
     /// A database in memory, for tests.
     pub async fn new_in_memory() -> Result<Self, Error> {
         Self::new("sqlite::memory:", None).await
+    }
+
+    /// A database in memory whose time a test moves; `outlast::testing` drives it.
+    pub(crate) fn in_memory_with_clock(clock: Arc<VirtualClock>) -> Result<Self, Error> {
+        let store = SqliteStore::open_in_memory_with_clock(clock)?;
+        Ok(Self { store: Arc::new(store), broker: Arc::new(InProcessBroker::new()) })
     }
 
     /// Statements and jobs that the database has done; for tests of idleness.

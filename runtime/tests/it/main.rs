@@ -13,4 +13,5 @@ mod management;
 mod routing;
 mod scale;
 mod state;
+mod testing;
 mod versions;

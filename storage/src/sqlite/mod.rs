@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use outlast_core::ShardId;
 
-use crate::Error;
+use crate::{Error, VirtualClock};
 use clock::StoreClock;
 use connection::Connections;
 use leases::Leases;
@@ -47,6 +47,11 @@ impl SqliteStore {
     /// A database in memory, gone with the process.
     pub fn open_in_memory() -> Result<Self, Error> {
         Self::with(None)
+    }
+
+    /// A database in memory whose time a test moves.
+    pub fn open_in_memory_with_clock(clock: Arc<VirtualClock>) -> Result<Self, Error> {
+        Ok(Self { clock: StoreClock::Virtual(clock), ..Self::with(None)? })
     }
 
     fn open_file(path: &Path) -> Result<Self, Error> {

@@ -1,0 +1,75 @@
+//! The test kit.
+
+use std::time::{Duration, Instant};
+
+use outlast::testing::{ReplayError, TestRuntime, replay};
+use outlast::{Either2, OrchestrationContext, OrchestrationRegistry, OrchestrationStatus, ReplayDifference};
+
+use crate::world::{activities, orchestration};
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+#[tokio::test]
+async fn thirty_days_pass_in_moments() {
+    let code = |ctx: OrchestrationContext, _: String| async move {
+        let begun = ctx.utc_now().await?;
+        for _ in 0..30 {
+            ctx.schedule_timer(DAY).await;
+            ctx.schedule_activity("Echo", "daily").await?;
+        }
+        let days = ctx.utc_now().await?.duration_since(begun).map_err(|error| error.to_string())?.as_secs() / 86_400;
+        Ok(days.to_string())
+    };
+    let world = TestRuntime::start(activities().build(), orchestration("Month", code).build()).await.unwrap();
+    let real = Instant::now();
+    world.client().start_orchestration("i", "Month", "").await.unwrap();
+    let status = world.run_to_end("i").await.unwrap();
+    assert!(matches!(&status, OrchestrationStatus::Completed { output, .. } if output == "30"), "{status:?}");
+    assert!(world.elapsed() >= 30 * DAY);
+    assert!(real.elapsed() < DAY, "no real day has passed");
+    world.shutdown().await;
+}
+
+#[tokio::test]
+async fn time_stands_still_while_a_test_decides() {
+    let code = |ctx: OrchestrationContext, _: String| async move {
+        match ctx.select2(ctx.schedule_timer(DAY), ctx.schedule_wait("approve")).await {
+            Either2::First(()) => Ok("too late".to_owned()),
+            Either2::Second(who) => Ok(who),
+        }
+    };
+    let world = TestRuntime::start(activities().build(), orchestration("Approval", code).build()).await.unwrap();
+    let client = world.client();
+    for id in ["in-time", "late"] {
+        client.start_orchestration(id, "Approval", "").await.unwrap();
+    }
+    world.advance(DAY / 2).await.unwrap();
+    client.raise_event("in-time", "approve", "Ada").await.unwrap();
+    for (id, expected) in [("in-time", "Ada"), ("late", "too late")] {
+        let status = world.run_to_end(id).await.unwrap();
+        assert!(
+            matches!(&status, OrchestrationStatus::Completed { output, .. } if output == expected),
+            "{id}: {status:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_exported_history_is_replayed_against_todays_code() {
+    let code = |ctx: OrchestrationContext, _: String| async move { ctx.schedule_activity("Echo", "a").await };
+    let registry = orchestration("Job", code).build();
+    let world = TestRuntime::start(activities().build(), registry.clone()).await.unwrap();
+    world.client().start_orchestration("i", "Job", "").await.unwrap();
+    world.run_to_end("i").await.unwrap();
+    let json = serde_json::to_string(&world.client().read_execution_history("i", 1).await.unwrap()).unwrap();
+    replay(&registry, &json).unwrap();
+    let changed = OrchestrationRegistry::builder()
+        .register("Job", |ctx: OrchestrationContext, _: String| async move { ctx.schedule_activity("Echo", "b").await })
+        .build();
+    let Err(ReplayError::Differs(ReplayDifference::At { event_id, expected, actual })) = replay(&changed, &json) else {
+        panic!("a changed input must be found");
+    };
+    assert_eq!(event_id, 2);
+    assert!(expected.contains("\"a\"") && actual.contains("\"b\""), "{expected} / {actual}");
+    assert!(matches!(replay(&registry, "nonsense"), Err(ReplayError::Unreadable(_))));
+}
