@@ -1,6 +1,7 @@
 //! Goal: a backup that is killed again and again ends with the right manifest, and writes no object twice.
 //! Method: the built program runs on a small tree and is killed with SIGKILL at varied moments; objects that were finished
 //! before a kill must be the very same files afterwards, and the restored tree must equal the source.
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,4 +1,5 @@
 //! The whole system on real stores: the behaviour that programs rely on.
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 mod world;
 
