@@ -150,8 +150,8 @@ fn note_copies(places: &Places, number: u64, copied: u64) -> anyhow::Result<()> 
 }
 
 fn summary(places: &Places, number: u64) -> anyhow::Result<Progress> {
-    let mut progress = Progress::default();
-    progress.copied = fs::read_to_string(places.batch(number).with_extension("copied"))?.parse()?;
+    let copied = fs::read_to_string(places.batch(number).with_extension("copied"))?.parse()?;
+    let mut progress = Progress { copied, ..Progress::default() };
     for entry in read_lines(&places.batch(number))? {
         if entry.error.is_some() {
             progress.unreadable += 1;
