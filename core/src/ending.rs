@@ -4,12 +4,58 @@ use crate::follow::Execution;
 use crate::instance::{Draft, WarmInstance, waits};
 use crate::journal::OpKind;
 use crate::{
-    ActivityItem, ActivityKey, AppErrorKind, Effect, ErrorDetails, EventId, EventKind, HistoryEvent, Incoming,
-    InstanceId, InstanceState, InstanceStatus, Message, MessageId, MessageKind, OutboundMessage, ParentLink,
-    StartMessage, Token, Turn, Verdict,
+    ActivityItem, ActivityKey, AppErrorKind, Carried, Effect, ErrorDetails, EventId, EventKind, Handlers, HistoryEvent,
+    Incoming, InstanceId, InstanceState, InstanceStatus, KvEntry, Message, MessageId, MessageKind, OutboundMessage,
+    ParentLink, StartMessage, Token, Turn, Verdict,
 };
 
 impl WarmInstance {
+    /// Ends the execution and begins the next one in the same commit.
+    pub(crate) fn continue_as_new(&mut self, draft: &mut Draft, handlers: &dyn Handlers) {
+        let Some(old) = self.execution.take() else { return };
+        let (next, carried) = {
+            let state = old.journal.lock();
+            let kv = state.kv.iter().map(|(key, entry)| KvEntry {
+                key: key.clone(),
+                value: entry.value.clone(),
+                last_updated_at_ms: entry.updated.0,
+            });
+            let carried = Carried {
+                kv: kv.collect(),
+                custom_status: state.custom_status.clone(),
+                custom_status_version: state.custom_status_version,
+            };
+            (state.next_execution.clone(), carried)
+        };
+        let Some(next) = next else { return };
+        self.withdraw_activities(draft, &old, "continued as new");
+        self.append(draft, (None, None, EventKind::OrchestrationContinuedAsNew { input: next.input.clone() }));
+        draft.drop_unawaited();
+        let name = self.state.orchestration.clone();
+        let resolved = handlers.resolve(&name, next.version.as_deref());
+        let version =
+            next.version.or_else(|| resolved.map(|(version, _)| version)).unwrap_or_else(|| self.state.version.clone());
+        let start = StartMessage {
+            name,
+            version: None,
+            input: next.input,
+            parent: old.parent.clone(),
+            traceparent: old.traceparent.clone(),
+        };
+        let mut kind = crate::instance::started_event(&start, version, draft.seed);
+        if let EventKind::OrchestrationStarted { carried: slot, .. } = &mut kind {
+            *slot = carried;
+        }
+        self.state.execution = self.state.execution.next();
+        self.state.last_event_id = EventId(0);
+        self.state.history_bytes = 0;
+        self.append(draft, (None, None, kind));
+        self.children.clear();
+        self.cold = draft.turn.events.last().map(|(_, event)| event.clone()).into_iter().collect();
+        // The next execution's first poll is a turn of its own, so that an endless loop never holds a commit back.
+        draft.turn.again = true;
+    }
+
     /// Ends the instance and its children; wins over everything else that arrived.
     pub(crate) fn cancel(&mut self, draft: &mut Draft, messages: Vec<Incoming>, position: usize) {
         let mut reason = String::new();

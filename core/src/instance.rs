@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::follow::{Execution, Polled, parent_link};
-use crate::journal::{Command, OpKind};
+use crate::journal::OpKind;
 use crate::{
-    ActivityItem, ActivityKey, Carried, ErrorDetails, EventId, EventKind, ExecutionId, Handlers, HistoryEvent,
-    InboxSeq, Incoming, InstanceId, InstanceState, InstanceStatus, KvChange, KvEntry, Limits, Message, MessageId,
-    MessageKind, Millis, OutboundMessage, ParentLink, StartMessage, Token, Turn, Verdict,
+    ActivityItem, Carried, ErrorDetails, EventId, EventKind, ExecutionId, Handlers, HistoryEvent, InboxSeq, Incoming,
+    InstanceId, InstanceState, InstanceStatus, Limits, Message, MessageId, MessageKind, Millis, OutboundMessage,
+    ParentLink, StartMessage, Token, Turn, Verdict,
 };
 
 /// All that a warm instance is made of: its row and the history of its current execution.
@@ -59,7 +59,7 @@ pub struct WarmInstance {
     pub(crate) queues: BTreeMap<String, VecDeque<(InboxSeq, Message)>>,
     /// Messages that wait for the instance to be resumed.
     parked: Vec<Incoming>,
-    applied: BTreeSet<MessageId>,
+    pub(crate) applied: BTreeSet<MessageId>,
     /// Who waits for this instance's outcome.
     pub(crate) parent: Option<ParentLink>,
     /// Children that this execution has started, by scheduling event.
@@ -462,123 +462,6 @@ impl WarmInstance {
         }
     }
 
-    /// Turns a command of the code into an event and, where it has one, into an effect.
-    fn record(&mut self, draft: &mut Draft, command: Command) {
-        let key = ActivityKey { instance: self.id.clone(), execution: self.state.execution, event: command.id };
-        match &command.kind {
-            EventKind::ActivityScheduled { .. } => {
-                let traceparent = self.live().traceparent.clone();
-                if let Some(item) = crate::ending::item_of(key, &command.kind, (&self.state, traceparent)) {
-                    draft.dispatch.insert(command.id, item);
-                }
-            }
-            EventKind::ActivityCancelRequested { .. } => {
-                if let Some(source) = command.source {
-                    draft.cancel_activity(ActivityKey { event: source, ..key });
-                }
-            }
-            EventKind::SubOrchestrationScheduled { .. } => {
-                let message = self.child_start(command.id, &command.kind);
-                draft.children.extend(message.map(|message| (command.id, message)));
-            }
-            EventKind::SubOrchestrationCancelRequested { reason } => {
-                self.cancel_child(draft, command.source, reason.clone());
-            }
-            EventKind::OrchestrationChained { name, instance, input, version } => {
-                let start = StartMessage {
-                    name: name.clone(),
-                    version: version.clone(),
-                    input: input.clone(),
-                    parent: None,
-                    traceparent: self.live().traceparent.clone(),
-                };
-                let id = MessageId::new(format!("detached:{}:{}:{}", self.id, self.state.execution, command.id));
-                let message = Message { id, kind: MessageKind::Start(start) };
-                draft.turn.outbound.push(OutboundMessage { to: InstanceId::new(instance), message, when_taken: None });
-            }
-            EventKind::CustomStatusUpdated { status } => {
-                self.state.custom_status.clone_from(status);
-                self.state.custom_status_version += 1;
-            }
-            EventKind::KeyValueSet { key, value, last_updated_at_ms } => draft.turn.kv.push(KvChange::Set(KvEntry {
-                key: key.clone(),
-                value: value.clone(),
-                last_updated_at_ms: *last_updated_at_ms,
-            })),
-            EventKind::KeyValueCleared { key } => draft.turn.kv.push(KvChange::Clear(key.clone())),
-            EventKind::KeyValuesCleared => draft.turn.kv.push(KvChange::ClearAll),
-            _ => {}
-        }
-        self.append(draft, (command.source, None, command.kind));
-    }
-
-    /// Appends to the history of the current execution.
-    pub(crate) fn append(
-        &mut self,
-        draft: &mut Draft,
-        (source, message, kind): (Option<EventId>, Option<MessageId>, EventKind),
-    ) -> EventId {
-        let event_id = self.state.last_event_id.next();
-        if let Some(id) = &message {
-            self.applied.insert(id.clone());
-        }
-        if let EventKind::OrchestrationStarted { name, version, .. } = &kind {
-            self.parent = parent_link(&kind);
-            self.state.orchestration.clone_from(name);
-            self.state.version.clone_from(version);
-        }
-        let event = HistoryEvent { event_id, source_event_id: source, message_id: message, at: draft.now, kind };
-        self.state.last_event_id = event_id;
-        self.state.history_bytes += weight(&event.kind);
-        draft.turn.events.push((self.state.execution, event));
-        event_id
-    }
-
-    fn continue_as_new(&mut self, draft: &mut Draft, handlers: &dyn Handlers) {
-        let Some(old) = self.execution.take() else { return };
-        let (next, carried) = {
-            let state = old.journal.lock();
-            let kv = state.kv.iter().map(|(key, entry)| KvEntry {
-                key: key.clone(),
-                value: entry.value.clone(),
-                last_updated_at_ms: entry.updated.0,
-            });
-            let carried = Carried {
-                kv: kv.collect(),
-                custom_status: state.custom_status.clone(),
-                custom_status_version: state.custom_status_version,
-            };
-            (state.next_execution.clone(), carried)
-        };
-        let Some(next) = next else { return };
-        self.withdraw_activities(draft, &old, "continued as new");
-        self.append(draft, (None, None, EventKind::OrchestrationContinuedAsNew { input: next.input.clone() }));
-        draft.drop_unawaited();
-        let name = self.state.orchestration.clone();
-        let resolved = handlers.resolve(&name, next.version.as_deref());
-        let version =
-            next.version.or_else(|| resolved.map(|(version, _)| version)).unwrap_or_else(|| self.state.version.clone());
-        let start = StartMessage {
-            name,
-            version: None,
-            input: next.input,
-            parent: old.parent.clone(),
-            traceparent: old.traceparent.clone(),
-        };
-        let mut kind = started_event(&start, version, draft.seed);
-        if let EventKind::OrchestrationStarted { carried: slot, .. } = &mut kind {
-            *slot = carried;
-        }
-        self.state.execution = self.state.execution.next();
-        self.state.last_event_id = EventId(0);
-        self.state.history_bytes = 0;
-        self.append(draft, (None, None, kind));
-        self.children.clear();
-        self.cold = draft.turn.events.last().map(|(_, event)| event.clone()).into_iter().collect();
-        // The next execution's first poll is a turn of its own, so that an endless loop never holds a commit back.
-        draft.turn.again = true;
-    }
-
     pub(crate) fn live(&self) -> &Execution {
         self.execution.as_ref().expect("only asked while an execution runs")
     }
@@ -628,26 +511,6 @@ pub(crate) fn started_event(start: &StartMessage, version: String, seed: u64) ->
         traceparent: start.traceparent.clone(),
         carried: Carried::default(),
     }
-}
-
-/// Roughly what an event takes in the store: its texts and a constant.
-fn weight(kind: &EventKind) -> u64 {
-    const FIXED: usize = 64;
-    let texts = match kind {
-        EventKind::ActivityScheduled { name, input, .. }
-        | EventKind::OrchestrationStarted { name, input, .. }
-        | EventKind::SubOrchestrationScheduled { name, input, .. }
-        | EventKind::OrchestrationChained { name, input, .. } => name.len() + input.len(),
-        EventKind::ActivityCompleted { result, .. } | EventKind::SubOrchestrationCompleted { result } => result.len(),
-        EventKind::ExternalEvent { data, .. } | EventKind::QueueEventDelivered { data, .. } => data.len(),
-        EventKind::KeyValueSet { value, .. } => value.len(),
-        EventKind::CustomStatusUpdated { status } => status.as_deref().map_or(0, str::len),
-        EventKind::OrchestrationCompleted { output: text } | EventKind::OrchestrationContinuedAsNew { input: text } => {
-            text.len()
-        }
-        _ => 0,
-    };
-    (FIXED + texts) as u64
 }
 
 /// Why a running instance waits, in a few words.

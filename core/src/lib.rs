@@ -22,6 +22,7 @@ mod context_kv;
 mod durable_future;
 mod journal;
 
+mod command;
 mod ending;
 mod follow;
 mod fork;
