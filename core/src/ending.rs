@@ -5,7 +5,7 @@ use crate::instance::{Draft, WarmInstance, waits};
 use crate::journal::OpKind;
 use crate::{
     ActivityItem, ActivityKey, AppErrorKind, Carried, Effect, ErrorDetails, EventId, EventKind, Handlers, HistoryEvent,
-    Incoming, InstanceId, InstanceState, InstanceStatus, KvEntry, Message, MessageId, MessageKind, OutboundMessage,
+    Incoming, InstanceId, InstanceState, InstanceStatus, KvChange, KvEntry, Message, MessageId, MessageKind, OutboundMessage,
     ParentLink, StartMessage, Token, Turn, Verdict,
 };
 
@@ -98,6 +98,27 @@ impl WarmInstance {
         let message = reason.clone();
         let details = ErrorDetails::application(AppErrorKind::Cancelled { reason }, message);
         self.terminate(draft, EventKind::OrchestrationFailed { details });
+    }
+
+    /// Cancels what runs; the new start becomes the first message of the next execution, whose state is empty.
+    pub(crate) fn replace(&mut self, draft: &mut Draft, mut messages: Vec<Incoming>, position: usize) {
+        let replace = messages[position].message.clone();
+        let MessageKind::Replace(start) = replace.kind else { return };
+        let reason = "replaced by a new start".to_owned();
+        messages[position].message.kind = MessageKind::Cancel { reason };
+        self.cancel(draft, messages, position);
+        let id = MessageId::new(format!("{}:start", replace.id));
+        draft.turn.held.push(Message { id, kind: MessageKind::Start(start.clone()) });
+        draft.turn.kv.push(KvChange::ClearAll);
+        self.state = InstanceState {
+            orchestration: start.name,
+            custom_status_version: self.state.custom_status_version + 1,
+            execution: self.state.execution.next(),
+            ..InstanceState::default()
+        };
+        self.parent = None;
+        self.children.clear();
+        self.cold = Vec::new();
     }
 
     pub(crate) fn end_completed(&mut self, draft: &mut Draft, output: String) {

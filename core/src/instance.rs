@@ -117,6 +117,10 @@ impl WarmInstance {
             self.cancel(&mut draft, messages, position);
             return self.decided(draft);
         }
+        if let Some(position) = messages.iter().position(|m| matches!(m.message.kind, MessageKind::Replace(_))) {
+            self.replace(&mut draft, messages, position);
+            return self.decided(draft);
+        }
         let messages = self.park_while_paused(&mut draft, messages);
         if self.state.paused {
             return self.decided(draft);
@@ -362,6 +366,7 @@ impl WarmInstance {
                 self.settle(draft, (execution, event, token), (Some(id), kind), handlers)
             }
             MessageKind::Start(_)
+            | MessageKind::Replace(_)
             | MessageKind::Enqueue { .. }
             | MessageKind::Cancel { .. }
             | MessageKind::Pause

@@ -46,6 +46,8 @@ pub enum MessageKind {
         /// Why.
         reason: String,
     },
+    /// End what runs, as a cancel does, and begin anew with this start.
+    Replace(StartMessage),
     /// Stop turns.
     Pause,
     /// Let turns go on.

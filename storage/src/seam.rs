@@ -220,6 +220,8 @@ pub enum StartConflict {
     UseExisting,
     /// Report `InstanceExists`, also for the same orchestration.
     Fail,
+    /// End what runs, whatever its orchestration, and start anew in the instance's next execution.
+    TerminateExisting,
 }
 
 /// A start.
@@ -229,7 +231,7 @@ pub struct StartRequest {
     pub instance: InstanceId,
     /// A message of kind `Start`.
     pub message: Message,
-    /// When the id exists with the same orchestration name. With another name it is always `InstanceExists`.
+    /// When the id exists. Unless it is to be terminated, another orchestration under the id is `InstanceExists`.
     pub on_conflict: StartConflict,
 }
 
@@ -240,6 +242,8 @@ pub enum StartOutcome {
     Started,
     /// The instance was there.
     AlreadyExists,
+    /// The instance was there; it is ended and begins anew.
+    Replaced,
 }
 
 /// Answer to a start.

@@ -1,6 +1,9 @@
 //! Listing, deleting, pruning, pausing and forking.
 
-use outlast::{ClientError, OrchestrationContext, OrchestrationRegistry, PruneOptions};
+use outlast::{
+    ActivityContext, ClientError, OrchestrationContext, OrchestrationRegistry, PruneOptions, StartConflict, StartOptions,
+    StartOutcome,
+};
 
 use crate::world::{World, activities, orchestration};
 
@@ -83,4 +86,48 @@ async fn a_fork_goes_on_by_itself_and_a_bad_place_is_refused_with_a_better_one()
         world.client.raise_event(id, "word", word).await.unwrap();
         assert_eq!(world.outcome(id).await.unwrap(), format!("a{word}"));
     }
+}
+
+#[tokio::test]
+async fn a_start_may_end_what_runs_under_its_id_and_begin_anew() {
+    let registry = OrchestrationRegistry::builder()
+        .register("Hold", |ctx: OrchestrationContext, _: String| async move {
+            ctx.set_kv_value("left", "over");
+            ctx.schedule_activity("Sleep", "").await
+        })
+        .register("Next", |ctx: OrchestrationContext, input: String| async move {
+            Ok(format!("{input} {:?}", ctx.get_kv_value("left")))
+        });
+    let sleep = |ctx: ActivityContext, _: String| async move {
+        ctx.cancelled().await;
+        Err("told to stop".to_owned())
+    };
+    let world = World::start(activities().register("Sleep", sleep), registry).await;
+    let client = &world.client;
+    client.start_orchestration("i", "Hold", "").await.unwrap();
+    world.events("i", 3).await;
+    let anew = |input: &str, on_conflict| StartOptions {
+        instance: "i".to_owned(),
+        orchestration: "Next".to_owned(),
+        input: input.to_owned(),
+        on_conflict,
+        ..StartOptions::default()
+    };
+    let refused = client.start_with(anew("a", StartConflict::Fail)).await;
+    assert!(matches!(refused, Err(ClientError::InstanceExists { .. })), "{refused:?}");
+    // Once over a running instance, once over an ended one.
+    for (input, executions) in [("b", 2), ("c", 3)] {
+        let outcome = client.start_with(anew(input, StartConflict::TerminateExisting)).await.unwrap();
+        assert_eq!(outcome, StartOutcome::Replaced);
+        for _ in 0..1_000 {
+            if client.list_executions("i").await.unwrap().len() == executions {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        assert_eq!(world.outcome("i").await.unwrap(), format!("{input} None"));
+    }
+    let first = client.get_execution_info("i", 1).await.unwrap();
+    assert_eq!(first.status, "Failed");
+    assert_eq!(client.get_kv_all_values("i").await.unwrap().len(), 0);
 }

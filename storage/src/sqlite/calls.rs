@@ -90,11 +90,34 @@ fn existing(db: &Connection, request: &StartRequest, name: &str) -> Result<Start
         })
         .map_err(sql_error)?;
     let retried = is_known(db, &request.instance, &request.message)?;
-    if orchestration != name || (request.on_conflict == StartConflict::Fail && !retried) {
+    let foreign = orchestration != name && request.on_conflict != StartConflict::TerminateExisting;
+    if foreign || (request.on_conflict == StartConflict::Fail && !retried) {
         return Err(Error::InstanceExists { instance: request.instance.clone(), orchestration });
+    }
+    if request.on_conflict == StartConflict::TerminateExisting {
+        if !retried {
+            replace(db, request, ShardId(shard)).map_err(sql_error)?;
+        }
+        return Ok(StartReceipt { shard: ShardId(shard), outcome: StartOutcome::Replaced });
     }
     let outcome = if retried { StartOutcome::Started } else { StartOutcome::AlreadyExists };
     Ok(StartReceipt { shard: ShardId(shard), outcome })
+}
+
+/// A running instance is told to begin anew; an ended one is made ready for its next execution here.
+fn replace(db: &Connection, request: &StartRequest, shard: ShardId) -> rusqlite::Result<()> {
+    let MessageKind::Start(start) = &request.message.kind else { return Ok(()) };
+    let id = request.instance.as_str();
+    let sql = "UPDATE instances SET status = 'Running', completed = NULL, output = NULL, execution = execution + 1, \
+               last_event_id = 0, history_bytes = 0, orchestration = ?1, version = '', custom_status = NULL, \
+               custom_status_version = custom_status_version + 1, parent = NULL WHERE id = ?2 AND status <> 'Running'";
+    let message = if db.prepare_cached(sql)?.execute(params![start.name, id])? == 1 {
+        db.prepare_cached("DELETE FROM kv WHERE instance = ?1")?.execute([id])?;
+        request.message.clone()
+    } else {
+        Message { id: request.message.id.clone(), kind: MessageKind::Replace(start.clone()) }
+    };
+    insert_message(db, (&request.instance, shard), &message).map(drop)
 }
 
 /// Whether this message waits already or was applied.
