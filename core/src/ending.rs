@@ -5,8 +5,8 @@ use crate::instance::{Draft, WarmInstance, waits};
 use crate::journal::OpKind;
 use crate::{
     ActivityItem, ActivityKey, AppErrorKind, Carried, Effect, ErrorDetails, EventId, EventKind, Handlers, HistoryEvent,
-    Incoming, InstanceId, InstanceState, InstanceStatus, KvChange, KvEntry, Message, MessageId, MessageKind, OutboundMessage,
-    ParentLink, StartMessage, Token, Turn, Verdict,
+    Incoming, InstanceId, InstanceState, InstanceStatus, KvChange, KvEntry, Message, MessageId, MessageKind,
+    OutboundMessage, ParentLink, StartMessage, Token, Turn, Verdict,
 };
 
 impl WarmInstance {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outlast_core::{
-    ActivityItem, ActivityKey, Effect, ErrorDetails, InstanceId, KV_READ_ACTIVITY, LogLevel, LogLine, Message,
-    MessageId, MessageKind, Token,
+    ActivityItem, ActivityKey, Effect, ErrorDetails, ExecutionId, InstanceId, KV_READ_ACTIVITY, LogLevel, LogLine,
+    Message, MessageId, MessageKind, Token,
 };
 use outlast_storage::Wake;
 use tokio::sync::oneshot;
@@ -24,20 +24,23 @@ pub(crate) fn result_id(key: &ActivityKey, token: Token) -> MessageId {
     MessageId::new(format!("activity:{}:{}:{:016x}", key.execution, key.event, token.0))
 }
 
+/// What a committed turn shows to the world, and whose it is.
+pub(crate) struct Shown {
+    pub(crate) instance: InstanceId,
+    pub(crate) execution: ExecutionId,
+    pub(crate) orchestration: String,
+    pub(crate) logs: Vec<LogLine>,
+    pub(crate) effects: Vec<Effect>,
+}
+
 impl Node {
     /// Shows a committed turn to the world: log lines, cancellations, activities, nudges.
-    pub(crate) async fn carry_out(
-        self: &Arc<Self>,
-        instance: &InstanceId,
-        logs: Vec<LogLine>,
-        effects: Vec<Effect>,
-        wakes: Vec<Wake>,
-    ) {
-        for line in logs {
-            log(instance, line);
+    pub(crate) async fn carry_out(self: &Arc<Self>, mut shown: Shown, wakes: Vec<Wake>) {
+        for line in std::mem::take(&mut shown.logs) {
+            log(&shown, line);
         }
         let mut items = Vec::new();
-        for effect in effects {
+        for effect in shown.effects {
             match effect {
                 Effect::Dispatch(item) => items.push(*item),
                 Effect::CancelActivity(key) => {
@@ -147,12 +150,22 @@ impl Counters {
     }
 }
 
-fn log(instance: &InstanceId, line: LogLine) {
-    let text = line.text;
+fn log(shown: &Shown, line: LogLine) {
+    macro_rules! at {
+        ($level:ident) => {
+            tracing::$level!(
+                target: ORCHESTRATION,
+                instance = %shown.instance,
+                execution = shown.execution.0,
+                orchestration = %shown.orchestration,
+                "{}", line.text
+            )
+        };
+    }
     match line.level {
-        LogLevel::Debug => tracing::debug!(target: ORCHESTRATION, %instance, "{text}"),
-        LogLevel::Info => tracing::info!(target: ORCHESTRATION, %instance, "{text}"),
-        LogLevel::Warn => tracing::warn!(target: ORCHESTRATION, %instance, "{text}"),
-        LogLevel::Error => tracing::error!(target: ORCHESTRATION, %instance, "{text}"),
+        LogLevel::Debug => at!(debug),
+        LogLevel::Info => at!(info),
+        LogLevel::Warn => at!(warn),
+        LogLevel::Error => at!(error),
     }
 }

@@ -13,6 +13,7 @@ use outlast_storage::{FencedTurn, Loaded, TurnOutcome, Wake};
 use tokio::sync::oneshot;
 
 use crate::committer::Committed;
+use crate::dispatch::Shown;
 use crate::mailbox::Inbound;
 use crate::node::{Counters, Node};
 use crate::observability::RUNTIME;
@@ -202,8 +203,13 @@ impl InstanceRun {
 
     async fn commit(&mut self, mut turn: Turn, move_to: Option<ShardId>) -> Result<After, Obstacle> {
         let hydrated = self.warm.as_mut().expect("decided just now");
-        let effects = std::mem::take(&mut turn.effects);
-        let logs = std::mem::take(&mut turn.logs);
+        let shown = Shown {
+            instance: self.instance.clone(),
+            execution: turn.expected.execution,
+            orchestration: turn.state.orchestration.clone(),
+            logs: std::mem::take(&mut turn.logs),
+            effects: std::mem::take(&mut turn.effects),
+        };
         let verdicts = std::mem::take(&mut turn.verdicts);
         self.again = turn.again;
         let wakes = if turn.is_empty(&hydrated.stored) && move_to.is_none() {
@@ -227,7 +233,7 @@ impl InstanceRun {
                 let _gone = answer.send(ReportReply::Settled(verdict));
             }
         }
-        self.node.carry_out(&self.instance, logs, effects, wakes).await;
+        self.node.carry_out(shown, wakes).await;
         self.after(move_to)
     }
 

@@ -10,6 +10,7 @@ mod children;
 mod crash;
 mod events;
 mod limits;
+mod logging;
 mod management;
 mod routing;
 mod scale;

@@ -1,8 +1,8 @@
 //! Listing, deleting, pruning, pausing and forking.
 
 use outlast::{
-    ActivityContext, ClientError, OrchestrationContext, OrchestrationRegistry, PruneOptions, StartConflict, StartOptions,
-    StartOutcome,
+    ActivityContext, ClientError, OrchestrationContext, OrchestrationRegistry, PruneOptions, StartConflict,
+    StartOptions, StartOutcome,
 };
 
 use crate::world::{World, activities, orchestration};
