@@ -12,6 +12,7 @@ mod events;
 mod limits;
 mod logging;
 mod management;
+mod outages;
 mod routing;
 mod scale;
 mod state;
