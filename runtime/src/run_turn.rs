@@ -219,7 +219,8 @@ impl InstanceRun {
             let (held, kv) = (!turn.held.is_empty(), !turn.kv.is_empty());
             let (shard, epoch) = (hydrated.shard, hydrated.epoch);
             let instance = self.instance.clone();
-            let outcome = self.node.committer.commit(FencedTurn { instance, shard, epoch, turn, move_to }).await;
+            let fenced = FencedTurn { instance, shard, epoch, before: before.clone(), turn, move_to };
+            let outcome = self.node.committer.commit(fenced).await;
             let mut wakes = self.check(outcome).await?;
             Counters::count(&self.node.counters.turns);
             if held {
@@ -264,7 +265,9 @@ impl InstanceRun {
         let mut turn = hydrated.instance.fail(self.node.store.now(), crate::dispatch::random_bits(), details);
         turn.effects.clear();
         let (shard, epoch, instance) = (hydrated.shard, hydrated.epoch, self.instance.clone());
-        let outcome = self.node.committer.commit(FencedTurn { instance, shard, epoch, turn, move_to: None }).await;
+        let before = hydrated.stored.clone();
+        let fenced = FencedTurn { instance, shard, epoch, before, turn, move_to: None };
+        let outcome = self.node.committer.commit(fenced).await;
         tracing::error!(target: RUNTIME, instance = %self.instance, ?outcome, "the instance was failed for it");
         self.node.broker.announce(&self.instance);
     }

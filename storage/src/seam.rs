@@ -35,6 +35,8 @@ pub struct FencedTurn {
     pub shard: ShardId,
     /// The epoch of that lease.
     pub epoch: Epoch,
+    /// The row as it was read or last committed, so that a store writes only what has changed.
+    pub before: InstanceState,
     /// What to write: everything but effects, logs and verdicts.
     pub turn: Turn,
     /// Moves the instance and its inbox to this shard.

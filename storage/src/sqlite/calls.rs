@@ -17,7 +17,7 @@ impl CallStore for SqliteStore {
     async fn start(&self, request: StartRequest) -> Result<StartReceipt, Error> {
         let (now, shards) = (self.clock.now(), self.shards);
         self.connections
-            .write(move |db| {
+            .write(move |db, _| {
                 let MessageKind::Start(start) = &request.message.kind else {
                     return Err(Error::Unusable("a start needs a start message".to_owned()));
                 };
@@ -33,7 +33,7 @@ impl CallStore for SqliteStore {
 
     async fn send(&self, instance: &InstanceId, message: Message, queue_messages_max: usize) -> Result<Receipt, Error> {
         let instance = instance.clone();
-        self.connections.write(move |db| send(db, &instance, (&message, queue_messages_max))).await
+        self.connections.write(move |db, _| send(db, &instance, (&message, queue_messages_max))).await
     }
 
     async fn import(
@@ -44,7 +44,7 @@ impl CallStore for SqliteStore {
     ) -> Result<ShardId, Error> {
         let (instance, now, shards) = (instance.clone(), self.clock.now(), self.shards);
         self.connections
-            .write(move |db| {
+            .write(move |db, _| {
                 let shard = ShardId::of(&instance, shards);
                 let start = outlast_core::StartMessage {
                     name: state.orchestration.clone(),
@@ -54,7 +54,8 @@ impl CallStore for SqliteStore {
                     traceparent: None,
                 };
                 if !insert_instance(db, (&instance, shard), &start, now).map_err(sql_error)? {
-                    return Err(Error::InstanceExists { instance, orchestration: state.orchestration });
+                    let (instance, orchestration) = (instance.clone(), state.orchestration.clone());
+                    return Err(Error::InstanceExists { instance, orchestration });
                 }
                 import(db, &instance, (&state, &history)).map_err(sql_error)?;
                 Ok(shard)
@@ -64,20 +65,20 @@ impl CallStore for SqliteStore {
 
     async fn delete(&self, instance: &InstanceId, force: bool) -> Result<DeleteInstanceResult, Error> {
         let instance = instance.clone();
-        self.connections.write(move |db| deletion::delete(db, &instance, force)).await
+        self.connections.write(move |db, _| deletion::delete(db, &instance, force)).await
     }
 
     async fn delete_bulk(&self, filter: InstanceFilter) -> Result<DeleteInstanceResult, Error> {
-        self.connections.write(move |db| deletion::delete_bulk(db, &filter)).await
+        self.connections.write(move |db, _| deletion::delete_bulk(db, &filter)).await
     }
 
     async fn prune(&self, instance: &InstanceId, options: PruneOptions) -> Result<PruneResult, Error> {
         let instance = instance.clone();
-        self.connections.write(move |db| deletion::prune(db, &instance, &options)).await
+        self.connections.write(move |db, _| deletion::prune(db, &instance, &options)).await
     }
 
     async fn prune_bulk(&self, filter: InstanceFilter, options: PruneOptions) -> Result<PruneResult, Error> {
-        self.connections.write(move |db| deletion::prune_bulk(db, &filter, &options)).await
+        self.connections.write(move |db, _| deletion::prune_bulk(db, &filter, &options)).await
     }
 }
 

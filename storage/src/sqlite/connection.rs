@@ -24,14 +24,56 @@ const READERS: usize = 2;
 const STATEMENTS: usize = 128;
 const TARGET: &str = "outlast::storage";
 
-/// Runs inside the transaction; what it returns runs when the commit's outcome is known.
-type WriteJob = Box<dyn FnOnce(&Connection) -> AfterCommit + Send>;
-type AfterCommit = Box<dyn FnOnce(Result<(), Error>) + Send>;
+/// Whether what one job writes can be undone without undoing its neighbours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Undo {
+    /// No: savepoints are not free, and most groups need none. What must be undone ends this try of the whole group.
+    Together,
+    /// Yes: the group is tried again with a savepoint around each piece.
+    Alone,
+}
+
+/// Work of the writing thread. It runs once, or again when its group is tried again.
+trait WriteJob: Send {
+    /// Runs inside the transaction; `false` when what it wrote must be undone.
+    fn run(&mut self, db: &Connection, undo: Undo) -> bool;
+
+    /// Tells the caller, when the commit's outcome is known.
+    fn finish(self: Box<Self>, committed: Result<(), Error>);
+}
+
+/// A closure and where its result goes.
+struct Job<T, F> {
+    work: F,
+    result: Option<Result<T, Error>>,
+    answer: oneshot::Sender<Result<T, Error>>,
+}
+
+impl<T: Send, F: FnMut(&Connection, Undo) -> Result<T, Error> + Send> WriteJob for Job<T, F> {
+    fn run(&mut self, db: &Connection, undo: Undo) -> bool {
+        let before = db.total_changes();
+        let result = match undo {
+            Undo::Together => (self.work)(db, undo),
+            Undo::Alone => in_savepoint(db, |db| (self.work)(db, undo)),
+        };
+        // A refusal that came before anything was written leaves nothing to undo.
+        let clean = result.is_ok() || undo == Undo::Alone || db.total_changes() == before;
+        self.result = Some(result);
+        clean
+    }
+
+    fn finish(self: Box<Self>, committed: Result<(), Error>) {
+        let result = self.result.unwrap_or_else(|| Err(closed()));
+        // A caller that has gone away does not need its answer.
+        let _gone = self.answer.send(committed.and(result));
+    }
+}
+
 type ReadJob = Box<dyn FnOnce(&Connection) + Send>;
 
 /// The way to the threads that hold the connections. They end when this is dropped.
 pub(super) struct Connections {
-    writer: mpsc::Sender<WriteJob>,
+    writer: mpsc::Sender<Box<dyn WriteJob>>,
     readers: Vec<mpsc::Sender<ReadJob>>,
     next_reader: AtomicUsize,
     pub(super) queries: Arc<AtomicU64>,
@@ -108,8 +150,8 @@ fn spawn_writer(
     db: Connection,
     queries: Arc<AtomicU64>,
     elsewhere: Arc<Elsewhere>,
-) -> Result<mpsc::Sender<WriteJob>, Error> {
-    let (sender, jobs) = mpsc::channel::<WriteJob>();
+) -> Result<mpsc::Sender<Box<dyn WriteJob>>, Error> {
+    let (sender, jobs) = mpsc::channel::<Box<dyn WriteJob>>();
     let run = move || {
         let mut seen = data_version(&db);
         loop {
@@ -154,62 +196,75 @@ fn notice(db: &Connection, seen: i64, elsewhere: &Elsewhere) -> i64 {
 }
 
 /// Runs all jobs in one transaction and tells each what became of it.
-fn write_group(db: &Connection, group: Vec<WriteJob>) {
-    if let Err(error) = db.execute_batch("BEGIN IMMEDIATE") {
-        tracing::warn!(target: TARGET, %error, jobs = group.len(), "database cannot be written now, callers try again");
-        // The jobs' answers are dropped with them, which their callers see as unavailable.
-        return;
-    }
-    let mut after = Vec::with_capacity(group.len());
-    let mut lost = false;
-    for job in group {
-        after.push(job(db));
-        // A full disk or a read error ends the whole transaction under our feet.
-        if db.is_autocommit() {
-            lost = true;
-            break;
-        }
-    }
-    let outcome = if lost { Err(rusqlite::Error::ExecuteReturnedResults) } else { db.execute_batch("COMMIT") };
-    let outcome = outcome.map_err(|error| {
-        tracing::warn!(target: TARGET, %error, "commit failed, callers try again");
-        if !db.is_autocommit()
-            && let Err(error) = db.execute_batch("ROLLBACK")
-        {
-            tracing::warn!(target: TARGET, %error, "rollback failed");
-        }
-        Error::Unavailable("the transaction could not be committed".to_owned())
+fn write_group(db: &Connection, mut group: Vec<Box<dyn WriteJob>>) {
+    let outcome = match transact(db, &mut group, Undo::Together) {
+        Err(Failure::MustUndo) => transact(db, &mut group, Undo::Alone),
+        outcome => outcome,
+    };
+    let outcome = outcome.map_err(|failure| {
+        let text = failure.to_string();
+        tracing::warn!(target: TARGET, error = %text, jobs = group.len(), "nothing was committed, callers try again");
+        Error::Unavailable(text)
     });
-    for finish in after {
-        finish(outcome.clone());
+    for job in group {
+        job.finish(outcome.clone());
     }
 }
 
+/// Why a transaction came to nothing.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("one of the jobs must be undone")]
+    MustUndo,
+    #[error("the database has ended the transaction")]
+    Ended,
+    #[error("the database cannot be written: {0}")]
+    Sql(#[from] rusqlite::Error),
+}
+
+fn transact(db: &Connection, group: &mut [Box<dyn WriteJob>], undo: Undo) -> Result<(), Failure> {
+    execute(db, "BEGIN IMMEDIATE")?;
+    let ran = group.iter_mut().try_for_each(|job| {
+        let clean = job.run(db, undo);
+        // A full disk or a read error ends the whole transaction under our feet.
+        if db.is_autocommit() {
+            return Err(Failure::Ended);
+        }
+        if clean { Ok(()) } else { Err(Failure::MustUndo) }
+    });
+    let ended = ran.and_then(|()| execute(db, "COMMIT"));
+    if ended.is_err()
+        && !db.is_autocommit()
+        && let Err(error) = execute(db, "ROLLBACK")
+    {
+        tracing::warn!(target: TARGET, %error, "rollback failed");
+    }
+    ended
+}
+
+fn execute(db: &Connection, sql: &str) -> Result<(), Failure> {
+    Ok(db.prepare_cached(sql)?.execute([]).map(drop)?)
+}
+
 impl Connections {
-    /// Runs a job in the next transaction; returns when it is durable. An `Err` of the job undoes the job alone.
+    /// Runs a job in the next transaction; returns when it is durable. An `Err` of the job undoes the job alone, so the
+    /// job may run twice.
     pub(super) async fn write<T: Send + 'static>(
         &self,
-        job: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+        work: impl FnMut(&Connection, Undo) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let (answer, answered) = oneshot::channel();
-        let run: WriteJob = Box::new(move |db| {
-            let result = in_savepoint(db, job);
-            Box::new(move |committed| {
-                // A caller that has gone away does not need its answer.
-                let _gone = answer.send(committed.and(result));
-            })
-        });
-        self.writer.send(run).map_err(|_| closed())?;
-        answered.await.unwrap_or_else(|_| Err(Error::Unavailable("the database cannot be written now".to_owned())))
+        self.writer.send(Box::new(Job { work, result: None, answer })).map_err(|_| closed())?;
+        answered.await.unwrap_or_else(|_| Err(closed()))
     }
 
     /// Runs a job on a reading connection. A database in memory has only one connection, which then reads too.
     pub(super) async fn read<T: Send + 'static>(
         &self,
-        job: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+        mut job: impl FnMut(&Connection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         if self.readers.is_empty() {
-            return self.write(job).await;
+            return self.write(move |db, _| job(db)).await;
         }
         let (answer, answered) = oneshot::channel();
         let run: ReadJob = Box::new(move |db| {

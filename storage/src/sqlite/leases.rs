@@ -97,14 +97,14 @@ impl LeaseStore for SqliteStore {
             free
         };
         let wanted = free.clone();
-        let raised = self.connections.write(move |db| {
+        let raised = self.connections.write(move |db, _| {
             let sql = "UPDATE shards SET epoch = epoch + 1 WHERE id = ?1 RETURNING epoch";
             let mut raise = db.prepare_cached(sql).map_err(sql_error)?;
             let raise_one = |shard: ShardId| {
                 let epoch: i64 = raise.query_row(params![shard.0], |row| row.get(0)).map_err(sql_error)?;
                 Ok(HeldShard { shard, epoch: Epoch(epoch.cast_unsigned()) })
             };
-            wanted.into_iter().map(raise_one).collect::<Result<Vec<_>, Error>>()
+            wanted.iter().copied().map(raise_one).collect::<Result<Vec<_>, Error>>()
         });
         let raised = raised.await;
         let mut members = self.leases.lock();

@@ -13,7 +13,7 @@ use outlast_core::{
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::SqliteStore;
-use super::connection::{in_savepoint, is_constraint, sql_error};
+use super::connection::{Undo, in_savepoint, is_constraint, sql_error};
 use super::rows::{STATE, optional_millis, read_history, read_inbox, state_of};
 use crate::{Arrival, CommitReply, Due, Error, FencedTurn, Loaded, TurnOutcome, TurnStore, Wake};
 
@@ -35,7 +35,7 @@ impl TurnStore for SqliteStore {
     async fn commit(&self, group: Vec<FencedTurn>) -> Result<CommitReply, Error> {
         let now = self.clock.now();
         let shards = self.shards;
-        let outcomes = self.connections.write(move |db| commit_group(db, group, (now, shards))).await?;
+        let outcomes = self.connections.write(move |db, undo| commit_group(db, &group, (now, shards), undo)).await?;
         Ok(CommitReply { now: self.clock.now(), outcomes })
     }
 
@@ -122,7 +122,7 @@ impl TurnStore for SqliteStore {
                     "SELECT shard, id FROM instances WHERE pending > 0 AND status = 'Running' AND id > ?1 ORDER BY id";
                 let mut query = db.prepare_cached(sql).map_err(sql_error)?;
                 let rows = query
-                    .query_map([after], |row| {
+                    .query_map([&after], |row| {
                         Ok(Wake { shard: ShardId(row.get(0)?), instance: InstanceId::from(row.get::<_, String>(1)?) })
                     })
                     .map_err(sql_error)?;
@@ -164,7 +164,12 @@ fn load(db: &Connection, instance: &InstanceId) -> Result<Option<Loaded>, Error>
     Ok(Some(Loaded { shard, state, history, inbox }))
 }
 
-fn commit_group(db: &Connection, group: Vec<FencedTurn>, clock: (Millis, u16)) -> Result<Vec<TurnOutcome>, Error> {
+fn commit_group(
+    db: &Connection,
+    group: &[FencedTurn],
+    clock: (Millis, u16),
+    undo: Undo,
+) -> Result<Vec<TurnOutcome>, Error> {
     let mut epochs = HashMap::new();
     let mut outcomes = Vec::with_capacity(group.len());
     for turn in group {
@@ -176,23 +181,42 @@ fn commit_group(db: &Connection, group: Vec<FencedTurn>, clock: (Millis, u16)) -
             outcomes.push(TurnOutcome::Fenced);
             continue;
         }
-        let mut refusal = None;
-        let written = in_savepoint(db, |db| {
-            write_turn(db, turn, clock).map_err(|why| {
-                refusal = Some(why);
-                Error::Unavailable(String::new())
-            })
+        outcomes.push(match undo {
+            Undo::Together => write_unguarded(db, turn, clock)?,
+            Undo::Alone => write_guarded(db, turn, clock)?,
         });
-        match (written, refusal) {
-            (Ok(wakes), _) => outcomes.push(TurnOutcome::Committed { wakes }),
-            (Err(_), Some(Refusal::Conflict)) => outcomes.push(TurnOutcome::Conflict),
-            (Err(_), Some(Refusal::Refused(reason))) => outcomes.push(TurnOutcome::Refused(reason)),
-            (Err(_), Some(Refusal::Broken(error))) | (Err(error), None) => return Err(error),
-        }
     }
     let touch = "UPDATE clock SET last_write = max(last_write, ?1)";
     db.prepare_cached(touch).and_then(|mut s| s.execute([clock.0.0.cast_signed()])).map_err(sql_error)?;
     Ok(outcomes)
+}
+
+/// Anything but success that has left traces fails the whole try; the next one is guarded.
+fn write_unguarded(db: &Connection, turn: &FencedTurn, clock: (Millis, u16)) -> Result<TurnOutcome, Error> {
+    let before = db.total_changes();
+    match write_turn(db, turn, clock) {
+        Ok(wakes) => Ok(TurnOutcome::Committed { wakes }),
+        Err(Refusal::Conflict) if db.total_changes() == before => Ok(TurnOutcome::Conflict),
+        Err(Refusal::Conflict) => Err(Error::Unavailable("a conflict must be undone".to_owned())),
+        Err(Refusal::Refused(reason)) => Err(Error::Unavailable(reason)),
+        Err(Refusal::Broken(error)) => Err(error),
+    }
+}
+
+fn write_guarded(db: &Connection, turn: &FencedTurn, clock: (Millis, u16)) -> Result<TurnOutcome, Error> {
+    let mut refusal = None;
+    let written = in_savepoint(db, |db| {
+        write_turn(db, turn, clock).map_err(|why| {
+            refusal = Some(why);
+            Error::Unavailable(String::new())
+        })
+    });
+    match (written, refusal) {
+        (Ok(wakes), _) => Ok(TurnOutcome::Committed { wakes }),
+        (Err(_), Some(Refusal::Conflict)) => Ok(TurnOutcome::Conflict),
+        (Err(_), Some(Refusal::Refused(reason))) => Ok(TurnOutcome::Refused(reason)),
+        (Err(_), Some(Refusal::Broken(error))) | (Err(error), None) => Err(error),
+    }
 }
 
 fn epoch_of(db: &Connection, shard: ShardId) -> Result<Epoch, Error> {
@@ -202,9 +226,9 @@ fn epoch_of(db: &Connection, shard: ShardId) -> Result<Epoch, Error> {
         .map_err(sql_error)
 }
 
-fn write_turn(db: &Connection, fenced: FencedTurn, (now, shards): (Millis, u16)) -> Result<Vec<Wake>, Refusal> {
+fn write_turn(db: &Connection, fenced: &FencedTurn, (now, shards): (Millis, u16)) -> Result<Vec<Wake>, Refusal> {
     let (id, shard) = (fenced.instance.as_str(), fenced.move_to.unwrap_or(fenced.shard));
-    write_state(db, &fenced, (shard, now))?;
+    write_state(db, fenced, (shard, now))?;
     for (execution, event) in &fenced.turn.events {
         write_event(db, (id, execution.0), event, fenced.epoch)?;
     }
@@ -226,36 +250,50 @@ fn write_turn(db: &Connection, fenced: FencedTurn, (now, shards): (Millis, u16))
         db.prepare_cached("DELETE FROM inbox WHERE instance = ?1")?.execute([id])?;
     }
     let mut wakes = Vec::new();
-    for outbound in fenced.turn.outbound {
+    for outbound in &fenced.turn.outbound {
         wakes.extend(send(db, (&fenced.instance, shard), outbound, (now, shards))?);
     }
     Ok(wakes)
 }
 
 fn write_state(db: &Connection, fenced: &FencedTurn, (shard, now): (ShardId, Millis)) -> Result<(), Refusal> {
-    let (state, expected) = (&fenced.turn.state, fenced.turn.expected);
-    let sql = "UPDATE instances SET orchestration = ?1, version = ?2, status = ?3, paused = ?4, execution = ?5, \
-               last_event_id = ?6, history_bytes = ?7, wake_at = ?8, pending = ?9, waits = ?10, stalled = ?11, \
-               custom_status = ?12, custom_status_version = ?13, output = ?14, completed = ?15, shard = ?16, updated = ?17 \
-               WHERE id = ?18 AND execution = ?19 AND last_event_id = ?20 AND status = 'Running'";
-    let changed = db.prepare_cached(sql)?.execute(params![
+    let (state, before, expected) = (&fenced.turn.state, &fenced.before, fenced.turn.expected);
+    // A column that is named here costs its indexes a rewrite even when its value stays.
+    let mut sql = String::with_capacity(512);
+    sql.push_str(
+        "UPDATE instances SET orchestration = ?1, version = ?2, paused = ?3, execution = ?4, last_event_id = ?5, \
+         history_bytes = ?6, waits = ?7, custom_status = ?8, custom_status_version = ?9, output = ?10, shard = ?11, \
+         updated = ?12",
+    );
+    for (set, changed) in [
+        (", status = ?13, completed = ?14", state.status != before.status),
+        (", wake_at = ?15", state.wake_at != before.wake_at),
+        (", pending = ?16", state.pending != before.pending),
+        (", stalled = ?17", state.stalled != before.stalled),
+    ] {
+        if changed {
+            sql.push_str(set);
+        }
+    }
+    sql.push_str(" WHERE id = ?18 AND execution = ?19 AND last_event_id = ?20 AND status = 'Running'");
+    let changed = db.prepare_cached(&sql)?.execute(params![
         state.orchestration,
         state.version,
-        state.status.as_str(),
         state.paused,
         state.execution.0.cast_signed(),
         state.last_event_id.0.cast_signed(),
         state.history_bytes.cast_signed(),
-        state.wake_at.map(|at| at.0.cast_signed()),
-        state.pending,
         state.waits,
-        state.stalled,
         state.custom_status,
         state.custom_status_version.cast_signed(),
         state.output,
-        state.completed_at.map(|at| at.0.cast_signed()),
         shard.0,
         now.0.cast_signed(),
+        state.status.as_str(),
+        state.completed_at.map(|at| at.0.cast_signed()),
+        state.wake_at.map(|at| at.0.cast_signed()),
+        state.pending,
+        state.stalled,
         fenced.instance.as_str(),
         expected.execution.0.cast_signed(),
         expected.last_event_id.0.cast_signed(),
@@ -314,24 +352,24 @@ fn write_kv(db: &Connection, id: &str, changes: &[KvChange]) -> Result<(), Refus
 fn send(
     db: &Connection,
     (sender, sender_shard): (&InstanceId, ShardId),
-    outbound: OutboundMessage,
+    outbound: &OutboundMessage,
     (now, shards): (Millis, u16),
 ) -> Result<Option<Wake>, Refusal> {
     if let MessageKind::Start(start) = &outbound.message.kind {
         let shard = ShardId::of(&outbound.to, shards);
         if insert_instance(db, (&outbound.to, shard), start, now)? {
             insert_message(db, (&outbound.to, shard), &outbound.message)?;
-            return Ok(Some(Wake { shard, instance: outbound.to }));
+            return Ok(Some(Wake { shard, instance: outbound.to.clone() }));
         }
-        let Some(taken) = outbound.when_taken else { return Ok(None) };
-        insert_message(db, (sender, sender_shard), &taken)?;
+        let Some(taken) = &outbound.when_taken else { return Ok(None) };
+        insert_message(db, (sender, sender_shard), taken)?;
         return Ok(Some(Wake { shard: sender_shard, instance: sender.clone() }));
     }
     let sql = "SELECT shard FROM instances WHERE id = ?1 AND status = 'Running'";
     let receiver = db.prepare_cached(sql)?.query_row([outbound.to.as_str()], |row| row.get(0)).optional()?;
     let Some(shard) = receiver.map(ShardId) else { return Ok(None) };
     insert_message(db, (&outbound.to, shard), &outbound.message)?;
-    Ok(Some(Wake { shard, instance: outbound.to }))
+    Ok(Some(Wake { shard, instance: outbound.to.clone() }))
 }
 
 /// Makes the row of an instance; `false` when the id is taken.
