@@ -1,5 +1,6 @@
 //! The workloads on Outlast with a SQLite file, fully synchronous.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,8 +18,14 @@ const TIMER: Duration = Duration::from_secs(2);
 /// Activities of one W3 instance.
 const FAN_OUT: usize = 500;
 
-/// When each activity of W5 ran, by its input.
-type Marks = Arc<Mutex<Vec<Instant>>>;
+/// Moments that code of the workloads notes.
+#[derive(Clone, Default)]
+struct Marks {
+    /// When each activity of W5 ran, in order.
+    ran: Arc<Mutex<Vec<Instant>>>,
+    /// When an instance of W6 first asked for its timer.
+    asked: Arc<Mutex<HashMap<String, Instant>>>,
+}
 
 pub(crate) async fn run(workload: Workload, (n, inflight): (usize, usize)) -> anyhow::Result<Figures> {
     // Beside the program, not in a temporary file system that may be memory.
@@ -29,18 +36,18 @@ pub(crate) async fn run(workload: Workload, (n, inflight): (usize, usize)) -> an
         Arc::new(SqliteProvider::new(&format!("sqlite:{}", directory.path().join("db").display()), None).await?);
     let marks = Marks::default();
     let options = RuntimeOptions { worker_concurrency: 256, ..RuntimeOptions::default() };
-    let runtime = Runtime::try_start(provider.clone(), activities(&marks), orchestrations(), options).await?;
+    let runtime = Runtime::try_start(provider.clone(), activities(&marks), orchestrations(&marks), options).await?;
     let client = Client::new(provider);
 
     let (cpu, begun) = (cpu_seconds()?, Instant::now());
     let instances = if workload == Workload::W5 { 1 } else { n };
-    let runs = stream::iter(0..instances).map(|number| one(&client, workload, (number, n)));
+    let runs = stream::iter(0..instances).map(|number| one(&client, (workload, &marks), (number, n)));
     let mut times: Vec<Duration> = runs.buffer_unordered(inflight).try_collect().await?;
     let (elapsed, cpu) = (begun.elapsed(), cpu_seconds()? - cpu);
     runtime.shutdown(None).await;
 
     let steps = workload.steps(n) as f64;
-    let marks = marks.lock().unwrap_or_else(PoisonError::into_inner);
+    let ran = marks.ran.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(Figures {
         peer: "outlast-sqlite".to_owned(),
         workload: workload.name().to_owned(),
@@ -50,13 +57,17 @@ pub(crate) async fn run(workload: Workload, (n, inflight): (usize, usize)) -> an
         p99_ms: percentile(&mut times, 99),
         cpu_s_per_1000: cpu * 1000.0 / steps,
         fsync_ms,
-        first_100_ms_per_step: per_step(marks.get(..100)),
-        last_100_ms_per_step: per_step(marks.len().checked_sub(100).and_then(|from| marks.get(from..))),
+        first_100_ms_per_step: per_step(ran.get(..100)),
+        last_100_ms_per_step: per_step(ran.len().checked_sub(100).and_then(|from| ran.get(from..))),
     })
 }
 
 /// One instance from start to result; for W6 how much later than its timer.
-async fn one(client: &Client, workload: Workload, (number, n): (usize, usize)) -> anyhow::Result<Duration> {
+async fn one(
+    client: &Client,
+    (workload, marks): (Workload, &Marks),
+    (number, n): (usize, usize),
+) -> anyhow::Result<Duration> {
     let id = format!("i{number}");
     let begun = Instant::now();
     let name = if workload == Workload::W4 { Workload::W1 } else { workload }.name();
@@ -65,22 +76,24 @@ async fn one(client: &Client, workload: Workload, (number, n): (usize, usize)) -
         outlast::OrchestrationStatus::Completed { output, .. } => output,
         other => anyhow::bail!("{id} ended as {other:?}"),
     };
-    let took = begun.elapsed();
-    Ok(if workload == Workload::W6 { took.saturating_sub(TIMER) } else { took })
+    let ended = Instant::now();
+    let asked = marks.asked.lock().unwrap_or_else(PoisonError::into_inner).get(&id).map(|asked| *asked + TIMER);
+    Ok(asked.map_or(ended - begun, |due| ended.saturating_duration_since(due)))
 }
 
 fn activities(marks: &Marks) -> ActivityRegistry {
-    let marks = Arc::clone(marks);
+    let ran = Arc::clone(&marks.ran);
     ActivityRegistry::builder()
         .register("Echo", |_: ActivityContext, input: String| async move { Ok(input) })
         .register("Mark", move |_: ActivityContext, input: String| {
-            marks.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
+            ran.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
             async move { Ok(input) }
         })
         .build()
 }
 
-fn orchestrations() -> OrchestrationRegistry {
+fn orchestrations(marks: &Marks) -> OrchestrationRegistry {
+    let asked = Arc::clone(&marks.asked);
     OrchestrationRegistry::builder()
         .register(
             "w1",
@@ -102,9 +115,12 @@ fn orchestrations() -> OrchestrationRegistry {
             }
             Ok(steps)
         })
-        .register("w6", |ctx: OrchestrationContext, input: String| async move {
-            ctx.schedule_timer(TIMER).await;
-            Ok(input)
+        .register("w6", move |ctx: OrchestrationContext, input: String| {
+            asked.lock().unwrap_or_else(PoisonError::into_inner).entry(ctx.instance_id()).or_insert_with(Instant::now);
+            async move {
+                ctx.schedule_timer(TIMER).await;
+                Ok(input)
+            }
         })
         .build()
 }

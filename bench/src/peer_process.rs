@@ -32,7 +32,11 @@ pub(crate) fn run(peer: &str, workload: Workload, size: Size) -> anyhow::Result<
             command.args([flag, &value.to_string()]);
         }
     }
-    let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("{peer} cannot be run"))?;
+    let output = command
+        .env("RUST_LOG", "off")
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("{peer} cannot be run"))?;
     ensure!(output.status.success(), "{peer} failed on {}", workload.name());
     serde_json::from_slice(&output.stdout).with_context(|| format!("{peer} printed no figures"))
 }

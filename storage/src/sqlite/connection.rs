@@ -7,6 +7,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use outlast_core::Millis;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::{Notify, oneshot};
 
@@ -125,6 +126,8 @@ fn connect(path: Option<&Path>) -> Result<Connection, Error> {
         db.pragma_update(None, "wal_autocheckpoint", 4_000)?;
         db.pragma_update(None, "cache_size", -16_384)?;
         db.pragma_update(None, "temp_store", "MEMORY")?;
+        // Otherwise a statement that partial indexes might serve is planned anew for every value that is bound to it.
+        db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         db.set_prepared_statement_cache_capacity(STATEMENTS);
         Ok(db)
     };
