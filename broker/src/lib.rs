@@ -13,6 +13,6 @@ mod seam;
 pub mod in_process;
 
 pub use seam::{
-    Broker, Control, Delivery, Error, Report, ReportReply, ReportResult, Settle, ShardMail, StatusWatch, WorkSource,
-    WorkerProfile,
+    Broker, Control, Delivery, Error, News, Report, ReportReply, ReportResult, Settle, ShardMail, StatusWatch,
+    WorkSource, WorkerProfile,
 };

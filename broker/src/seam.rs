@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use outlast_core::{
-    ActivityItem, ActivityKey, ActivityOutcome, AttemptInfo, InstanceId, ShardId, TagFilter, Token, Verdict, WorkerId,
+    ActivityItem, ActivityKey, ActivityOutcome, AttemptInfo, InstanceId, InstanceState, OrchestrationStatus, ShardId,
+    TagFilter, Token, Verdict, WorkerId,
 };
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -109,8 +110,17 @@ pub trait WorkSource: Send {
     fn release_session(&mut self, session: &str);
 }
 
-/// Pushed changes of one instance; the number rises with each. Its loss costs time only.
-pub type StatusWatch = watch::Receiver<u64>;
+/// What was said last about an instance.
+#[derive(Clone, Debug, Default)]
+pub struct News {
+    /// Rises with every announcement.
+    pub version: u64,
+    /// The status that was committed just before; `None` when it has to be read.
+    pub status: Option<OrchestrationStatus>,
+}
+
+/// Pushed changes of one instance. Their loss costs time only.
+pub type StatusWatch = watch::Receiver<News>;
 
 /// Carries work, nudges, reports, cancellations and news of status changes.
 #[async_trait]
@@ -139,8 +149,8 @@ pub trait Broker: Send + Sync + 'static {
     /// Brings a worker's report to the owner and its answer back.
     async fn report(&self, shard: ShardId, report: Report) -> ReportReply;
 
-    /// Tells waiting clients that the status of an instance changed.
-    fn announce(&self, instance: &InstanceId);
+    /// Tells waiting clients that an instance changed, and to what, when the caller has just committed it.
+    fn announce(&self, instance: &InstanceId, state: Option<&InstanceState>);
 
     /// Subscribes to the status of an instance. Subscribe first, then read.
     fn watch(&self, instance: &InstanceId) -> StatusWatch;

@@ -11,7 +11,7 @@ impl Client {
     pub async fn delete_instance(&self, instance: &str, force: bool) -> Result<DeleteInstanceResult, ClientError> {
         let id = InstanceId::new(instance);
         let deleted = self.insist(|| self.store.delete(&id, force)).await?;
-        self.broker.announce(&id);
+        self.broker.announce(&id, None);
         Ok(deleted)
     }
 

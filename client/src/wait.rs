@@ -1,6 +1,5 @@
 //! Waiting: told of a change, with a slow look underneath. It reads rows, never a history.
 
-use std::future::Future;
 use std::time::Duration;
 
 use outlast_core::{InstanceId, OrchestrationStatus};
@@ -9,6 +8,22 @@ use tokio::time::Instant;
 
 use crate::{Client, ClientError};
 
+/// What pushed news mean for a wait.
+enum Told<T> {
+    /// It is over.
+    Found(T),
+    /// Something else has changed.
+    NotYet,
+    /// The store has to be asked.
+    Look,
+}
+
+impl<T> From<Option<T>> for Told<T> {
+    fn from(found: Option<T>) -> Self {
+        found.map_or(Self::NotYet, Self::Found)
+    }
+}
+
 impl Client {
     /// Waits until the instance has ended: `Completed` or `Failed`, or `ClientError::Timeout`.
     pub async fn wait_for_orchestration(
@@ -16,11 +31,9 @@ impl Client {
         instance: &str,
         timeout: Duration,
     ) -> Result<OrchestrationStatus, ClientError> {
-        self.wait(instance, (timeout, self.options.poll_interval), || async {
-            let status = self.get_orchestration_status(instance).await?;
-            Ok(status.is_terminal().then_some(status))
-        })
-        .await
+        let ended = |status: &OrchestrationStatus| status.is_terminal().then(|| status.clone());
+        let look = async || Ok(ended(&self.get_orchestration_status(instance).await?));
+        self.wait(instance, (timeout, self.options.poll_interval), |status| ended(status).into(), look).await
     }
 
     /// Waits for the output, from JSON; a failed orchestration is `ClientError::OrchestrationFailed`.
@@ -44,23 +57,24 @@ impl Client {
         poll_interval: Duration,
         timeout: Duration,
     ) -> Result<OrchestrationStatus, ClientError> {
-        self.wait(instance, (timeout, poll_interval), || async {
-            let status = self.get_orchestration_status(instance).await?;
-            let changed = match &status {
+        let changed = |status: &OrchestrationStatus| {
+            let changed = match status {
                 OrchestrationStatus::Running { custom_status_version, .. } => {
                     *custom_status_version > last_seen_version
                 }
                 OrchestrationStatus::Completed { .. } | OrchestrationStatus::Failed { .. } => true,
                 OrchestrationStatus::NotFound => false,
             };
-            Ok(changed.then_some(status))
-        })
-        .await
+            changed.then(|| status.clone())
+        };
+        let look = async || Ok(changed(&self.get_orchestration_status(instance).await?));
+        self.wait(instance, (timeout, poll_interval), |status| changed(status).into(), look).await
     }
 
     /// Waits until the key has a value.
     pub async fn wait_for_kv_value(&self, instance: &str, key: &str, timeout: Duration) -> Result<String, ClientError> {
-        self.wait(instance, (timeout, self.options.poll_interval), || self.get_kv_value(instance, key)).await
+        let look = async || self.get_kv_value(instance, key).await;
+        self.wait(instance, (timeout, self.options.poll_interval), |_| Told::Look, look).await
     }
 
     /// Waits until the key has a value, from JSON.
@@ -74,12 +88,14 @@ impl Client {
         from_json("value", &value)
     }
 
-    /// Looks until `look` finds something. Subscribes before the first look, so that no change falls in between.
-    async fn wait<T, F: Future<Output = Result<Option<T>, ClientError>>>(
+    /// Looks until `look` finds something, or `told` finds it in pushed news. Subscribes before the first look, so that no
+    /// change falls in between.
+    async fn wait<T>(
         &self,
         instance: &str,
         (timeout, poll): (Duration, Duration),
-        look: impl Fn() -> F,
+        told: impl Fn(&OrchestrationStatus) -> Told<T>,
+        look: impl AsyncFn() -> Result<Option<T>, ClientError>,
     ) -> Result<T, ClientError> {
         let mut news = self.broker.watch(&InstanceId::new(instance));
         let deadline = Instant::now() + timeout;
@@ -95,13 +111,21 @@ impl Client {
                 return Err(ClientError::Timeout);
             }
             let next_look = deadline.min(now + poll.max(Duration::from_millis(1)));
-            tokio::select! {
-                changed = news.changed() => {
-                    if changed.is_err() {
-                        news = self.broker.watch(&InstanceId::new(instance));
-                    }
+            loop {
+                let changed = tokio::select! {
+                    changed = news.changed() => changed,
+                    () = tokio::time::sleep_until(next_look) => break,
+                };
+                if changed.is_err() {
+                    news = self.broker.watch(&InstanceId::new(instance));
+                    break;
                 }
-                () = tokio::time::sleep_until(next_look) => {}
+                let status = news.borrow_and_update().status.clone();
+                match status.as_ref().map_or(Told::Look, &told) {
+                    Told::Found(found) => return Ok(found),
+                    Told::NotYet => {}
+                    Told::Look => break,
+                }
             }
         }
     }

@@ -6,6 +6,7 @@
 //! no handler for ctrl-c: what was answered is on the disk, and the next start goes on with it.
 
 mod demo;
+mod order;
 mod refused;
 
 use std::net::Ipv4Addr;
@@ -20,13 +21,13 @@ use clap::Parser;
 use outlast::providers::sqlite::SqliteProvider;
 use outlast::runtime::Runtime;
 use outlast::{
-    ActivityContext, ActivityRegistry, Client, ClientError, OrchestrationContext, OrchestrationRegistry,
-    OrchestrationStatus, RuntimeOptions, StartOptions, StartOutcome,
+    ActivityRegistry, Client, ClientError, OrchestrationRegistry, OrchestrationStatus, RuntimeOptions, StartOptions,
+    StartOutcome,
 };
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
+use order::Order;
 use refused::Refused;
 
 /// Serves orders over HTTP.
@@ -38,26 +39,6 @@ struct Arguments {
     /// The database file of `--serve`.
     #[arg(long, default_value = "orders.sqlite")]
     database: PathBuf,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Order {
-    id: String,
-    item: String,
-}
-
-async fn ship(_: ActivityContext, item: String) -> Result<String, String> {
-    Ok(format!("{item} shipped"))
-}
-
-/// Registered without types, so that the output is plain text and not JSON.
-async fn order(ctx: OrchestrationContext, input: String) -> Result<String, String> {
-    let order: Order = serde_json::from_str(&input).map_err(|error| error.to_string())?;
-    ctx.set_custom_status("waits for approval");
-    // A queue keeps an approval that comes before this line; an event of `schedule_wait` would be gone.
-    let by = ctx.dequeue_event("approvals").await;
-    let shipped = ctx.schedule_activity("Ship", order.item).await?;
-    Ok(format!("{shipped}, approved by {by}"))
 }
 
 /// The same order twice is one order: a caller that got no answer may send it again.
@@ -100,8 +81,8 @@ async fn main() -> anyhow::Result<()> {
         None => SqliteProvider::new_in_memory().await?,
     };
     let provider = Arc::new(provider);
-    let activities = ActivityRegistry::builder().register("Ship", ship).build();
-    let orchestrations = OrchestrationRegistry::builder().register("Order", order).build();
+    let activities = ActivityRegistry::builder().register("Ship", order::ship).build();
+    let orchestrations = OrchestrationRegistry::builder().register("Order", order::order).build();
     let runtime = Runtime::try_start(provider.clone(), activities, orchestrations, RuntimeOptions::default()).await?;
 
     let client = Client::new(provider);

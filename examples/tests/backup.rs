@@ -3,6 +3,8 @@
 //! before a kill must be the very same files afterwards, and the restored tree must equal the source.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod programs;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -12,19 +14,10 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
+use programs::program;
+
 /// Exit code of a backup that is complete but for unreadable entries.
 const WITH_UNREADABLE: i32 = 3;
-
-/// The program under test, built when it is not there.
-fn program() -> PathBuf {
-    let mut path = std::env::current_exe().unwrap();
-    path.pop();
-    path.pop();
-    let built =
-        Command::new(env!("CARGO")).args(["build", "-p", "outlast-examples", "--example", "backup"]).status().unwrap();
-    assert!(built.success());
-    path.join("examples").join("backup")
-}
 
 fn make_tree(root: &Path) {
     for n in 0..600 {
@@ -86,7 +79,7 @@ fn objects(backup: &Path) -> BTreeMap<PathBuf, (u64, i64)> {
 
 #[test]
 fn a_killed_backup_goes_on_and_copies_nothing_twice() {
-    let program = program();
+    let program = program("backup");
     let root = tempfile::tempdir().unwrap();
     let (source, backup, target) = (root.path().join("src"), root.path().join("dst"), root.path().join("target"));
     make_tree(&source);
@@ -141,7 +134,8 @@ fn check_manifest(source: &Path, backup: &Path) {
 #[test]
 fn a_source_that_is_not_there_is_a_clear_error() {
     let root = tempfile::tempdir().unwrap();
-    let result = Command::new(program()).arg(root.path().join("none")).arg(root.path().join("dst")).output().unwrap();
+    let result =
+        Command::new(program("backup")).arg(root.path().join("none")).arg(root.path().join("dst")).output().unwrap();
     assert_eq!(result.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&result.stderr).contains("none cannot be read"));
 }

@@ -269,7 +269,7 @@ impl InstanceRun {
         let fenced = FencedTurn { instance, shard, epoch, before, turn, move_to: None };
         let outcome = self.node.committer.commit(fenced).await;
         tracing::error!(target: RUNTIME, instance = %self.instance, ?outcome, "the instance was failed for it");
-        self.node.broker.announce(&self.instance);
+        self.node.broker.announce(&self.instance, None);
     }
 
     fn announce(&self, before: &InstanceState, kv_changed: bool) {
@@ -279,7 +279,7 @@ impl InstanceRun {
             || before.custom_status_version != now.custom_status_version
             || before.execution != now.execution
         {
-            self.node.broker.announce(&self.instance);
+            self.node.broker.announce(&self.instance, Some(now));
         }
     }
 

@@ -7,10 +7,10 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use async_trait::async_trait;
-use outlast_core::{ActivityItem, ActivityKey, InstanceId, ShardId};
+use outlast_core::{ActivityItem, ActivityKey, InstanceId, InstanceState, ShardId};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::{Broker, Control, Error, Report, ReportReply, ShardMail, StatusWatch, WorkSource, WorkerProfile};
+use crate::{Broker, Control, Error, News, Report, ReportReply, ShardMail, StatusWatch, WorkSource, WorkerProfile};
 use work::{Source, WorkState};
 
 /// Fewest entries of the watch table that are worth a clean-up.
@@ -44,7 +44,7 @@ impl Work {
 
 #[derive(Default)]
 struct Watches {
-    senders: HashMap<InstanceId, watch::Sender<u64>>,
+    senders: HashMap<InstanceId, watch::Sender<News>>,
     sweep_at: usize,
 }
 
@@ -132,20 +132,22 @@ impl Broker for InProcessBroker {
         answered.await.unwrap_or(ReportReply::TryAgain)
     }
 
-    fn announce(&self, instance: &InstanceId) {
+    fn announce(&self, instance: &InstanceId, state: Option<&InstanceState>) {
         let mut watches = self.watches();
         let Some(sender) = watches.senders.get(instance) else { return };
         if sender.receiver_count() == 0 {
             watches.senders.remove(instance);
         } else {
-            sender.send_modify(|version| *version += 1);
+            sender.send_modify(|news| {
+                *news = News { version: news.version + 1, status: state.map(InstanceState::to_status) };
+            });
         }
     }
 
     fn watch(&self, instance: &InstanceId) -> StatusWatch {
         let mut watches = self.watches();
         watches.sweep();
-        watches.senders.entry(instance.clone()).or_insert_with(|| watch::channel(0).0).subscribe()
+        watches.senders.entry(instance.clone()).or_insert_with(|| watch::channel(News::default()).0).subscribe()
     }
 
     fn activity_counter(&self) -> Option<Arc<AtomicUsize>> {

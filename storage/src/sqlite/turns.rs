@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use outlast_core::{
-    Epoch, HistoryEvent, InboxSeq, Incoming, InstanceId, KvChange, Message, MessageKind, Millis, OutboundMessage,
-    ShardId, StartMessage, encode,
+    Epoch, EventId, HistoryEvent, InboxSeq, Incoming, InstanceId, KvChange, Message, MessageKind, Millis,
+    OutboundMessage, ShardId, StartMessage, encode,
 };
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -148,8 +148,7 @@ impl TurnStore for SqliteStore {
 }
 
 fn load(db: &Connection, instance: &InstanceId) -> Result<Option<Loaded>, Error> {
-    // Row, history and inbox must be of one moment.
-    let snapshot = db.unchecked_transaction().ok();
+    // No transaction around the three: if another owner commits in between, the commit that builds on this read conflicts.
     let sql = format!("SELECT {STATE}, shard FROM instances WHERE id = ?1");
     let row = db
         .prepare_cached(&sql)
@@ -158,9 +157,9 @@ fn load(db: &Connection, instance: &InstanceId) -> Result<Option<Loaded>, Error>
         })
         .map_err(sql_error)?;
     let Some((state, shard)) = row else { return Ok(None) };
-    let history = read_history(db, instance, state.execution)?;
+    let begun = state.last_event_id > EventId(0);
+    let history = if begun { read_history(db, instance, state.execution)? } else { Vec::new() };
     let inbox = read_inbox(db, instance, InboxSeq(0))?;
-    drop(snapshot);
     Ok(Some(Loaded { shard, state, history, inbox }))
 }
 
