@@ -48,7 +48,7 @@ async fn trip(ctx: OrchestrationContext, _: String) -> Result<String, String> {
 /// A compensation that fails leaves a mess that only a human can clear up, so each is tried more than once.
 async fn undo(ctx: &OrchestrationContext, booked: Vec<String>) -> Result<String, String> {
     let mut undone = Vec::new();
-    for booking in booked.into_iter() {
+    for booking in booked.into_iter().rev() {
         undone.push(ctx.schedule_activity_with_retry("Cancel", booking, RetryPolicy::new(5)).await?);
     }
     Ok(undone.join(", "))

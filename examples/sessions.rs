@@ -36,7 +36,7 @@ async fn note(ctx: ActivityContext, line: Line, cache: Cache) -> Result<String, 
     let session = ctx.session_id().ok_or("this activity needs a session")?.to_owned();
     let cached = cache.lock().unwrap_or_else(PoisonError::into_inner).get(&session).cloned();
     // An attempt whose result was lost has left a newer state behind, a session that was elsewhere an older one.
-    let (how, mut lines) = match cached.filter(|_| false) {
+    let (how, mut lines) = match cached.filter(|lines| lines.len() == line.before) {
         Some(lines) => ("hit ", lines),
         None => ("miss", hydrate(&ctx).await?),
     };

@@ -19,7 +19,7 @@ impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let code = match &self.0 {
             ClientError::InvalidInput { .. } => StatusCode::BAD_REQUEST,
-            ClientError::InstanceNotFound { .. } => StatusCode::BAD_REQUEST,
+            ClientError::InstanceNotFound { .. } => StatusCode::NOT_FOUND,
             ClientError::InstanceExists { .. }
             | ClientError::InstanceStillRunning { .. }
             | ClientError::CannotDeleteSubOrchestration { .. } => StatusCode::CONFLICT,

@@ -77,22 +77,27 @@ async fn child_process() {
         let id = format!("{kind}-{begun}-{n}");
         let input = if kind == "Words" { "" } else { id.as_str() };
         world.client.start_orchestration(&id, kind, input).await.unwrap();
-        writeln!(log, "{kind} {id}").unwrap();
+        note(&mut log, &format!("{kind} {id}\n"));
         match kind {
             "Words" => {
                 for word in 1..=WORDS {
                     world.client.enqueue_event(&id, "words", word.to_string()).await.unwrap();
-                    writeln!(log, "word {id}").unwrap();
+                    note(&mut log, &format!("word {id}\n"));
                 }
             }
             "Endless" => {
                 world.client.cancel_instance(&id, "enough").await.unwrap();
-                writeln!(log, "cancelled {id}").unwrap();
+                note(&mut log, &format!("cancelled {id}\n"));
             }
             _ => {}
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
+}
+
+/// One write, so that a kill leaves the whole line or nothing.
+fn note(log: &mut std::fs::File, line: &str) {
+    log.write_all(line.as_bytes()).unwrap();
 }
 
 fn spawn(directory: &Path) -> Child {
