@@ -349,8 +349,9 @@ impl OrchestrationContext {
                 Err(error) => error,
             };
             let delay = policy.delay_for_attempt(attempt);
+            let when = if delay.is_zero() { "at once".to_owned() } else { format!("in {delay:?}") };
             self.trace_warn(format!(
-                "activity {} failed in attempt {attempt} of {}, next in {delay:?}: {error}",
+                "activity {} failed in attempt {attempt} of {}, next {when}: {error}",
                 request.name, policy.max_attempts
             ));
             if !delay.is_zero() {

@@ -13,6 +13,8 @@ use crate::observability::RUNTIME;
 
 /// Longest time between two renewals; a lease is renewed three times in its life.
 const RENEW_EVERY_MAX: Duration = Duration::from_millis(500);
+/// Between two renewals of a lease that cannot end: it lies in memory, and looking is how others' leaving is seen.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// What a node should change about its shards.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -41,7 +43,8 @@ pub(crate) fn rebalance(me: &NodeId, view: &LeaseView) -> Rebalance {
 pub(crate) async fn keep_share(node: Arc<Node>, mail: mpsc::UnboundedSender<ShardMail>) {
     loop {
         let pause = match share_once(&node, &mail).await {
-            Ok(view_lease) => (view_lease / 3).min(RENEW_EVERY_MAX),
+            Ok(Duration::MAX) => LOOK_EVERY,
+            Ok(lease) => (lease / 3).min(RENEW_EVERY_MAX),
             Err(error) => {
                 tracing::warn!(target: RUNTIME, %error, "the lease could not be renewed, trying again");
                 Duration::from_millis(200)

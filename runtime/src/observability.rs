@@ -1,5 +1,6 @@
 //! Where log lines go: spans and events of `tracing`, under targets that a filter can name.
 
+use std::io::IsTerminal;
 use std::sync::Once;
 
 /// Target of what orchestration code logs.
@@ -43,7 +44,7 @@ impl ObservabilityConfig {
         format!("error,{ORCHESTRATION}={level},{ACTIVITY}={level}")
     }
 
-    /// Installs a subscriber once per process, unless the program has one.
+    /// Installs a subscriber that writes to standard error, once per process, unless the program has one.
     pub(crate) fn install(&self) {
         static INSTALLED: Once = Once::new();
         if !self.install_subscriber {
@@ -52,7 +53,9 @@ impl ObservabilityConfig {
         INSTALLED.call_once(|| {
             let filter = tracing_subscriber::EnvFilter::try_from_default_env()
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(self.default_filter()));
-            let builder = tracing_subscriber::fmt().with_env_filter(filter);
+            let terminal = std::io::stderr().is_terminal();
+            let builder =
+                tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);
             // A program that has a subscriber of its own keeps it.
             let _kept = match self.log_format {
                 LogFormat::Pretty => builder.try_init(),

@@ -117,7 +117,9 @@ impl WorkState {
         let fits = |worker: &&mut Worker| {
             worker.waits && worker.profile.filter.matches(tag.as_deref()) && (!tied || worker.has_session_room())
         };
-        if let Some(worker) = self.workers.values_mut().find(fits) {
+        // A new session goes to the worker that holds the fewest, so that they spread.
+        let waiting = self.workers.values_mut().filter(fits);
+        if let Some(worker) = waiting.min_by_key(|worker| if tied { worker.sessions.len() } else { 0 }) {
             worker.wake();
         }
     }
