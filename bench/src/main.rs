@@ -1,5 +1,6 @@
 //! Runs the workloads and prints one JSON line each, or a table of all.
 
+mod claims;
 mod measure;
 mod outlast_sqlite;
 mod peer_process;
@@ -29,11 +30,33 @@ struct Arguments {
     /// How many instances at once.
     #[arg(long)]
     inflight: Option<usize>,
+    /// Instead of a workload: `flat` (N steps in one execution) or `waiting` (N instances that wait).
+    #[arg(long)]
+    claim: Option<String>,
+    #[arg(long, hide = true)]
+    watch_waiting: Option<std::path::PathBuf>,
+    #[arg(long, hide = true, default_value = "")]
+    started: String,
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
+    if let Some(directory) = &arguments.watch_waiting {
+        let n = arguments.n.unwrap_or_default();
+        let figures = claims::watch_waiting(directory, n, &arguments.started).await?;
+        println!("{}", serde_json::to_string(&figures)?);
+        return Ok(());
+    }
+    match arguments.claim.as_deref() {
+        Some("flat") => {
+            println!("{}", serde_json::to_string(&claims::flat(arguments.n.unwrap_or(10_000)).await?)?);
+            return Ok(());
+        }
+        Some("waiting") => return claims::waiting(arguments.n.unwrap_or(100_000)).await,
+        Some(other) => anyhow::bail!("there is no claim {other}: use flat or waiting"),
+        None => {}
+    }
     let peers = arguments.peer.map_or_else(all_peers, |peer| vec![peer]);
     let workloads = arguments.workload.map_or_else(|| Workload::ALL.to_vec(), |workload| vec![workload]);
     let single = peers.len() == 1 && workloads.len() == 1;

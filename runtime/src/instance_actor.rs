@@ -40,6 +40,7 @@ impl Actor for InstanceActor {
         loop {
             let inbound = if run.has_backlog() { Vec::new() } else { self.mailbox.take(max) };
             if inbound.is_empty() && !run.has_backlog() {
+                self.node.idle(&self.instance, &self.mailbox);
                 return Ok(());
             }
             match run.turn(inbound).await {

@@ -17,6 +17,7 @@ mod node;
 mod owner;
 mod run_turn;
 mod sessions;
+mod warm;
 mod wheel;
 mod worker;
 

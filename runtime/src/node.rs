@@ -1,23 +1,17 @@
 //! What all parts of a node share: the provider, the code, the shards it holds and its warm instances.
 
 use std::collections::HashMap;
-use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use lru::LruCache;
-use outlast_broker::{Broker, ReportReply};
-use outlast_core::{ActivityKey, Epoch, InstanceId, Limits, Message, NodeId, OrchestrationRegistry, ShardId};
+use outlast_broker::Broker;
+use outlast_core::{ActivityKey, Epoch, Limits, NodeId, OrchestrationRegistry, ShardId};
 use outlast_storage::{LeaseView, Store};
-use ractor::{ActorRef, ActorRuntime};
-use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::RuntimeOptions;
 use crate::committer::Committer;
-use crate::instance_actor::{InstanceActor, Run};
-use crate::mailbox::{Inbound, Mailbox};
+use crate::warm::WarmSet;
 use crate::wheel::Wheel;
 
 /// A node: holds shards and runs their instances.
@@ -36,7 +30,7 @@ pub(crate) struct Node {
     pub(crate) unregistered: Mutex<HashMap<ActivityKey, u32>>,
     shards: RwLock<HashMap<ShardId, Epoch>>,
     view: RwLock<Option<LeaseView>>,
-    warm: Mutex<LruCache<InstanceId, Warm>>,
+    pub(crate) warm: Mutex<WarmSet>,
 }
 
 /// Counts since the start of the node.
@@ -52,13 +46,6 @@ impl Counters {
     pub(crate) fn count(counter: &AtomicU64) {
         counter.fetch_add(1, Ordering::Relaxed);
     }
-}
-
-/// A warm instance: its actor and what waits for it.
-struct Warm {
-    mailbox: Arc<Mailbox>,
-    actor: ActorRef<Run>,
-    used: Instant,
 }
 
 /// What a node is made of.
@@ -87,7 +74,7 @@ impl Node {
             unregistered: Mutex::default(),
             shards: RwLock::default(),
             view: RwLock::default(),
-            warm: Mutex::new(LruCache::unbounded()),
+            warm: Mutex::default(),
         })
     }
 
@@ -126,130 +113,4 @@ impl Node {
         let index = view.owners.iter().position(|owner| owner.as_ref().is_some_and(serves))?;
         u16::try_from(index).ok().map(ShardId)
     }
-
-    /// How many instances are warm.
-    pub(crate) fn warm_count(&self) -> usize {
-        self.lock_warm().len()
-    }
-
-    /// Brings something to an instance, whose actor is made when there is none.
-    pub(crate) fn deliver(self: &Arc<Self>, instance: &InstanceId, inbound: Inbound) {
-        if self.stopping.is_cancelled() {
-            if let Inbound::Direct(_, answer) = inbound {
-                let _gone = answer.send(ReportReply::TryAgain);
-            }
-            return;
-        }
-        let mut warm = self.lock_warm();
-        if !warm.contains(instance) {
-            let mailbox = Arc::new(Mailbox::default());
-            let actor = InstanceActor::new(Arc::clone(self), instance.clone(), Arc::clone(&mailbox));
-            match ActorRuntime::spawn_instant(None, actor, ()) {
-                Ok((actor, _)) => {
-                    warm.push(instance.clone(), Warm { mailbox, actor, used: Instant::now() });
-                }
-                Err(error) => {
-                    tracing::error!(target: crate::observability::RUNTIME, %instance, %error, "no actor could be started");
-                    return;
-                }
-            }
-            self.trim(&mut warm);
-        }
-        if let Some(entry) = warm.get_mut(instance) {
-            entry.used = Instant::now();
-            if entry.mailbox.push(inbound) {
-                // A stopped actor was taken out of the map under this very lock, so this one takes messages.
-                let _accepted = entry.actor.cast(Run);
-            }
-        }
-    }
-
-    /// Brings a worker's result to an instance.
-    pub(crate) fn deliver_direct(
-        self: &Arc<Self>,
-        instance: &InstanceId,
-        message: Message,
-        answer: oneshot::Sender<ReportReply>,
-    ) {
-        self.deliver(instance, Inbound::Direct(message, answer));
-    }
-
-    /// Lets go of an actor if nothing waits for it. Its memory is a cache, so this is always allowed.
-    pub(crate) fn retire(&self, instance: &InstanceId, mailbox: &Arc<Mailbox>) -> bool {
-        let mut warm = self.lock_warm();
-        let mine = warm.peek(instance).is_some_and(|entry| Arc::ptr_eq(&entry.mailbox, mailbox));
-        if !mine || !mailbox.lock().inbound.is_empty() {
-            return false;
-        }
-        if let Some(entry) = warm.pop(instance) {
-            entry.actor.stop(None);
-        }
-        true
-    }
-
-    /// Passivates what has not been used for a while.
-    pub(crate) fn passivate_idle(&self) {
-        let mut warm = self.lock_warm();
-        let after = self.options.passivate_after;
-        while warm.peek_lru().is_some_and(|(_, entry)| entry.used.elapsed() >= after) {
-            if !pop_idle(&mut warm) {
-                return;
-            }
-        }
-    }
-
-    /// Brings the number of warm instances back to its bound, as far as they are idle.
-    pub(crate) fn passivate_surplus(&self) {
-        let mut warm = self.lock_warm();
-        let surplus = warm.len().saturating_sub(self.limits.warm_instances_max);
-        for _ in 0..surplus {
-            pop_idle(&mut warm);
-        }
-    }
-
-    /// Stops all actors; whatever they were deciding is refused by the store or decided again by whoever comes next.
-    pub(crate) fn passivate_all(&self) {
-        let mut warm = self.lock_warm();
-        while let Some((_, entry)) = warm.pop_lru() {
-            entry.actor.stop(None);
-            for inbound in entry.mailbox.lock().inbound.drain(..) {
-                if let Inbound::Direct(_, answer) = inbound {
-                    let _gone = answer.send(ReportReply::TryAgain);
-                }
-            }
-        }
-    }
-
-    /// Whether no actor has anything to do.
-    pub(crate) fn is_quiet(&self) -> bool {
-        self.lock_warm().iter().all(|(_, entry)| !entry.mailbox.lock().scheduled)
-    }
-
-    fn trim(&self, warm: &mut LruCache<InstanceId, Warm>) {
-        let max = NonZeroUsize::new(self.limits.warm_instances_max).map_or(1, NonZeroUsize::get);
-        // Busy ones at the cold end stay; a few tries keep the bound without walking the whole cache.
-        for _ in 0..4 {
-            if warm.len() <= max {
-                return;
-            }
-            pop_idle(warm);
-        }
-    }
-
-    fn lock_warm(&self) -> MutexGuard<'_, LruCache<InstanceId, Warm>> {
-        self.warm.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Lets the least recently used actor go; a busy one counts as used just now.
-fn pop_idle(warm: &mut LruCache<InstanceId, Warm>) -> bool {
-    let Some((instance, entry)) = warm.pop_lru() else {
-        return false;
-    };
-    if entry.mailbox.lock().scheduled {
-        warm.push(instance, Warm { used: Instant::now(), ..entry });
-        return false;
-    }
-    entry.actor.stop(None);
-    true
 }

@@ -143,11 +143,10 @@ async fn sweep(node: &Arc<Node>, shards: &[ShardId], mut after: InboxSeq) -> Res
     }
 }
 
-/// Delivers without outgrowing the bound on warm instances.
+/// Delivers, and waits itself when too many wait for room.
 async fn admit(node: &Arc<Node>, instance: &InstanceId, inbound: Inbound) {
-    while node.warm_count() > node.limits.warm_instances_max && !node.stopping.is_cancelled() {
+    while node.waiting_count() > node.limits.warm_instances_max && !node.stopping.is_cancelled() {
         tokio::time::sleep(Duration::from_millis(2)).await;
-        node.passivate_surplus();
     }
     node.deliver(instance, inbound);
 }
@@ -168,7 +167,6 @@ pub(crate) async fn watch_store(node: Arc<Node>) {
             }
         }
         if passivated.elapsed() >= PASSIVATE_EVERY {
-            node.passivate_surplus();
             node.passivate_idle();
             passivated = tokio::time::Instant::now();
         }
