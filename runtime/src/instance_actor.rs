@@ -43,7 +43,8 @@ impl Actor for InstanceActor {
                 self.node.idle(&self.instance, &self.mailbox);
                 return Ok(());
             }
-            match run.turn(inbound).await {
+            // Boxed, so that an idle actor does not keep the room that a turn needs.
+            match Box::pin(run.turn(inbound)).await {
                 After::Stay => {}
                 After::Leave => {
                     if self.node.retire(&self.instance, &self.mailbox) {
