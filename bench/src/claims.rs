@@ -79,7 +79,7 @@ pub(crate) async fn waiting(instances: usize) -> anyhow::Result<()> {
     let runtime = Runtime::try_start(provider.clone(), ActivityRegistry::builder().build(), code(), options()).await?;
     let client = Client::new(provider);
     let start = async |number: usize| {
-        let name = if number % 2 == 0 { "Sleep" } else { "Event" };
+        let name = if number.is_multiple_of(2) { "Sleep" } else { "Event" };
         client.start_orchestration(format!("i{number}"), name, "").await
     };
     stream::iter(0..instances).map(start).buffer_unordered(256).try_collect::<Vec<()>>().await?;

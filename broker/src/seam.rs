@@ -40,7 +40,10 @@ pub enum ReportResult {
         run: AttemptInfo,
     },
     /// The worker has no handler of this name.
-    Unregistered,
+    Unregistered {
+        /// The name.
+        activity: String,
+    },
 }
 
 /// The owner's answer to a report.

@@ -26,6 +26,18 @@ pub enum LogLevel {
     Error,
 }
 
+impl From<&str> for LogLevel {
+    /// By name, in any case; what is none of them counts as `info`.
+    fn from(name: &str) -> Self {
+        match name.to_ascii_lowercase().as_str() {
+            "debug" | "trace" => Self::Debug,
+            "warn" | "warning" => Self::Warn,
+            "error" => Self::Error,
+            _ => Self::Info,
+        }
+    }
+}
+
 /// The hands of orchestration code: everything durable goes through it. Clones are the same context.
 #[derive(Clone)]
 pub struct OrchestrationContext {
@@ -236,7 +248,12 @@ impl OrchestrationContext {
         let status = status.into();
         let max = self.journal.lock().limits.custom_status_bytes_max;
         if status.len() > max {
-            self.refuse(LimitExceeded::Payload { what: "custom status", bytes: status.len(), max });
+            self.refuse(LimitExceeded::Text {
+                what: "custom status",
+                bytes: status.len(),
+                max,
+                limit: "custom_status_bytes_max",
+            });
             return;
         }
         self.update_status(Some(status));
@@ -253,8 +270,8 @@ impl OrchestrationContext {
     }
 
     /// Logs, but not while replaying.
-    pub fn trace(&self, level: LogLevel, message: impl Into<String>) {
-        self.journal.lock().log(level, message.into());
+    pub fn trace(&self, level: impl Into<LogLevel>, message: impl Into<String>) {
+        self.journal.lock().log(level.into(), message.into());
     }
 
     /// Logs at info level, but not while replaying.

@@ -171,7 +171,9 @@ impl OrchestrationContext {
     fn detached(&self, version: Option<String>, child: Child) {
         let limits = self.journal.lock().limits.clone();
         let child = Child { version, ..child };
-        if let Err(refused) = self.check_child(&limits, &child) {
+        let id = limits.check_instance(child.instance.as_deref().unwrap_or_default());
+        if let Err(refused) = self.check_child(&limits, &child).and_then(|()| id.map_err(|refused| refused.to_string()))
+        {
             return self.refuse(refused);
         }
         let event = EventKind::OrchestrationChained {

@@ -28,7 +28,8 @@ impl OrchestrationContext {
             }
             if value.len() > limits.kv_value_bytes_max {
                 let max = limits.kv_value_bytes_max;
-                return self.refuse(LimitExceeded::Payload { what: "KV value", bytes: value.len(), max });
+                let (bytes, limit) = (value.len(), "kv_value_bytes_max");
+                return self.refuse(LimitExceeded::Text { what: "KV value", bytes, max, limit });
             }
             if keys_after > limits.kv_keys_max {
                 let max = limits.kv_keys_max;

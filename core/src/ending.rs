@@ -67,12 +67,7 @@ impl WarmInstance {
                     reason = text;
                     id = Some(incoming.message.id);
                 }
-                MessageKind::Start(start) if self.state.last_event_id == EventId(0) => {
-                    let version = start.version.clone().unwrap_or_default();
-                    let kind = crate::instance::started_event(&start, version, draft.seed);
-                    self.record_outside_code(draft, (None, Some(incoming.message.id), kind));
-                }
-                _ => {}
+                _ => self.note_start(draft, incoming.message),
             }
         }
         self.record_outside_code(draft, (None, id, EventKind::OrchestrationCancelRequested { reason: reason.clone() }));
@@ -80,24 +75,20 @@ impl WarmInstance {
             Some(execution) => execution.journal.lock().outstanding(),
             None => outstanding_in(&self.cold),
         };
-        for (event, op) in outstanding {
-            let reason = reason.clone();
-            match op {
-                OpKind::Activity { .. } => {
-                    self.append(draft, (Some(event), None, EventKind::ActivityCancelRequested { reason }));
-                    draft.cancel_activity(self.key(event));
-                }
-                OpKind::Child { instance, token } => {
-                    let kind = EventKind::SubOrchestrationCancelRequested { reason: reason.clone() };
-                    self.append(draft, (Some(event), None, kind));
-                    draft.turn.outbound.push(cancel_message(instance, token, reason));
-                }
-                OpKind::Timer { .. } | OpKind::Wait { .. } | OpKind::Dequeue { .. } => {}
-            }
-        }
+        self.cancel_open(draft, outstanding, &reason);
         let message = reason.clone();
         let details = ErrorDetails::application(AppErrorKind::Cancelled { reason }, message);
         self.terminate(draft, EventKind::OrchestrationFailed { details });
+    }
+
+    /// Records the start of an instance that ends before its code has run.
+    pub(crate) fn note_start(&mut self, draft: &mut Draft, message: Message) {
+        let MessageKind::Start(start) = message.kind else { return };
+        if self.state.last_event_id == EventId(0) {
+            let version = start.version.clone().unwrap_or_default();
+            let kind = crate::instance::started_event(&start, version, draft.seed);
+            self.record_outside_code(draft, (None, Some(message.id), kind));
+        }
     }
 
     /// Cancels what runs; the new start becomes the first message of the next execution, whose state is empty.
@@ -139,8 +130,27 @@ impl WarmInstance {
             // What a diverged or failed poll asked for was never decided.
             execution.take_commands();
         }
-        self.withdraw_all(draft, "the orchestration has failed");
+        let open = match self.execution.take() {
+            Some(execution) => execution.journal.lock().outstanding(),
+            None => outstanding_in(&self.cold),
+        };
+        self.cancel_open(draft, open, "the orchestration has failed");
         self.terminate(draft, EventKind::OrchestrationFailed { details });
+    }
+
+    /// Cancels activities and children that have no outcome.
+    fn cancel_open(&mut self, draft: &mut Draft, open: Vec<(EventId, OpKind)>, reason: &str) {
+        for (event, op) in open {
+            match op {
+                OpKind::Activity { .. } => self.withdraw(draft, (event, op), reason),
+                OpKind::Child { .. } => {
+                    let kind = EventKind::SubOrchestrationCancelRequested { reason: reason.to_owned() };
+                    self.append(draft, (Some(event), None, kind));
+                    self.cancel_child(draft, Some(event), reason.to_owned());
+                }
+                OpKind::Timer { .. } | OpKind::Wait { .. } | OpKind::Dequeue { .. } => {}
+            }
+        }
     }
 
     fn withdraw_all(&mut self, draft: &mut Draft, reason: &str) {

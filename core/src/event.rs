@@ -299,6 +299,8 @@ impl EventKind {
             Self::SubOrchestrationScheduled { token, .. } => *token = Token(0),
             Self::TimerCreated { fire_at_ms } => *fire_at_ms = 0,
             Self::KeyValueSet { last_updated_at_ms, .. } => *last_updated_at_ms = 0,
+            // A status is for people: only whether it is set counts.
+            Self::CustomStatusUpdated { status: Some(text) } => text.clear(),
             _ => {}
         }
         kind

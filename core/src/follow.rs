@@ -54,10 +54,14 @@ impl Divergence {
     }
 }
 
+/// Called at most once per execution, when something other than a turn wakes its code.
+pub type OutsideWake = Arc<dyn Fn() + Send + Sync>;
+
 struct TurnWake {
     inside: AtomicBool,
     woken: AtomicBool,
     foreign: AtomicBool,
+    tell: Option<OutsideWake>,
 }
 
 impl Wake for TurnWake {
@@ -66,8 +70,13 @@ impl Wake for TurnWake {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        let flag = if self.inside.load(Ordering::Relaxed) { &self.woken } else { &self.foreign };
-        flag.store(true, Ordering::Relaxed);
+        if self.inside.load(Ordering::Relaxed) {
+            self.woken.store(true, Ordering::Relaxed);
+        } else if !self.foreign.swap(true, Ordering::Relaxed)
+            && let Some(tell) = &self.tell
+        {
+            tell();
+        }
     }
 }
 
@@ -77,7 +86,7 @@ impl Execution {
         instance: &InstanceId,
         execution: ExecutionId,
         started: &HistoryEvent,
-        (handler, limits): (OrchestrationHandler, &Arc<Limits>),
+        (handler, limits, tell): (OrchestrationHandler, &Arc<Limits>, Option<OutsideWake>),
     ) -> Option<Self> {
         let EventKind::OrchestrationStarted { name, version, input, seed, traceparent, carried, .. } = &started.kind
         else {
@@ -96,6 +105,7 @@ impl Execution {
             inside: AtomicBool::new(false),
             woken: AtomicBool::new(false),
             foreign: AtomicBool::new(false),
+            tell,
         });
         let context = OrchestrationContext::new(Arc::clone(&journal));
         let input = input.clone();
@@ -199,8 +209,8 @@ impl Execution {
                 }
                 EventKind::OrchestrationCancelRequested { .. } => return Ok(polled),
                 kind if kind.is_terminal() => return Ok(polled),
-                kind if kind.is_command() => return Err(self.unasked(event)),
                 _ if polled != Polled::Waiting => return Err(ended_early(event, &polled)),
+                kind if kind.is_command() => return Err(self.unasked(event)),
                 _ => {
                     self.check_source(event)?;
                     match self.apply(event) {

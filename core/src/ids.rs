@@ -136,6 +136,11 @@ impl Token {
     }
 }
 
+/// The number of an instance's first execution.
+pub const INITIAL_EXECUTION_ID: u64 = 1;
+/// The number of an execution's first event.
+pub const INITIAL_EVENT_ID: u64 = 1;
+
 /// The finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014): every input bit reaches every output bit.
 pub(crate) fn mix(value: u64) -> u64 {
     let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::follow::{Execution, Polled, parent_link};
+use crate::follow::{Execution, OutsideWake, Polled, parent_link};
 use crate::journal::OpKind;
 use crate::{
     ActivityItem, Carried, ErrorDetails, EventId, EventKind, ExecutionId, Handlers, HistoryEvent, InboxSeq, Incoming,
@@ -59,6 +59,7 @@ pub struct WarmInstance {
     pub(crate) queues: BTreeMap<String, VecDeque<(InboxSeq, Message)>>,
     /// Messages that wait for the instance to be resumed.
     parked: Vec<Incoming>,
+    outside: Option<OutsideWake>,
     pub(crate) applied: BTreeSet<MessageId>,
     /// Who waits for this instance's outcome.
     pub(crate) parent: Option<ParentLink>,
@@ -95,8 +96,14 @@ impl WarmInstance {
             execution: None,
             queues: BTreeMap::new(),
             parked: Vec::new(),
+            outside: None,
             applied,
         }
+    }
+
+    /// What to call when something other than a turn wakes the code: the next turn then says what is wrong with it.
+    pub fn when_woken_outside(&mut self, tell: OutsideWake) {
+        self.outside = Some(tell);
     }
 
     /// The row as of the last decided turn.
@@ -148,9 +155,13 @@ impl WarmInstance {
         turn
     }
 
-    /// Ends the instance with a failure that its code never sees.
-    pub fn fail(&mut self, now: Millis, seed: u64, details: ErrorDetails) -> Turn {
-        let mut draft = Draft::new(self, &TurnInput { now, seed, messages: Vec::new() });
+    /// Ends the instance with a failure that its code never sees. A start among the messages says who waits for it.
+    pub fn fail(&mut self, input: TurnInput, details: ErrorDetails) -> Turn {
+        let mut draft = Draft::new(self, &input);
+        for incoming in input.messages {
+            draft.consume(&incoming, Verdict::AlreadyDone);
+            self.note_start(&mut draft, incoming.message);
+        }
         self.end_failed(&mut draft, details);
         self.finish(draft)
     }
@@ -263,7 +274,8 @@ impl WarmInstance {
         };
         let (_, handler) =
             handlers.resolve(name, Some(version)).ok_or_else(|| (name.clone(), Some(version.clone())))?;
-        let Some(mut execution) = Execution::begin(&self.id, self.state.execution, &started, (handler, &self.limits))
+        let Some(mut execution) =
+            Execution::begin(&self.id, self.state.execution, &started, (handler, &self.limits, self.outside.clone()))
         else {
             return Ok(());
         };

@@ -150,8 +150,8 @@ impl Journal {
         }
         if runaway {
             let max = state.limits.commands_per_turn_max;
-            state.fault = Some(ErrorDetails::nondeterminism(
-                &state.identity.orchestration,
+            state.fault = Some(ErrorDetails::application(
+                crate::AppErrorKind::OrchestrationFailed,
                 format!(
                     "one turn asked for more than {max} things (commands_per_turn_max): await some, or continue as new"
                 ),
@@ -263,6 +263,9 @@ impl JournalState {
 
     /// Replaces what a replayed command could not know: the recorded token or due time.
     pub(crate) fn adopt(&mut self, id: EventId, recorded: &EventKind) {
+        if let EventKind::CustomStatusUpdated { status } = recorded {
+            self.custom_status.clone_from(status);
+        }
         let Some(op) = self.ops.get_mut(&id) else { return };
         match (&mut op.kind, recorded) {
             (OpKind::Activity { token }, EventKind::ActivityScheduled { token: stored, .. })

@@ -37,12 +37,14 @@ pub use durable_future::DurableFuture;
 pub use encoding::{DecodeError, decode, encode};
 pub use error::{AppErrorKind, ConfigErrorKind, ErrorDetails};
 pub use event::{AttemptInfo, Carried, Event, EventKind, HistoryEvent, KvEntry};
+pub use follow::OutsideWake;
 pub use fork::{ForkError, fork_history};
 pub use ids::{
-    ActivityKey, Epoch, EventId, ExecutionId, InboxSeq, InstanceId, MessageId, Millis, NodeId, ShardId, Token, WorkerId,
+    ActivityKey, Epoch, EventId, ExecutionId, INITIAL_EVENT_ID, INITIAL_EXECUTION_ID, InboxSeq, InstanceId, MessageId,
+    Millis, NodeId, ShardId, Token, WorkerId,
 };
 pub use instance::{Decision, Snapshot, TurnInput, WarmInstance};
-pub use limits::{LimitExceeded, Limits};
+pub use limits::{LimitExceeded, Limits, MAX_KV_KEYS, MAX_KV_VALUE_BYTES};
 pub use message::{ActivityOutcome, Incoming, Message, MessageKind, ParentLink, StartMessage};
 pub use registry::{
     Handlers, OrchestrationHandler, OrchestrationRegistry, OrchestrationRegistryBuilder, Registry, RegistryBuilder,

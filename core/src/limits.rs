@@ -35,13 +35,18 @@ pub struct Limits {
     pub reports_in_flight_max: usize,
 }
 
+/// Default of [`Limits::kv_keys_max`].
+pub const MAX_KV_KEYS: usize = 100;
+/// Default of [`Limits::kv_value_bytes_max`].
+pub const MAX_KV_VALUE_BYTES: usize = 16 << 10;
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
             payload_bytes_max: 8 << 20,
             name_bytes_max: 512,
-            kv_keys_max: 100,
-            kv_value_bytes_max: 16 << 10,
+            kv_keys_max: MAX_KV_KEYS,
+            kv_value_bytes_max: MAX_KV_VALUE_BYTES,
             custom_status_bytes_max: 256 << 10,
             queue_messages_max: 100_000,
             commands_per_turn_max: 20_000,
@@ -70,6 +75,18 @@ pub enum LimitExceeded {
         bytes: usize,
         /// The limit in bytes.
         max: usize,
+    },
+    /// A KV value or custom status over its own limit.
+    #[error("{what} has {bytes} bytes, the limit is {max} ({limit}): make it smaller, or keep the data elsewhere")]
+    Text {
+        /// What was too large.
+        what: &'static str,
+        /// Its size in bytes.
+        bytes: usize,
+        /// The limit in bytes.
+        max: usize,
+        /// The limit's name.
+        limit: &'static str,
     },
     /// A name that is empty, too long, or has control characters.
     #[error("{what} must have 1 to {max} bytes and no control characters, got {got:?}: choose another")]

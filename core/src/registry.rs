@@ -64,6 +64,16 @@ pub enum RegistryError {
     /// The name is empty.
     #[error("a handler needs a name")]
     NoName,
+    /// A policy that no registration can serve.
+    #[error(
+        "the policy of {name} chooses {policy:?}, and no such version is registered: register it, or drop the policy"
+    )]
+    BadPolicy {
+        /// The name.
+        name: String,
+        /// The policy.
+        policy: VersionPolicy,
+    },
 }
 
 /// Where a turn finds the code to run.
@@ -202,7 +212,16 @@ impl<H: Clone> RegistryBuilder<H> {
     }
 
     /// The registry, or all that was wrong with the registrations.
-    pub fn build_result(self) -> Result<Registry<H>, Vec<RegistryError>> {
+    pub fn build_result(mut self) -> Result<Registry<H>, Vec<RegistryError>> {
+        for (name, entry) in &self.entries {
+            let served = match &entry.policy {
+                VersionPolicy::Latest => !entry.versions.is_empty(),
+                VersionPolicy::Exact(version) => entry.versions.contains_key(version),
+            };
+            if !served {
+                self.errors.push(RegistryError::BadPolicy { name: name.clone(), policy: entry.policy.clone() });
+            }
+        }
         if self.errors.is_empty() { Ok(Registry { entries: Arc::new(self.entries) }) } else { Err(self.errors) }
     }
 
@@ -311,6 +330,6 @@ where
             let running = orchestration(ctx, input);
             Box::pin(async move { running.await.and_then(|output| to_json(&output)) })
         }
-        Err(error) => Box::pin(std::future::ready(Err(format!("input: {error}")))),
+        Err(error) => Box::pin(std::future::ready(Err(format!("orchestration input: {error}")))),
     })
 }

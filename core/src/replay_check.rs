@@ -50,7 +50,7 @@ pub fn check_replay(handlers: &dyn Handlers, events: &[Event]) -> Result<(), Rep
         .ok_or_else(|| ReplayDifference::Unregistered { name: name.clone(), version: version.clone() })?;
     let history: Vec<HistoryEvent> = events.iter().map(stored).collect();
     let (id, number) = (InstanceId::new(&first.instance_id), ExecutionId(first.execution_id));
-    let mut execution = Execution::begin(&id, number, &history[0], (handler, &Arc::new(Limits::default())))
+    let mut execution = Execution::begin(&id, number, &history[0], (handler, &Arc::new(Limits::default()), None))
         .ok_or(ReplayDifference::NoStart)?;
     let polled = execution.replay(&history)?;
     match history.last() {

@@ -32,7 +32,7 @@ pub(crate) async fn run(
     let result = match worker.activities.resolve_handler(&item.name) {
         None => {
             tracing::warn!(target: crate::observability::RUNTIME, activity = %item.name, worker = %worker.id, "activity is not registered");
-            ReportResult::Unregistered
+            ReportResult::Unregistered { activity: item.name.clone() }
         }
         Some(handler) => {
             let outcome = execute(&worker, &item, (handler, cancelled)).await;

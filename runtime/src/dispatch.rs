@@ -111,7 +111,7 @@ impl Node {
     }
 
     /// A worker has no handler of this name: try again later, give up after so many times.
-    pub(crate) fn retry_unregistered(self: &Arc<Self>, key: ActivityKey, token: Token) {
+    pub(crate) fn retry_unregistered(self: &Arc<Self>, key: ActivityKey, (token, name): (Token, String)) {
         let tries = {
             let mut tries = self.unregistered.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let count = tries.entry(key.clone()).or_insert(0);
@@ -123,7 +123,7 @@ impl Node {
             let details = ErrorDetails::Poison {
                 attempt_count: tries,
                 max_attempts: self.options.max_attempts,
-                message_type: "activity".to_owned(),
+                message_type: format!("activity {name}"),
                 message: "no worker has registered it: register it, or check its name and tag".to_owned(),
             };
             return self.settle_activity(&key, token, Err(details));

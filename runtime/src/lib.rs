@@ -35,7 +35,8 @@ pub use runtime::{Runtime, StartError};
 pub use outlast_client::*;
 pub use outlast_core::{
     AppErrorKind, AttemptInfo, BackoffStrategy, ConfigErrorKind, ContinueAsNew, DurableFuture, Either2, Either3,
-    ErrorDetails, Event, EventKind, KvEntry, LimitExceeded, Limits, LogLevel, OrchestrationContext,
-    OrchestrationHandler, OrchestrationRegistry, OrchestrationRegistryBuilder, OrchestrationStatus, RegistryError,
-    ReplayDifference, RetryPolicy, TagFilter, UnregisteredBackoffConfig, VersionPolicy,
+    ErrorDetails, Event, EventKind, INITIAL_EVENT_ID, INITIAL_EXECUTION_ID, KvEntry, LimitExceeded, Limits, LogLevel,
+    MAX_KV_KEYS, MAX_KV_VALUE_BYTES, OrchestrationContext, OrchestrationHandler, OrchestrationRegistry,
+    OrchestrationRegistryBuilder, OrchestrationStatus, RegistryError, ReplayDifference, RetryPolicy, TagFilter,
+    UnregisteredBackoffConfig, VersionPolicy,
 };

@@ -18,6 +18,8 @@ pub enum LogFormat {
     Pretty,
     /// One line with few fields.
     Compact,
+    /// One JSON object per line.
+    Json,
 }
 
 /// What a runtime does about logging when the program has installed no subscriber.
@@ -60,6 +62,7 @@ impl ObservabilityConfig {
             let _kept = match self.log_format {
                 LogFormat::Pretty => builder.try_init(),
                 LogFormat::Compact => builder.compact().try_init(),
+                LogFormat::Json => builder.json().try_init(),
             };
         });
     }

@@ -52,9 +52,9 @@ fn take_report(node: &Arc<Node>, report: Report, answer: oneshot::Sender<ReportR
             };
             node.deliver_direct(&key.instance, Message { id, kind }, answer);
         }
-        ReportResult::Unregistered => {
+        ReportResult::Unregistered { activity } => {
             let _gone = answer.send(ReportReply::Settled(Verdict::Applied));
-            node.retry_unregistered(key, token);
+            node.retry_unregistered(key, (token, activity));
         }
     }
 }

@@ -159,8 +159,14 @@ impl InstanceRun {
         let read_up_to = inbox.last().and_then(|row| row.seq).unwrap_or_default();
         self.again = state.wake_at.is_some() && state.waits == "next execution";
         let stored = state.clone();
-        let instance =
+        let mut instance =
             WarmInstance::hydrate(self.instance.clone(), Snapshot { state, history }, Arc::clone(&self.node.limits));
+        let (node, id) = (Arc::downgrade(&self.node), self.instance.clone());
+        instance.when_woken_outside(Arc::new(move || {
+            if let Some(node) = node.upgrade() {
+                node.deliver(&id, Inbound::Wake);
+            }
+        }));
         // Whatever has no outcome is handed out again; the broker knows what it still carries.
         let outstanding = instance.outstanding();
         self.warm = Some(Hydrated { instance, shard, epoch, read_up_to, stored });
@@ -194,7 +200,8 @@ impl InstanceRun {
                 message_type: format!("orchestration {wanted}"),
                 message: "no node has registered it: register it, or check its name and version".to_owned(),
             };
-            return (hydrated.instance.fail(now, crate::dispatch::random_bits(), details), None);
+            let input = TurnInput { now, seed: crate::dispatch::random_bits(), messages };
+            return (hydrated.instance.fail(input, details), None);
         }
         tracing::warn!(target: RUNTIME, instance = %self.instance, orchestration = %wanted, tries, "orchestration is not registered");
         let delay = node.options.unregistered_backoff.delay(tries + 1);
@@ -262,7 +269,12 @@ impl InstanceRun {
         let Some(hydrated) = self.warm.as_mut() else { return };
         let details =
             ErrorDetails::Infrastructure { operation: "commit a turn".to_owned(), message: reason, retryable: false };
-        let mut turn = hydrated.instance.fail(self.node.store.now(), crate::dispatch::random_bits(), details);
+        let input = TurnInput {
+            now: self.node.store.now(),
+            seed: crate::dispatch::random_bits(),
+            messages: self.backlog.drain(..).collect(),
+        };
+        let mut turn = hydrated.instance.fail(input, details);
         turn.effects.clear();
         let (shard, epoch, instance) = (hydrated.shard, hydrated.epoch, self.instance.clone());
         let before = hydrated.stored.clone();

@@ -15,13 +15,16 @@ use crate::activity_context::Heartbeats;
 use crate::node::{Counters, Node, NodeParts};
 use crate::sessions::SessionUse;
 use crate::worker::Worker;
-use crate::{ActivityRegistry, OrchestrationRegistry, RuntimeOptions};
+use crate::{ActivityRegistry, OrchestrationRegistry};
 
-pub use outlast_core::OrchestrationStatus;
+pub use crate::{LogFormat, ObservabilityConfig, RuntimeOptions};
+pub use outlast_core::{OrchestrationStatus, UnregisteredBackoffConfig};
 
 /// Registries, also at the crate's root.
 pub mod registry {
-    pub use crate::{ActivityRegistry, ActivityRegistryBuilder, OrchestrationRegistry, OrchestrationRegistryBuilder};
+    pub use crate::{
+        ActivityRegistry, ActivityRegistryBuilder, OrchestrationRegistry, OrchestrationRegistryBuilder, VersionPolicy,
+    };
 }
 
 /// How long `shutdown(None)` waits for running activities.

@@ -76,7 +76,7 @@ fn a_runaway_turn_is_stopped_from_inside() {
     let limits = Limits { commands_per_turn_max: 100, ..Limits::default() };
     let mut bench = Bench::with_limits(endless, limits);
     let turn = bench.send(start("job", "x"));
-    assert!(message(&bench).contains("commands_per_turn_max"));
+    assert!(bench.state.output.as_deref().unwrap().contains("commands_per_turn_max"));
     assert!(turn.effects.is_empty(), "nothing of a failed turn is dispatched");
 }
 

@@ -2,4 +2,5 @@
 
 pub mod sqlite;
 
+pub use crate::{InstanceFilter, PruneOptions, TagFilter};
 pub use outlast_client::Provider;

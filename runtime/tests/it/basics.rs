@@ -164,3 +164,15 @@ async fn a_status_that_nobody_changes_times_out_and_an_unknown_instance_is_not_f
     let raised = world.client.raise_event("none", "x", "").await;
     assert!(matches!(raised, Err(ClientError::InstanceNotFound { .. })));
 }
+
+#[tokio::test]
+async fn a_sleep_beside_a_durable_wait_is_found_and_refused() {
+    let code = |ctx: OrchestrationContext, _: String| async move {
+        let wait = ctx.schedule_wait("w");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        Ok(wait.await)
+    };
+    let world = World::start(activities(), orchestration("Sleeper", code)).await;
+    let text = world.run("Sleeper", "").await.unwrap_err().display_message();
+    assert!(text.contains("ctx.schedule_timer instead of sleep"), "{text}");
+}

@@ -2,7 +2,7 @@
 
 use outlast::{OrchestrationContext, OrchestrationRegistry};
 
-use crate::world::{World, activities};
+use crate::world::{World, activities, orchestration};
 
 fn registry() -> outlast::OrchestrationRegistryBuilder {
     OrchestrationRegistry::builder()
@@ -59,4 +59,44 @@ async fn a_detached_start_lives_on_its_own() {
     let world = World::start(activities(), registry()).await;
     assert_eq!(world.run("Detach", "").await.unwrap(), "started");
     assert_eq!(world.outcome("on-its-own").await.unwrap(), "<free>");
+}
+
+#[tokio::test]
+async fn a_parent_is_told_of_a_child_that_nobody_has_registered() {
+    let code = |ctx: OrchestrationContext, _: String| async move { ctx.schedule_sub_orchestration("nope", "").await };
+    let options = outlast::RuntimeOptions { max_attempts: 3, ..crate::world::options() };
+    let world = World::start_with(activities(), orchestration("Parent", code), options).await;
+    let details = world.run("Parent", "").await.unwrap_err();
+    assert!(
+        matches!(&details, outlast::ErrorDetails::Poison { message_type, .. } if message_type.contains("nope")),
+        "{details:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_parent_that_panics_takes_its_children_along() {
+    let registry = OrchestrationRegistry::builder()
+        .register("Parent", |ctx: OrchestrationContext, _: String| async move {
+            let _kid = ctx.schedule_sub_orchestration_with_id("Kid", "kid", "");
+            ctx.schedule_wait("go").await;
+            panic!("on purpose")
+        })
+        .register("Kid", |ctx: OrchestrationContext, _: String| async move { Ok(ctx.schedule_wait("never").await) });
+    let world = World::start(activities(), registry).await;
+    world.client.start_orchestration("p", "Parent", "").await.unwrap();
+    world.events("p", 3).await;
+    world.events("kid", 2).await;
+    world.client.raise_event("p", "go", "").await.unwrap();
+    assert!(world.outcome("p").await.unwrap_err().display_message().contains("on purpose"));
+    assert!(world.outcome("kid").await.unwrap_err().display_message().starts_with("canceled: "));
+}
+
+#[tokio::test]
+async fn a_detached_start_cannot_take_the_id_of_a_future_child() {
+    let code = |ctx: OrchestrationContext, _: String| async move {
+        ctx.schedule_orchestration("Parent", "x::sub::2", "");
+        Ok(String::new())
+    };
+    let world = World::start(activities(), orchestration("Parent", code)).await;
+    assert!(world.run("Parent", "").await.unwrap_err().display_message().contains("reserved"));
 }

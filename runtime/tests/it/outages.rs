@@ -163,9 +163,9 @@ async fn a_damaged_instance_harms_no_neighbour() {
     for n in (0..40).filter(|n| ![7, 9].contains(n)) {
         assert_eq!(world.outcome(&format!("i{n}")).await.unwrap(), "a...");
     }
-    let unread = client.get_orchestration_status("i7").await.unwrap();
-    assert!(matches!(unread, OrchestrationStatus::Running { .. }), "{unread:?}");
-    let refused = world.outcome("i9").await.unwrap_err();
-    assert!(refused.display_message().contains("commit a turn"), "{refused:?}");
+    for damaged in ["i7", "i9"] {
+        let status = client.get_orchestration_status(damaged).await.unwrap();
+        assert!(matches!(status, OrchestrationStatus::Running { .. }), "{damaged}: {status:?}");
+    }
     assert_eq!(world.run("Chain", "b").await.unwrap(), "b...");
 }

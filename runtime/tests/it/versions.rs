@@ -5,7 +5,7 @@ use std::sync::Arc;
 use outlast::providers::sqlite::SqliteProvider;
 use outlast::{OrchestrationContext, OrchestrationRegistry, OrchestrationRegistryBuilder, VersionPolicy};
 
-use crate::world::{World, activities, options};
+use crate::world::{World, activities, options, orchestration};
 
 async fn version(ctx: OrchestrationContext, input: String) -> Result<String, String> {
     if input == "again" {
@@ -49,4 +49,22 @@ fn errors_of_a_registry_are_all_told() {
     let errors = registry(&["1.0.0", "1.0.0", "one"]).build_result().err().unwrap();
     assert_eq!(errors.len(), 2);
     assert!(errors[1].to_string().contains("\"one\""), "{}", errors[1]);
+}
+
+#[tokio::test]
+async fn another_text_of_a_custom_status_is_no_other_decision() {
+    let provider = std::sync::Arc::new(outlast::providers::sqlite::SqliteProvider::new_in_memory().await.unwrap());
+    let code = |text: &'static str| {
+        move |ctx: OrchestrationContext, _: String| async move {
+            ctx.set_custom_status(text);
+            Ok(ctx.schedule_wait("go").await)
+        }
+    };
+    let first = World::on(provider.clone(), activities(), orchestration("Say", code("old")), options()).await;
+    first.client.start_orchestration("i", "Say", "").await.unwrap();
+    first.events("i", 3).await;
+    first.runtime.shutdown(None).await;
+    let second = World::on(provider, activities(), orchestration("Say", code("new")), options()).await;
+    second.client.raise_event("i", "go", "done").await.unwrap();
+    assert_eq!(second.outcome("i").await.unwrap(), "done");
 }
