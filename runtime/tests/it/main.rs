@@ -17,4 +17,5 @@ mod routing;
 mod scale;
 mod state;
 mod testing;
+mod tidy;
 mod versions;
