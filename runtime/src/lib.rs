@@ -26,6 +26,11 @@ pub mod providers;
 pub mod runtime;
 pub mod testing;
 
+/// Compiles and runs the samples of the guide.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/guide.md")]
+struct Guide;
+
 pub use activity::{ActivityHandler, ActivityRegistry, ActivityRegistryBuilder};
 pub use activity_context::ActivityContext;
 pub use observability::{LogFormat, ObservabilityConfig};

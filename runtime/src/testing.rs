@@ -12,7 +12,7 @@ use outlast_storage::{Store, VirtualClock};
 use thiserror::Error;
 
 use crate::providers::sqlite::SqliteProvider;
-use crate::{ActivityRegistry, ReplayDifference, Runtime, RuntimeOptions, StartError};
+use crate::{ActivityRegistry, ErrorDetails, ReplayDifference, Runtime, RuntimeOptions, StartError};
 
 /// 2026-01-01T00:00:00Z: a date on which nothing happens.
 const EPOCH: Millis = Millis(1_767_225_600_000);
@@ -44,6 +44,29 @@ pub enum ReplayError {
 pub fn replay(orchestrations: &OrchestrationRegistry, history_json: &str) -> Result<(), ReplayError> {
     let events: Vec<Event> = serde_json::from_str(history_json)?;
     Ok(check_replay(orchestrations, &events)?)
+}
+
+/// Runs one instance to its end in a fresh [`TestRuntime`], timers skipped.
+///
+/// # Panics
+/// When it waits for something that nobody sends, or the runtime in memory cannot be started.
+pub async fn run_once(
+    activities: ActivityRegistry,
+    orchestrations: OrchestrationRegistry,
+    (orchestration, input): (&str, &str),
+) -> Result<String, ErrorDetails> {
+    let world = TestRuntime::start(activities, orchestrations).await.expect("a runtime in memory starts");
+    let started = world.client.start_orchestration("test", orchestration, input).await;
+    started.expect("the name and input are within the limits");
+    let status = world.run_to_end("test").await.expect("a store in memory answers");
+    world.shutdown().await;
+    match status {
+        OrchestrationStatus::Completed { output, .. } => Ok(output),
+        OrchestrationStatus::Failed { details, .. } => Err(details),
+        OrchestrationStatus::Running { .. } | OrchestrationStatus::NotFound => {
+            panic!("{orchestration} waits for something that nobody sends")
+        }
+    }
 }
 
 impl TestRuntime {
