@@ -31,6 +31,11 @@ pub mod testing;
 #[doc = include_str!("../../docs/guide.md")]
 struct Guide;
 
+/// Compiles the first program of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
+
 pub use activity::{ActivityHandler, ActivityRegistry, ActivityRegistryBuilder};
 pub use activity_context::ActivityContext;
 pub use observability::{LogFormat, ObservabilityConfig};
