@@ -11,8 +11,9 @@
 mod seam;
 
 pub mod in_process;
+pub mod jetstream;
 
 pub use seam::{
-    Broker, Control, Delivery, Error, News, Report, ReportReply, ReportResult, Settle, ShardMail, StatusWatch,
-    WorkSource, WorkerProfile,
+    Broker, Control, Delivery, Dispatch, Error, News, Report, ReportReply, ReportResult, Settle, ShardMail,
+    StatusWatch, WorkSource, WorkerProfile,
 };

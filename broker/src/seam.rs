@@ -16,6 +16,9 @@ pub enum Error {
     /// Not reachable now; everything can be sent again later.
     #[error("broker is unavailable: {0}")]
     Unavailable(String),
+    /// Not of use as it is: too old, or set up in another way than asked for. Waiting does not mend it.
+    #[error("broker cannot be used: {0}")]
+    Unusable(String),
 }
 
 /// The result of an attempt on its way to the owner of the instance.
@@ -85,12 +88,23 @@ pub struct WorkerProfile {
 }
 
 /// How a worker is done with a delivery.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Settle {
     /// Its completion is committed, or it is not wanted.
     Ack,
     /// Give it to somebody (perhaps this worker again), at once.
     Requeue,
+    /// Another worker holds its session: bring it there.
+    Forward(WorkerId),
+}
+
+/// An activity and, when its session is held, by whom.
+#[derive(Clone, Debug)]
+pub struct Dispatch {
+    /// The work.
+    pub item: ActivityItem,
+    /// The worker that holds its session.
+    pub worker: Option<WorkerId>,
 }
 
 /// An activity handed to a worker. Dropped without `settle`, it is delivered again.
@@ -99,6 +113,8 @@ pub struct Delivery {
     pub item: ActivityItem,
     /// Milliseconds that it waited in the broker.
     pub queued_ms: u64,
+    /// Whether somebody was given it before, and may have run it.
+    pub redelivered: bool,
     /// Takes the worker's decision.
     pub settle: Box<dyn FnOnce(Settle) + Send + Sync>,
 }
@@ -106,8 +122,12 @@ pub struct Delivery {
 /// Where a worker gets its work.
 #[async_trait]
 pub trait WorkSource: Send {
-    /// The next item that this worker may run; waits for one. `None` when the source is closed.
-    async fn next(&mut self) -> Option<Delivery>;
+    /// The next items that this worker may run, at most `room` (at least 1); waits for one. `None` when the source is
+    /// closed. The wait may be given up: what was fetched is not lost with it.
+    async fn next(&mut self, room: usize) -> Option<Vec<Delivery>>;
+
+    /// Whether the worker has room for sessions that nobody holds. Until told otherwise it has.
+    fn admit_sessions(&mut self, admit: bool);
 
     /// The worker no longer uses this session.
     fn release_session(&mut self, session: &str);
@@ -128,8 +148,8 @@ pub type StatusWatch = watch::Receiver<News>;
 /// Carries work, nudges, reports, cancellations and news of status changes.
 #[async_trait]
 pub trait Broker: Send + Sync + 'static {
-    /// Hands activities to workers.
-    async fn publish(&self, items: Vec<ActivityItem>) -> Result<(), Error>;
+    /// Hands activities to workers. One that is queued or runs, under the same key and token, is not queued again.
+    async fn publish(&self, items: Vec<Dispatch>) -> Result<(), Error>;
 
     /// Removes an activity that is still queued and tells whoever runs it.
     async fn cancel(&self, key: &ActivityKey) -> Result<(), Error>;
@@ -157,6 +177,27 @@ pub trait Broker: Send + Sync + 'static {
 
     /// Subscribes to the status of an instance. Subscribe first, then read.
     fn watch(&self, instance: &InstanceId) -> StatusWatch;
+
+    /// Whether workers of other processes are reached through it. Then sessions are claimed in the store by the workers that
+    /// are given their items, and owners offer what is outstanding again, since what it carries may be lost. Otherwise the
+    /// broker lives as long as all its workers, loses nothing and gives sessions out itself.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    /// Largest input in bytes that travels with an item; a larger one is read from the history by the worker, and results
+    /// above it go through the inbox.
+    fn payload_bytes_max(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Rises whenever work may have been lost, so that owners hand out again what has no outcome.
+    fn losses(&self) -> watch::Receiver<u64> {
+        watch::channel(0).1
+    }
+
+    /// A worker is dead: what was brought to it alone is dropped, for owners to hand out again.
+    async fn forget_worker(&self, _worker: &WorkerId) {}
 
     /// Wakes whoever waits for virtual time; real brokers have nothing in flight to count.
     fn activity_counter(&self) -> Option<Arc<std::sync::atomic::AtomicUsize>> {

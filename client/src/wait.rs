@@ -32,7 +32,7 @@ impl Client {
         timeout: Duration,
     ) -> Result<OrchestrationStatus, ClientError> {
         let ended = |status: &OrchestrationStatus| status.is_terminal().then(|| status.clone());
-        let look = async || Ok(ended(&self.get_orchestration_status(instance).await?));
+        let look = || async { Ok(ended(&self.get_orchestration_status(instance).await?)) };
         self.wait(instance, (timeout, self.options.poll_interval), |status| ended(status).into(), look).await
     }
 
@@ -67,13 +67,13 @@ impl Client {
             };
             changed.then(|| status.clone())
         };
-        let look = async || Ok(changed(&self.get_orchestration_status(instance).await?));
+        let look = || async { Ok(changed(&self.get_orchestration_status(instance).await?)) };
         self.wait(instance, (timeout, poll_interval), |status| changed(status).into(), look).await
     }
 
     /// Waits until the key has a value.
     pub async fn wait_for_kv_value(&self, instance: &str, key: &str, timeout: Duration) -> Result<String, ClientError> {
-        let look = async || self.get_kv_value(instance, key).await;
+        let look = || self.get_kv_value(instance, key);
         self.wait(instance, (timeout, self.options.poll_interval), |_| Told::Look, look).await
     }
 
@@ -90,12 +90,12 @@ impl Client {
 
     /// Looks until `look` finds something, or `told` finds it in pushed news. Subscribes before the first look, so that no
     /// change falls in between.
-    async fn wait<T>(
+    async fn wait<T, L: Future<Output = Result<Option<T>, ClientError>>>(
         &self,
         instance: &str,
         (timeout, poll): (Duration, Duration),
         told: impl Fn(&OrchestrationStatus) -> Told<T>,
-        look: impl AsyncFn() -> Result<Option<T>, ClientError>,
+        look: impl Fn() -> L,
     ) -> Result<T, ClientError> {
         let mut news = self.broker.watch(&InstanceId::new(instance));
         let deadline = Instant::now() + timeout;

@@ -160,7 +160,7 @@ impl OrchestrationContext {
         limits
             .check_name("orchestration name", &child.name)
             .and_then(|()| limits.check_payload("orchestration input", &child.input))
-            .and_then(|()| child.instance.as_deref().map_or(Ok(()), |id| limits.check_name("instance id", id)))
+            .and_then(|()| child.instance.as_deref().map_or(Ok(()), |id| limits.check_chosen_child(id)))
             .map_err(|refused| refused.to_string())?;
         match child.version.as_deref().map(semver::Version::parse) {
             Some(Err(error)) => Err(format!("version {:?} is not a semantic version: {error}", child.version)),
@@ -171,9 +171,7 @@ impl OrchestrationContext {
     fn detached(&self, version: Option<String>, child: Child) {
         let limits = self.journal.lock().limits.clone();
         let child = Child { version, ..child };
-        let id = limits.check_instance(child.instance.as_deref().unwrap_or_default());
-        if let Err(refused) = self.check_child(&limits, &child).and_then(|()| id.map_err(|refused| refused.to_string()))
-        {
+        if let Err(refused) = self.check_child(&limits, &child) {
             return self.refuse(refused);
         }
         let event = EventKind::OrchestrationChained {

@@ -12,7 +12,7 @@ use crate::{
 impl WarmInstance {
     /// Ends the execution and begins the next one in the same commit.
     pub(crate) fn continue_as_new(&mut self, draft: &mut Draft, handlers: &dyn Handlers) {
-        let Some(old) = self.execution.take() else { return };
+        let Some(old) = self.take_execution(draft) else { return };
         let (next, carried) = {
             let state = old.journal.lock();
             let kv = state.kv.iter().map(|(key, entry)| KvEntry {
@@ -130,7 +130,7 @@ impl WarmInstance {
             // What a diverged or failed poll asked for was never decided.
             execution.take_commands();
         }
-        let open = match self.execution.take() {
+        let open = match self.take_execution(draft) {
             Some(execution) => execution.journal.lock().outstanding(),
             None => outstanding_in(&self.cold),
         };
@@ -154,7 +154,7 @@ impl WarmInstance {
     }
 
     fn withdraw_all(&mut self, draft: &mut Draft, reason: &str) {
-        if let Some(execution) = self.execution.take() {
+        if let Some(execution) = self.take_execution(draft) {
             self.withdraw_activities(draft, &execution, reason);
         } else {
             for (event, op) in outstanding_in(&self.cold) {
@@ -198,7 +198,7 @@ impl WarmInstance {
         self.state.completed_at = Some(draft.now);
         self.state.paused = false;
         draft.turn.outbound.extend(parent.map(|parent| outcome_message(&self.id, parent, result)));
-        self.execution = None;
+        self.take_execution(draft);
         self.queues.clear();
     }
 
@@ -232,6 +232,13 @@ impl WarmInstance {
         }
     }
 
+    /// Puts the code away. What it logged in its last turn is said all the same.
+    fn take_execution(&mut self, draft: &mut Draft) -> Option<Execution> {
+        let execution = self.execution.take()?;
+        draft.turn.logs.append(&mut execution.journal.lock().logs);
+        Some(execution)
+    }
+
     fn key(&self, event: EventId) -> ActivityKey {
         ActivityKey { instance: self.id.clone(), execution: self.state.execution, event }
     }
@@ -240,7 +247,7 @@ impl WarmInstance {
     pub(crate) fn finish(&mut self, mut draft: Draft) -> Turn {
         if let Some(execution) = &self.execution {
             let mut journal = execution.journal.lock();
-            draft.turn.logs = std::mem::take(&mut journal.logs);
+            draft.turn.logs.append(&mut journal.logs);
             self.state.pending = journal.open_activities;
             if !self.state.paused {
                 self.state.wake_at = journal.timers.first().map(|(at, _)| *at);
@@ -346,6 +353,7 @@ pub(crate) fn item_of(
         token: *token,
         name: name.clone(),
         input: input.clone(),
+        input_stored: false,
         tag: tag.clone(),
         session_id: session_id.clone(),
         attempt: *attempt,

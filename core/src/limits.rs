@@ -122,6 +122,17 @@ impl Limits {
         Ok(())
     }
 
+    /// Checks an instance id that orchestration code chose. It may build on the code's own id, which may be a child's, but not
+    /// be one that a child without an explicit id gets.
+    pub fn check_chosen_child(&self, id: &str) -> Result<(), LimitExceeded> {
+        self.check_name("instance id", id)?;
+        let tail = id.rsplit_once("::sub::").map(|(_, tail)| tail);
+        if tail.is_some_and(|tail| tail.bytes().all(|byte| byte.is_ascii_digit() || byte == b'_')) {
+            return Err(LimitExceeded::ReservedId(id.to_owned()));
+        }
+        Ok(())
+    }
+
     /// Checks an instance id that a client chose.
     pub fn check_instance(&self, id: &str) -> Result<(), LimitExceeded> {
         self.check_name("instance id", id)?;

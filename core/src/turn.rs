@@ -97,8 +97,11 @@ pub struct ActivityItem {
     pub token: Token,
     /// The activity's name.
     pub name: String,
-    /// The input.
+    /// The input; empty when `input_stored`.
     pub input: String,
+    /// The input is too large to travel along: the worker reads it from the scheduling event.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub input_stored: bool,
     /// The worker pool; `None` is the default pool.
     pub tag: Option<String>,
     /// The session it is bound to.

@@ -4,7 +4,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use outlast_core::{Registry, RegistryBuilder, RegistryError};
+use outlast_core::{Registry, RegistryBuilder, RegistryError, VersionPolicy};
+use semver::Version;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -25,7 +26,7 @@ pub struct ActivityRegistryBuilder {
     builder: RegistryBuilder<ActivityHandler>,
 }
 
-/// Activities have no versions of their own.
+/// The version of an activity that is registered without one.
 const VERSION: &str = "1.0.0";
 
 impl ActivityRegistry {
@@ -39,9 +40,19 @@ impl ActivityRegistry {
         ActivityRegistryBuilder { builder: Registry::builder_from(&registry.handlers) }
     }
 
-    /// The handler of this name.
+    /// The handler that a name stands for: its latest version, or the one that its policy names.
     pub fn resolve_handler(&self, name: &str) -> Option<ActivityHandler> {
         self.handlers.resolve_handler(name).map(|(_, handler)| handler)
+    }
+
+    /// The handler of exactly this version.
+    pub fn resolve_version(&self, name: &str, version: &Version) -> Option<ActivityHandler> {
+        self.handlers.resolve_version(name, version)
+    }
+
+    /// All versions of a name, oldest first.
+    pub fn list_versions(&self, name: &str) -> Vec<Version> {
+        self.handlers.list_versions(name)
     }
 
     /// All names, sorted.
@@ -68,13 +79,46 @@ impl ActivityRegistryBuilder {
         F: Fn(ActivityContext, String) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<String, String>> + Send + 'static,
     {
+        self.register_versioned(name, VERSION, activity)
+    }
+
+    /// Adds a version of an activity. Orchestrations name no version: a worker runs its latest one, or what the policy says.
+    #[must_use]
+    pub fn register_versioned<F, Fut>(self, name: impl Into<String>, version: impl AsRef<str>, activity: F) -> Self
+    where
+        F: Fn(ActivityContext, String) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<String, String>> + Send + 'static,
+    {
         let handler: ActivityHandler = Arc::new(move |ctx, input| Box::pin(activity(ctx, input)));
-        Self { builder: self.builder.insert(name.into(), VERSION, handler) }
+        Self { builder: self.builder.insert(name.into(), version.as_ref(), handler) }
+    }
+
+    /// Which version a name stands for.
+    #[must_use]
+    pub fn set_policy(self, name: impl Into<String>, policy: VersionPolicy) -> Self {
+        Self { builder: self.builder.set_policy(name, policy) }
     }
 
     /// Adds an activity with JSON on both sides.
     #[must_use]
     pub fn register_typed<In, Out, F, Fut>(self, name: impl Into<String>, activity: F) -> Self
+    where
+        In: DeserializeOwned + Send + 'static,
+        Out: Serialize + Send + 'static,
+        F: Fn(ActivityContext, In) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Out, String>> + Send + 'static,
+    {
+        self.register_versioned_typed(name, VERSION, activity)
+    }
+
+    /// Adds a version of an activity with JSON on both sides.
+    #[must_use]
+    pub fn register_versioned_typed<In, Out, F, Fut>(
+        self,
+        name: impl Into<String>,
+        version: impl AsRef<str>,
+        activity: F,
+    ) -> Self
     where
         In: DeserializeOwned + Send + 'static,
         Out: Serialize + Send + 'static,
@@ -91,7 +135,7 @@ impl ActivityRegistryBuilder {
             }
             Err(error) => Box::pin(std::future::ready(Err(format!("input is not the expected JSON: {error}")))),
         });
-        Self { builder: self.builder.insert(name.into(), VERSION, handler) }
+        Self { builder: self.builder.insert(name.into(), version.as_ref(), handler) }
     }
 
     /// Adds several activities of one type.

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outlast_broker::{Delivery, Report, ReportReply, ReportResult, Settle};
-use outlast_core::{ActivityItem, ActivityOutcome, AppErrorKind, AttemptInfo, ErrorDetails, ShardId};
+use outlast_core::{
+    ActivityItem, ActivityOutcome, AppErrorKind, AttemptInfo, ErrorDetails, EventKind, HistoryEvent, Message,
+    MessageKind, ShardId,
+};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{AbortHandle, JoinError};
 use tokio_util::sync::CancellationToken;
@@ -14,6 +17,8 @@ use tracing::Instrument;
 use crate::ActivityContext;
 use crate::activity::ActivityHandler;
 use crate::activity_context::idempotency_key;
+use crate::dispatch::result_id;
+use crate::sessions::Claim;
 use crate::worker::Worker;
 
 /// Pause before a report is repeated.
@@ -26,7 +31,11 @@ pub(crate) async fn run(
     cancelled: CancellationToken,
     (slot, report): (OwnedSemaphorePermit, OwnedSemaphorePermit),
 ) {
-    let Delivery { item, queued_ms, settle } = delivery;
+    let Delivery { mut item, queued_ms, settle, .. } = delivery;
+    if let Err(instead) = prepare(&worker, &mut item).await {
+        worker.lock_running().remove(&item.key);
+        return settle(instead);
+    }
     let item = Arc::new(item);
     let started = Instant::now();
     let result = match worker.activities.resolve_handler(&item.name) {
@@ -53,6 +62,37 @@ pub(crate) async fn run(
         settle(Settle::Ack);
     } else {
         settle(Settle::Requeue);
+    }
+}
+
+/// Makes sure that the item's session is held here and its input is at hand; otherwise says where it goes instead.
+async fn prepare(worker: &Arc<Worker>, item: &mut ActivityItem) -> Result<(), Settle> {
+    if let Some(session) = &item.session_id {
+        match worker.claim(session).await {
+            Claim::Mine => {}
+            Claim::Other(owner) => return Err(Settle::Forward(owner)),
+            Claim::Refused => {
+                tokio::time::sleep(REPORT_AGAIN).await;
+                return Err(Settle::Requeue);
+            }
+        }
+    }
+    if !item.input_stored {
+        return Ok(());
+    }
+    let key = &item.key;
+    match worker.store.event(&key.instance, key.execution, key.event).await {
+        Ok(Some(HistoryEvent { kind: EventKind::ActivityScheduled { input, .. }, .. })) => {
+            item.input = input;
+            Ok(())
+        }
+        // Deleted since: nobody waits for it.
+        Ok(_) => Err(Settle::Ack),
+        Err(error) => {
+            tracing::warn!(target: crate::observability::RUNTIME, activity = %item.name, %error, "input was not read, trying again");
+            tokio::time::sleep(REPORT_AGAIN_MAX).await;
+            Err(Settle::Requeue)
+        }
     }
 }
 
@@ -129,11 +169,49 @@ fn panic_message(join: JoinError) -> String {
     format!("activity panicked: {}", text.unwrap_or_else(|| "without a message".to_owned()))
 }
 
+/// A result that is too large for a message lies down in the inbox; its owner finds it there.
+async fn lay_down(
+    worker: &Arc<Worker>,
+    item: &ActivityItem,
+    result: &ReportResult,
+) -> Result<bool, outlast_storage::Error> {
+    let ReportResult::Done { outcome: Ok(output), run } = result else { return Ok(false) };
+    if output.len() <= worker.broker.payload_bytes_max() {
+        return Ok(false);
+    }
+    let (execution, event, token) = (item.key.execution, item.key.event, item.token);
+    let (outcome, run) = (Ok(output.clone()), Some(run.clone()));
+    let kind = MessageKind::ActivityDone { execution, event, token, outcome, run };
+    let message = Message { id: result_id(&item.key, item.token), kind };
+    match worker.store.send(&item.key.instance, message, usize::MAX).await {
+        Ok(receipt) => {
+            if let Some(shard) = receipt.nudge {
+                worker.broker.nudge(shard, item.key.instance.clone());
+            }
+            Ok(true)
+        }
+        // Deleted since: nobody waits for it.
+        Err(outlast_storage::Error::InstanceNotFound(_)) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
 /// Repeats the report until its owner, whoever that is by then, has settled it. `false` when this process ends first.
 async fn deliver_report(worker: &Arc<Worker>, item: &ActivityItem, result: ReportResult) -> bool {
     let mut shard = ShardId::of(&item.key.instance, worker.shards);
     let mut pause = REPORT_AGAIN;
     loop {
+        match lay_down(worker, item, &result).await {
+            Ok(true) => return true,
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(target: crate::observability::RUNTIME, activity = %item.name, %error, "result was not stored, trying again");
+                tokio::select! {
+                    () = tokio::time::sleep(REPORT_AGAIN_MAX) => continue,
+                    () = worker.stopped.cancelled() => return false,
+                }
+            }
+        }
         let report = Report { key: item.key.clone(), token: item.token, result: result.clone() };
         match worker.broker.report(shard, report).await {
             ReportReply::Settled(_) => return true,

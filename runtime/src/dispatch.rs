@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use outlast_broker::Dispatch;
 use outlast_core::{
     ActivityItem, ActivityKey, Effect, ErrorDetails, ExecutionId, InstanceId, KV_READ_ACTIVITY, LogLevel, LogLine,
-    Message, MessageId, MessageKind, Token,
+    Message, MessageId, MessageKind, ShardId, Token,
 };
 use outlast_storage::Wake;
 use tokio::sync::oneshot;
@@ -13,10 +14,30 @@ use tokio::sync::oneshot;
 use crate::node::{Counters, Node};
 use crate::observability::{ORCHESTRATION, RUNTIME};
 
+/// Pause before activities are published again.
+const PUBLISH_AGAIN: Duration = Duration::from_secs(1);
+
 /// 64 random bits: the hash of nothing under keys that the standard library draws from the system.
 pub(crate) fn random_bits() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     std::collections::hash_map::RandomState::new().build_hasher().finish()
+}
+
+/// Why activities were not handed out.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PublishError {
+    #[error(transparent)]
+    Store(#[from] outlast_storage::Error),
+    #[error(transparent)]
+    Broker(#[from] outlast_broker::Error),
+}
+
+/// The item as it travels: a large input stays in the history.
+fn lighten(item: &ActivityItem, payload_bytes_max: usize) -> ActivityItem {
+    if item.input.len() <= payload_bytes_max {
+        return item.clone();
+    }
+    ActivityItem { input: String::new(), input_stored: true, ..item.clone() }
 }
 
 /// The id under which an activity's result travels.
@@ -27,6 +48,7 @@ pub(crate) fn result_id(key: &ActivityKey, token: Token) -> MessageId {
 /// What a committed turn shows to the world, and whose it is.
 pub(crate) struct Shown {
     pub(crate) instance: InstanceId,
+    pub(crate) shard: ShardId,
     pub(crate) execution: ExecutionId,
     pub(crate) orchestration: String,
     pub(crate) logs: Vec<LogLine>,
@@ -44,6 +66,8 @@ impl Node {
             match effect {
                 Effect::Dispatch(item) => items.push(*item),
                 Effect::CancelActivity(key) => {
+                    self.registered(&key);
+                    self.outstanding.remove(std::slice::from_ref(&key));
                     if let Err(error) = self.broker.cancel(&key).await {
                         tracing::warn!(target: RUNTIME, %error, "a cancellation was not sent");
                     }
@@ -51,15 +75,15 @@ impl Node {
             }
         }
         if !items.is_empty() {
-            self.dispatch(items).await;
+            self.dispatch(items, shown.shard).await;
         }
         for wake in wakes {
             self.broker.nudge(wake.shard, wake.instance);
         }
     }
 
-    /// Hands activities to the broker. What it does not take is handed out again when it is back.
-    pub(crate) async fn dispatch(self: &Arc<Self>, mut items: Vec<ActivityItem>) {
+    /// Hands activities to the broker, trying until it takes them.
+    pub(crate) async fn dispatch(self: &Arc<Self>, mut items: Vec<ActivityItem>, shard: ShardId) {
         for item in items.extract_if(.., |item| item.name == KV_READ_ACTIVITY) {
             self.read_kv(item);
         }
@@ -67,15 +91,36 @@ impl Node {
             return;
         }
         self.counters.dispatched.fetch_add(items.len() as u64, std::sync::atomic::Ordering::Relaxed);
-        if let Err(error) = self.broker.publish(items.clone()).await {
-            tracing::warn!(target: RUNTIME, %error, count = items.len(), "activities were not published, trying again");
-            let node = Arc::clone(self);
-            tokio::spawn(async move {
-                while node.broker.publish(items.clone()).await.is_err() && !node.stopping.is_cancelled() {
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
-            });
+        if self.broker.is_shared() {
+            items.iter().for_each(|item| self.outstanding.add(item, shard));
         }
+        let count = items.len();
+        let Err(error) = self.publish(&items).await else { return };
+        tracing::warn!(target: RUNTIME, %error, count, "activities were not published, trying again");
+        let node = Arc::clone(self);
+        tokio::spawn(async move {
+            while !node.stopping.is_cancelled() && node.publish(&items).await.is_err() {
+                tokio::time::sleep(PUBLISH_AGAIN).await;
+            }
+        });
+    }
+
+    pub(crate) async fn publish(&self, items: &[ActivityItem]) -> Result<(), PublishError> {
+        let max = self.broker.payload_bytes_max();
+        let mut dispatches: Vec<Dispatch> =
+            items.iter().map(|item| Dispatch { item: lighten(item, max), worker: None }).collect();
+        if self.broker.is_shared() {
+            let sessions: Vec<String> = items.iter().filter_map(|item| item.session_id.clone()).collect();
+            if !sessions.is_empty() {
+                let owners = self.store.session_owners(&sessions).await?;
+                let bound = dispatches.iter_mut().filter(|dispatch| dispatch.item.session_id.is_some());
+                for (dispatch, owner) in bound.zip(owners) {
+                    self.outstanding.brought_to(&dispatch.item.key, owner.as_ref());
+                    dispatch.worker = owner;
+                }
+            }
+        }
+        Ok(self.broker.publish(dispatches).await?)
     }
 
     /// Reads another instance's value for an orchestration and brings it back as the activity's result.
@@ -110,6 +155,14 @@ impl Node {
         drop(answered);
     }
 
+    /// A worker has run it: should it come back, the tries count anew.
+    pub(crate) fn registered(&self, key: &ActivityKey) {
+        let mut tries = self.unregistered.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !tries.is_empty() {
+            tries.remove(key);
+        }
+    }
+
     /// A worker has no handler of this name: try again later, give up after so many times.
     pub(crate) fn retry_unregistered(self: &Arc<Self>, key: ActivityKey, (token, name): (Token, String)) {
         let tries = {
@@ -138,7 +191,7 @@ impl Node {
             let instance =
                 outlast_core::WarmInstance::hydrate(key.instance.clone(), snapshot, Arc::clone(&node.limits));
             let items = instance.outstanding().into_iter().filter(|item| item.key == key).collect();
-            node.dispatch(items).await;
+            node.dispatch(items, loaded.shard).await;
         });
     }
 }

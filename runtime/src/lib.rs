@@ -14,6 +14,7 @@ mod instance_actor;
 mod mailbox;
 mod membership;
 mod node;
+mod outstanding;
 mod owner;
 mod run_turn;
 mod sessions;

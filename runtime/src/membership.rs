@@ -1,7 +1,7 @@
 //! Sharing the shards out among the nodes that live.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outlast_broker::ShardMail;
 use outlast_core::{NodeId, ShardId};
@@ -62,10 +62,19 @@ pub(crate) async fn share_once(
     node: &Arc<Node>,
     mail: &mpsc::UnboundedSender<ShardMail>,
 ) -> Result<Duration, outlast_storage::Error> {
+    let sent = Instant::now();
     let view = node.store.renew(&node.id).await?;
     let lease = view.lease;
-    let change = rebalance(&node.id, &view);
-    node.see(view);
+    node.renewed(sent, lease);
+    let (change, lost) = (rebalance(&node.id, &view), lost(node, &view));
+    let gone = node.see(view);
+    if !lost.is_empty() {
+        tracing::warn!(target: RUNTIME, shards = lost.len(), "other nodes have taken shards of this one");
+        put_down(node, &lost, mail).await;
+    }
+    if !gone.is_empty() {
+        node.bury(&gone).await;
+    }
     if !change.release.is_empty() {
         give_up(node, &change.release, mail).await?;
     }
@@ -83,17 +92,30 @@ pub(crate) async fn share_once(
     Ok(lease)
 }
 
+/// Shards that this node runs and does not hold any more by the epoch it knows.
+fn lost(node: &Node, view: &LeaseView) -> Vec<ShardId> {
+    let held = |shard: &ShardId| {
+        view.held.iter().any(|held| held.shard == *shard && node.epoch(held.shard) == Some(held.epoch))
+    };
+    node.held().into_iter().filter(|shard| !held(shard)).collect()
+}
+
 /// Lets go of shards: no mail, no actors, then no lease.
 async fn give_up(
     node: &Arc<Node>,
     shards: &[ShardId],
     mail: &mpsc::UnboundedSender<ShardMail>,
 ) -> Result<(), outlast_storage::Error> {
+    put_down(node, shards, mail).await;
+    node.store.release(&node.id, shards).await
+}
+
+async fn put_down(node: &Arc<Node>, shards: &[ShardId], mail: &mpsc::UnboundedSender<ShardMail>) {
     node.broker.disown(shards, mail).await;
     for shard in shards {
         node.let_go(*shard);
     }
+    node.outstanding.forget(shards);
     // Actors do not know their shard before they are hydrated, so all go; the ones that stay here come back warm.
     node.passivate_all();
-    node.store.release(&node.id, shards).await
 }

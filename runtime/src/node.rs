@@ -3,14 +3,16 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use outlast_broker::Broker;
-use outlast_core::{ActivityKey, Epoch, Limits, NodeId, OrchestrationRegistry, ShardId};
+use outlast_core::{ActivityKey, Epoch, Limits, NodeId, OrchestrationRegistry, ShardId, WorkerId};
 use outlast_storage::{LeaseView, Store};
 use tokio_util::sync::CancellationToken;
 
 use crate::RuntimeOptions;
 use crate::committer::Committer;
+use crate::outstanding::Outstanding;
 use crate::warm::WarmSet;
 use crate::wheel::Wheel;
 
@@ -26,11 +28,15 @@ pub(crate) struct Node {
     pub(crate) wheel: Wheel,
     pub(crate) stopping: CancellationToken,
     pub(crate) counters: Counters,
+    /// Activities that the broker carries and might lose.
+    pub(crate) outstanding: Outstanding,
     /// Tries of activities that no worker had registered.
     pub(crate) unregistered: Mutex<HashMap<ActivityKey, u32>>,
     shards: RwLock<HashMap<ShardId, Epoch>>,
     view: RwLock<Option<LeaseView>>,
     pub(crate) warm: Mutex<WarmSet>,
+    /// Until when this node may speak for its shards, by its own clock.
+    lease_until: Mutex<Option<Instant>>,
 }
 
 /// Counts since the start of the node.
@@ -71,11 +77,24 @@ impl Node {
             wheel: Wheel::default(),
             stopping: CancellationToken::new(),
             counters: Counters::default(),
+            outstanding: Outstanding::default(),
             unregistered: Mutex::default(),
             shards: RwLock::default(),
             view: RwLock::default(),
             warm: Mutex::default(),
+            lease_until: Mutex::new(Some(Instant::now())),
         })
+    }
+
+    /// A renewal that was sent at `sent` has succeeded.
+    pub(crate) fn renewed(&self, sent: Instant, lease: Duration) {
+        *self.lease_until.lock().unwrap_or_else(PoisonError::into_inner) = sent.checked_add(lease);
+    }
+
+    /// Whether nobody else can hold this node's shards. Commits are fenced by the store; answers without a commit ask here.
+    pub(crate) fn lease_holds(&self) -> bool {
+        let until = *self.lease_until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.is_none_or(|until| Instant::now() < until)
     }
 
     /// The epoch by which this node holds a shard.
@@ -96,8 +115,15 @@ impl Node {
         self.shards.write().unwrap_or_else(PoisonError::into_inner).remove(&shard);
     }
 
-    pub(crate) fn see(&self, view: LeaseView) {
-        *self.view.write().unwrap_or_else(PoisonError::into_inner) = Some(view);
+    /// Takes in who is there; returns the workers that were there before and are not now.
+    pub(crate) fn see(&self, view: LeaseView) -> Vec<WorkerId> {
+        let mut seen = self.view.write().unwrap_or_else(PoisonError::into_inner);
+        let before = seen.as_ref().map_or(&[][..], |seen| &seen.nodes[..]);
+        let gone = before.iter().filter(|node| view.nodes.iter().all(|other| other.id != node.id));
+        // A worker has the id of its node.
+        let gone = gone.map(|node| WorkerId::new(node.id.as_str())).collect();
+        *seen = Some(view);
+        gone
     }
 
     /// A shard whose owner has the code that this node lacks.

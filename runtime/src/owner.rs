@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outlast_broker::{Report, ReportReply, ReportResult, ShardMail};
-use outlast_core::{InboxSeq, InstanceId, Message, MessageKind, Millis, ShardId, Verdict};
+use outlast_core::{InstanceId, Message, MessageKind, Millis, ShardId, Verdict};
+use outlast_storage::InboxCursor;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::dispatch::result_id;
@@ -42,6 +43,7 @@ fn take_report(node: &Arc<Node>, report: Report, answer: oneshot::Sender<ReportR
     let (key, token) = (report.key, report.token);
     match report.result {
         ReportResult::Done { outcome, run } => {
+            node.registered(&key);
             let id = result_id(&key, token);
             let kind = MessageKind::ActivityDone {
                 execution: key.execution,
@@ -54,6 +56,7 @@ fn take_report(node: &Arc<Node>, report: Report, answer: oneshot::Sender<ReportR
         }
         ReportResult::Unregistered { activity } => {
             let _gone = answer.send(ReportReply::Settled(Verdict::Applied));
+            node.outstanding.remove(std::slice::from_ref(&key));
             node.retry_unregistered(key, (token, activity));
         }
     }
@@ -116,7 +119,7 @@ pub(crate) async fn take_over(node: Arc<Node>, shards: Vec<ShardId>) {
 
 async fn try_take_over(node: &Arc<Node>, shards: &[ShardId]) -> Result<(), outlast_storage::Error> {
     load_due(node, shards, node.store.now().plus(HORIZON)).await?;
-    sweep(node, shards, InboxSeq(0)).await?;
+    sweep(node, shards, InboxCursor::default()).await?;
     let mut after: Option<InstanceId> = None;
     loop {
         let page = node.store.pending(shards, after.as_ref(), PAGE).await?;
@@ -128,16 +131,22 @@ async fn try_take_over(node: &Arc<Node>, shards: &[ShardId]) -> Result<(), outla
     }
 }
 
-/// Nudges all receivers of inbox rows after `after`; returns the last row seen.
-async fn sweep(node: &Arc<Node>, shards: &[ShardId], mut after: InboxSeq) -> Result<InboxSeq, outlast_storage::Error> {
+/// Nudges all receivers of inbox rows after `after`; returns from where to look on.
+async fn sweep(
+    node: &Arc<Node>,
+    shards: &[ShardId],
+    mut after: InboxCursor,
+) -> Result<InboxCursor, outlast_storage::Error> {
+    if shards.is_empty() {
+        return Ok(after);
+    }
     loop {
         let page = node.store.arrivals(shards, after, PAGE).await?;
-        let full = page.len() >= PAGE;
-        for arrival in page {
-            after = after.max(arrival.seq);
-            admit(node, &arrival.instance, Inbound::Nudge).await;
+        after = page.next;
+        for wake in page.receivers {
+            admit(node, &wake.instance, Inbound::Nudge).await;
         }
-        if !full {
+        if !page.more {
             return Ok(after);
         }
     }
@@ -153,7 +162,7 @@ async fn admit(node: &Arc<Node>, instance: &InstanceId, inbound: Inbound) {
 
 /// Looks for messages that other processes wrote, and lets idle instances go.
 pub(crate) async fn watch_store(node: Arc<Node>) {
-    let mut seen = InboxSeq(0);
+    let mut seen = InboxCursor::default();
     let mut passivated = tokio::time::Instant::now();
     loop {
         let written = tokio::select! {

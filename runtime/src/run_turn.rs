@@ -1,6 +1,6 @@
 //! A turn from end to end: load, decide, commit, dispatch.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use outlast_core::{
     Decision, Epoch, ErrorDetails, InboxSeq, Incoming, InstanceId, InstanceState, InstanceStatus, Limits, MessageId,
     ShardId, Snapshot, Turn, TurnInput, Verdict, WarmInstance,
 };
-use outlast_storage::{FencedTurn, Loaded, TurnOutcome, Wake};
+use outlast_storage::{FencedTurn, InboxCursor, Loaded, TurnOutcome, Wake};
 use tokio::sync::oneshot;
 
 use crate::committer::Committed;
@@ -47,7 +47,10 @@ struct Hydrated {
     instance: WarmInstance,
     shard: ShardId,
     epoch: Epoch,
-    read_up_to: InboxSeq,
+    /// From where the inbox is read on.
+    cursor: InboxCursor,
+    /// Rows that were read and are still in the inbox: reading on may give them again.
+    waiting: HashSet<InboxSeq>,
     /// The row as the store has it.
     stored: InstanceState,
 }
@@ -134,16 +137,16 @@ impl InstanceRun {
                 }
             }
         }
-        let read_up_to = self.warm.as_ref().map(|hydrated| hydrated.read_up_to);
-        match read_up_to {
+        match self.warm.as_ref().map(|hydrated| hydrated.cursor) {
             None => self.hydrate().await?,
             Some(after) if nudged => {
-                let rows = self.node.store.inbox(&self.instance, after).await;
-                let rows = rows.map_err(|error| self.again(&error))?;
-                if let (Some(hydrated), Some(last)) = (self.warm.as_mut(), rows.last()) {
-                    hydrated.read_up_to = last.seq.unwrap_or(after);
+                let read = self.node.store.inbox(&self.instance, after).await;
+                let (rows, cursor) = read.map_err(|error| self.again(&error))?;
+                if let Some(hydrated) = self.warm.as_mut() {
+                    hydrated.cursor = cursor;
+                    let new = rows.into_iter().filter(|row| row.seq.is_none_or(|seq| hydrated.waiting.insert(seq)));
+                    self.backlog.extend(new);
                 }
-                self.backlog.extend(rows);
             }
             Some(_) => {}
         }
@@ -153,10 +156,10 @@ impl InstanceRun {
 
     async fn hydrate(&mut self) -> Result<(), Obstacle> {
         let loaded = self.node.store.load(&self.instance).await.map_err(|error| self.again(&error))?;
-        let Some(Loaded { shard, state, history, inbox }) = loaded else { return Err(Obstacle::Missing) };
+        let Some(Loaded { shard, state, history, inbox, cursor }) = loaded else { return Err(Obstacle::Missing) };
         let Some(epoch) = self.node.epoch(shard) else { return Err(Obstacle::Elsewhere(shard)) };
         Counters::count(&self.node.counters.hydrations);
-        let read_up_to = inbox.last().and_then(|row| row.seq).unwrap_or_default();
+        let waiting = inbox.iter().filter_map(|row| row.seq).collect();
         self.again = state.wake_at.is_some() && state.waits == "next execution";
         let stored = state.clone();
         let mut instance =
@@ -169,10 +172,10 @@ impl InstanceRun {
         }));
         // Whatever has no outcome is handed out again; the broker knows what it still carries.
         let outstanding = instance.outstanding();
-        self.warm = Some(Hydrated { instance, shard, epoch, read_up_to, stored });
+        self.warm = Some(Hydrated { instance, shard, epoch, cursor, waiting, stored });
         self.backlog = inbox.into();
         if !outstanding.is_empty() {
-            self.node.dispatch(outstanding).await;
+            self.node.dispatch(outstanding, shard).await;
         }
         Ok(())
     }
@@ -212,6 +215,7 @@ impl InstanceRun {
         let hydrated = self.warm.as_mut().expect("decided just now");
         let shown = Shown {
             instance: self.instance.clone(),
+            shard: move_to.unwrap_or(hydrated.shard),
             execution: turn.expected.execution,
             orchestration: turn.state.orchestration.clone(),
             logs: std::mem::take(&mut turn.logs),
@@ -220,15 +224,24 @@ impl InstanceRun {
         let verdicts = std::mem::take(&mut turn.verdicts);
         self.again = turn.again;
         let wakes = if turn.is_empty(&hydrated.stored) && move_to.is_none() {
+            if !verdicts.is_empty() && !self.node.lease_holds() {
+                // A successor may know better by now; it will be asked.
+                return Err(Obstacle::Again);
+            }
             Vec::new()
         } else {
             let before = std::mem::replace(&mut hydrated.stored, turn.state.clone());
             let (held, kv) = (!turn.held.is_empty(), !turn.kv.is_empty());
+            for seq in &turn.consumed {
+                hydrated.waiting.remove(seq);
+            }
             let (shard, epoch) = (hydrated.shard, hydrated.epoch);
             let instance = self.instance.clone();
+            let outcomes = crate::outstanding::outcomes(&self.instance, &turn.events);
             let fenced = FencedTurn { instance, shard, epoch, before: before.clone(), turn, move_to };
             let outcome = self.node.committer.commit(fenced).await;
             let mut wakes = self.check(outcome).await?;
+            self.node.outstanding.remove(&outcomes);
             Counters::count(&self.node.counters.turns);
             if held {
                 wakes.push(Wake { shard: move_to.unwrap_or(shard), instance: self.instance.clone() });

@@ -34,7 +34,7 @@ const SHUTDOWN_DEFAULT: Duration = Duration::from_secs(1);
 #[derive(Debug, Error)]
 pub enum StartError {
     /// The store refuses this node.
-    #[error("runtime cannot be started: {0}")]
+    #[error(transparent)]
     Store(#[from] outlast_storage::Error),
 }
 
@@ -119,12 +119,18 @@ impl Runtime {
         let id = NodeId::new(&name);
         store.join(NodeInfo { id: id.clone(), handlers: handlers.collect() }).await?;
         let shards = store.shards();
-        let node =
-            Node::new(NodeParts { id, store, broker: Arc::clone(&broker), orchestrations, options: options.clone() });
+        let node = Node::new(NodeParts {
+            id,
+            store: Arc::clone(&store),
+            broker: Arc::clone(&broker),
+            orchestrations,
+            options: options.clone(),
+        });
         let worker = Arc::new(Worker {
             id: WorkerId::new(&name),
             activities,
             broker,
+            store,
             shards,
             client: client.clone(),
             heartbeats: Arc::new(Heartbeats::default()),
@@ -151,6 +157,9 @@ impl Runtime {
         self.tasks.spawn(crate::owner::keep_time(Arc::clone(node)));
         self.tasks.spawn(crate::owner::watch_store(Arc::clone(node)));
         self.tasks.spawn(crate::membership::keep_share(Arc::clone(node), mail));
+        if node.broker.is_shared() {
+            self.tasks.spawn(crate::outstanding::offer_again(Arc::clone(node)));
+        }
         if self.worker.options.worker_concurrency > 0 {
             self.tasks.spawn(Arc::clone(&self.worker).run());
         }
@@ -194,11 +203,13 @@ impl Runtime {
         self.node.stopping.cancel();
         self.node.passivate_all();
         self.node.wheel.clear();
+        self.node.outstanding.clear();
     }
 
-    /// Whether no turn and no activity of this runtime is under way.
+    /// Whether no turn and no activity of this runtime is under way, and none waits to be tried again.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.node.is_quiet() && self.worker.attempts.is_empty()
+        let retried = self.node.unregistered.lock().unwrap_or_else(std::sync::PoisonError::into_inner).len();
+        retried == 0 && self.node.is_quiet() && self.worker.attempts.is_empty()
     }
 
     /// Counts since the start.

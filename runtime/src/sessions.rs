@@ -1,40 +1,124 @@
-//! Which sessions this worker uses, and since when they are idle.
+//! Which sessions this worker holds, how long ago it said so to the store, and since when they are idle.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// Sessions in use, with the number of running activities and the last use.
+use outlast_core::WorkerId;
+use outlast_storage::SessionClaim;
+
+use crate::worker::Worker;
+
+/// A claim is renewed in the store at most so often.
+const RENEW_EVERY_MAX: Duration = Duration::from_secs(60);
+
+/// Sessions that this worker uses.
 #[derive(Default)]
 pub(crate) struct SessionUse {
-    sessions: HashMap<String, (usize, Option<Instant>)>,
+    sessions: HashMap<String, Use>,
+}
+
+struct Use {
+    running: usize,
+    idle_since: Option<Instant>,
+    claimed: Instant,
+}
+
+/// Whether an item of a session may run here.
+pub(crate) enum Claim {
+    /// The session is this worker's.
+    Mine,
+    /// It is that one's.
+    Other(WorkerId),
+    /// This worker has as many sessions as it may, or the store did not answer.
+    Refused,
 }
 
 impl SessionUse {
-    pub(crate) fn begin(&mut self, session: &str) {
-        let entry = self.sessions.entry(session.to_owned()).or_insert((0, None));
-        entry.0 += 1;
-        entry.1 = None;
-    }
-
     pub(crate) fn end(&mut self, session: &str) {
         if let Some(entry) = self.sessions.get_mut(session) {
-            entry.0 = entry.0.saturating_sub(1);
-            if entry.0 == 0 {
-                entry.1 = Some(Instant::now());
+            entry.running = entry.running.saturating_sub(1);
+            if entry.running == 0 {
+                entry.idle_since = Some(Instant::now());
             }
         }
     }
 
     /// Takes out the sessions without work for `idle`.
     pub(crate) fn take_idle(&mut self, idle: Duration) -> Vec<String> {
-        let is_idle = |since: &Option<Instant>| since.is_some_and(|since| since.elapsed() >= idle);
-        let taken: Vec<String> =
-            self.sessions.iter().filter(|(_, (_, since))| is_idle(since)).map(|(session, _)| session.clone()).collect();
-        self.sessions.retain(|_, (_, since)| !is_idle(since));
+        let is_idle = |entry: &Use| entry.idle_since.is_some_and(|since| since.elapsed() >= idle);
+        let taken = self.sessions.iter().filter(|(_, entry)| is_idle(entry)).map(|(session, _)| session.clone());
+        let taken: Vec<String> = taken.collect();
+        self.sessions.retain(|_, entry| !is_idle(entry));
         taken
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.sessions.is_empty()
+    pub(crate) fn len(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Counts one more running activity; `true` when the claim in the store need not be renewed for it.
+    fn begin(&mut self, session: &str, renew_every: Duration) -> bool {
+        let Some(entry) = self.sessions.get_mut(session) else {
+            self.sessions.insert(session.to_owned(), Use { running: 1, idle_since: None, claimed: Instant::now() });
+            return false;
+        };
+        entry.running += 1;
+        entry.idle_since = None;
+        let fresh = entry.claimed.elapsed() < renew_every;
+        if !fresh {
+            entry.claimed = Instant::now();
+        }
+        fresh
+    }
+
+    fn holds(&self, session: &str) -> bool {
+        self.sessions.contains_key(session)
+    }
+
+    fn forget(&mut self, session: &str) {
+        self.sessions.remove(session);
+    }
+}
+
+impl Worker {
+    /// Makes sure that this worker holds a session before an item of it runs.
+    pub(crate) async fn claim(&self, session: &str) -> Claim {
+        let idle = self.options.session_idle_timeout;
+        {
+            let mut sessions = self.lock_sessions();
+            let in_store = self.broker.is_shared();
+            if in_store && !sessions.holds(session) && sessions.len() >= self.options.max_sessions_per_runtime {
+                return Claim::Refused;
+            }
+            if sessions.begin(session, RENEW_EVERY_MAX.min(idle / 4)) || !in_store {
+                return Claim::Mine;
+            }
+        }
+        let claim = self.store.claim_session(session, &self.id, idle).await;
+        match claim {
+            Ok(SessionClaim::Mine) => Claim::Mine,
+            Ok(SessionClaim::Other(worker)) => {
+                self.lock_sessions().forget(session);
+                Claim::Other(worker)
+            }
+            Err(error) => {
+                tracing::warn!(target: crate::observability::RUNTIME, session, %error, "session was not claimed");
+                self.lock_sessions().forget(session);
+                Claim::Refused
+            }
+        }
+    }
+
+    /// Frees the sessions that have been idle for long enough.
+    pub(crate) async fn release_idle(&self, source: &mut dyn outlast_broker::WorkSource) {
+        let idle = self.lock_sessions().take_idle(self.options.session_idle_timeout);
+        for session in idle {
+            source.release_session(&session);
+            if self.broker.is_shared()
+                && let Err(error) = self.store.release_session(&session, &self.id).await
+            {
+                tracing::warn!(target: crate::observability::RUNTIME, session, %error, "session stays claimed until it is idle");
+            }
+        }
     }
 }

@@ -4,10 +4,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outlast_client::{Client, ClientError, Provider};
-use outlast_core::{Event, Millis, OrchestrationRegistry, OrchestrationStatus, check_replay};
+use outlast_core::{
+    Event, Millis, OrchestrationRegistry, OrchestrationStatus, UnregisteredBackoffConfig, check_replay,
+};
 use outlast_storage::{Store, VirtualClock};
 use thiserror::Error;
 
@@ -19,6 +21,12 @@ const EPOCH: Millis = Millis(1_767_225_600_000);
 /// So many looks in a row must find nothing under way; what was just handed over shows up by then.
 const QUIET_LOOKS: u32 = 3;
 const LOOK: Duration = Duration::from_millis(1);
+/// Activities run for real. When nothing else happens for so long while some of them run or wait for a worker, time moves on
+/// without them.
+const ACTIVITY_PATIENCE: Duration = Duration::from_secs(1);
+/// Unregistered names are poison soon: a test does not wait for a deployment.
+const UNREGISTERED: UnregisteredBackoffConfig =
+    UnregisteredBackoffConfig { base_delay: Duration::from_millis(1), max_delay: Duration::from_millis(1) };
 
 /// A runtime in memory whose time the test moves.
 pub struct TestRuntime {
@@ -70,12 +78,13 @@ pub async fn run_once(
 }
 
 impl TestRuntime {
-    /// Starts with many worker slots.
+    /// Starts with many worker slots, and with hardly any back-off for what nobody has registered.
     pub async fn start(
         activities: ActivityRegistry,
         orchestrations: OrchestrationRegistry,
     ) -> Result<Self, StartError> {
-        let options = RuntimeOptions { worker_concurrency: 64, ..RuntimeOptions::default() };
+        let options =
+            RuntimeOptions { worker_concurrency: 64, unregistered_backoff: UNREGISTERED, ..RuntimeOptions::default() };
         Self::start_with_options(activities, orchestrations, options).await
     }
 
@@ -103,13 +112,20 @@ impl TestRuntime {
         Duration::from_millis(self.clock.now().0 - EPOCH.0)
     }
 
-    /// Returns when no turn runs, no activity runs and no message is on its way. The time stands still.
+    /// Returns when no turn runs, no activity runs and no message is on its way, or when for a second nothing has happened
+    /// but that activities ran or waited for a worker. The time stands still.
     pub async fn settle(&self) {
-        let mut quiet = 0;
+        let (mut quiet, mut seen, mut since) = (0, None, Instant::now());
         while quiet < QUIET_LOOKS {
             tokio::time::sleep(LOOK).await;
             let outstanding = self.outstanding.as_ref().map_or(0, |count| count.load(Ordering::Acquire));
             quiet = if outstanding == 0 && self.runtime.is_quiet() { quiet + 1 } else { 0 };
+            let now = (outstanding, self.runtime.metrics_snapshot());
+            if seen != Some(now) {
+                (seen, since) = (Some(now), Instant::now());
+            } else if since.elapsed() >= ACTIVITY_PATIENCE {
+                return;
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use outlast_broker::{Broker, Control, Delivery, WorkSource, WorkerProfile};
 use outlast_client::Client;
 use outlast_core::{ActivityKey, WorkerId};
+use outlast_storage::Store;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -15,12 +16,16 @@ use crate::activity_context::Heartbeats;
 use crate::sessions::SessionUse;
 use crate::{ActivityRegistry, RuntimeOptions};
 
+/// Most items that are pulled at once.
+const PULL_MAX: usize = 256;
+
 /// What all attempts of a worker share.
 pub(crate) struct Worker {
     pub(crate) id: WorkerId,
     pub(crate) activities: ActivityRegistry,
     pub(crate) options: RuntimeOptions,
     pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) store: Arc<dyn Store>,
     pub(crate) shards: u16,
     pub(crate) client: Client,
     pub(crate) heartbeats: Arc<Heartbeats>,
@@ -60,25 +65,32 @@ impl Worker {
             self.options.session_cleanup_interval.min(self.options.session_idle_timeout).max(Duration::from_millis(50));
         let mut look_for_idle = tokio::time::interval(cleanup);
         loop {
+            source.admit_sessions(self.lock_sessions().len() < self.options.max_sessions_per_runtime);
             let slots = Arc::clone(&self.slots);
             let reports = Arc::clone(&self.reports);
             let next = async {
-                let slot = slots.acquire_owned().await.ok()?;
-                let report = reports.acquire_owned().await.ok()?;
-                source.next().await.map(|delivery| (delivery, slot, report))
+                let mut permits =
+                    vec![(slots.clone().acquire_owned().await.ok()?, reports.clone().acquire_owned().await.ok()?)];
+                let free =
+                    || Some((slots.clone().try_acquire_owned().ok()?, reports.clone().try_acquire_owned().ok()?));
+                permits.extend(std::iter::from_fn(free).take(PULL_MAX - 1));
+                source.next(permits.len()).await.map(|deliveries| (deliveries, permits))
             };
-            let (delivery, slot, report) = tokio::select! {
+            let (deliveries, permits) = tokio::select! {
                 next = next => match next {
                     Some(next) => next,
                     None => return,
                 },
-                _ = look_for_idle.tick(), if !self.no_sessions() => {
-                    self.release_idle(source.as_mut());
+                _ = look_for_idle.tick(), if self.lock_sessions().len() > 0 => {
+                    self.release_idle(source.as_mut()).await;
                     continue;
                 }
                 () = self.draining.cancelled() => return,
             };
-            self.begin(delivery, (slot, report));
+            // Permits that nothing came for are free again.
+            for (delivery, permits) in deliveries.into_iter().zip(permits) {
+                self.begin(delivery, permits);
+            }
         }
     }
 
@@ -89,9 +101,6 @@ impl Worker {
     ) {
         let cancelled = CancellationToken::new();
         self.lock_running().insert(delivery.item.key.clone(), cancelled.clone());
-        if let Some(session) = &delivery.item.session_id {
-            self.lock_sessions().begin(session);
-        }
         let worker = Arc::clone(self);
         self.attempts.spawn(crate::attempt::run(worker, delivery, cancelled, permits));
     }
@@ -103,16 +112,6 @@ impl Worker {
                 cancelled.cancel();
             }
         }
-    }
-
-    fn release_idle(&self, source: &mut dyn WorkSource) {
-        for session in self.lock_sessions().take_idle(self.options.session_idle_timeout) {
-            source.release_session(&session);
-        }
-    }
-
-    fn no_sessions(&self) -> bool {
-        self.lock_sessions().is_empty()
     }
 
     pub(crate) fn lock_running(&self) -> std::sync::MutexGuard<'_, HashMap<ActivityKey, CancellationToken>> {

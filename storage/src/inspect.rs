@@ -1,7 +1,7 @@
 //! Reading what the store holds, for clients, dashboards and people.
 
 use async_trait::async_trait;
-use outlast_core::{ExecutionId, HistoryEvent, InstanceId, InstanceState, KvEntry, Millis};
+use outlast_core::{EventId, EventKind, ExecutionId, HistoryEvent, InstanceId, InstanceState, KvEntry, Millis};
 
 use crate::Error;
 
@@ -177,6 +177,14 @@ pub trait InspectStore: Send + Sync + 'static {
     /// One execution's history, in order.
     async fn history(&self, instance: &InstanceId, execution: ExecutionId) -> Result<Vec<HistoryEvent>, Error>;
 
+    /// One event of a history.
+    async fn event(
+        &self,
+        instance: &InstanceId,
+        execution: ExecutionId,
+        event: EventId,
+    ) -> Result<Option<HistoryEvent>, Error>;
+
     /// The key-value state; only `key` when given.
     async fn kv(&self, instance: &InstanceId, key: Option<&str>) -> Result<Vec<KvEntry>, Error>;
 
@@ -188,4 +196,14 @@ pub trait InspectStore: Send + Sync + 'static {
 
     /// Running instances whose turns cannot begin (`stalled > 0`).
     async fn problems(&self) -> Result<Vec<ProblemRow>, Error>;
+}
+
+/// The status that an execution's last event stands for.
+pub(crate) fn execution_status(kind: &EventKind) -> (&'static str, Option<String>) {
+    match kind {
+        EventKind::OrchestrationCompleted { output } => ("Completed", Some(output.clone())),
+        EventKind::OrchestrationFailed { details } => ("Failed", Some(details.display_message())),
+        EventKind::OrchestrationContinuedAsNew { input } => ("ContinuedAsNew", Some(input.clone())),
+        _ => ("Running", None),
+    }
 }

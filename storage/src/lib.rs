@@ -8,6 +8,7 @@ mod inspect;
 mod seam;
 mod virtual_clock;
 
+pub mod postgres;
 pub mod sqlite;
 
 pub use error::Error;
@@ -16,7 +17,8 @@ pub use inspect::{
     PruneOptions, PruneResult, QueueDepths, SystemMetrics, SystemStats,
 };
 pub use seam::{
-    Arrival, CallStore, CommitReply, Due, FencedTurn, HeldShard, LeaseStore, LeaseView, Loaded, NodeInfo, Receipt,
-    SessionClaim, StartConflict, StartOutcome, StartReceipt, StartRequest, Store, TurnOutcome, TurnStore, Wake,
+    Arrivals, CallStore, CommitReply, Due, FencedTurn, HeldShard, InboxCursor, LeaseStore, LeaseView, Loaded, NodeInfo,
+    Receipt, SessionClaim, StartConflict, StartOutcome, StartReceipt, StartRequest, Store, TurnOutcome, TurnStore,
+    Wake,
 };
 pub use virtual_clock::VirtualClock;

@@ -8,7 +8,8 @@
 //! 4. A call that returned `Ok` is durable.
 //! 5. A message id is applied at most once per instance: `send` and `start` with an id that waits in the inbox or that a
 //!    history event records are accepted and do nothing.
-//! 6. Inbox sequence numbers rise in commit order per sender; rows leave the inbox only by a turn that consumed them.
+//! 6. Inbox sequence numbers rise in commit order per sender; rows leave the inbox only by a turn that consumed them. Reading
+//!    on from a cursor never misses a row, in whichever order transactions commit; it may give rows that were read before.
 //! 7. The store's clock is the only clock in its answers.
 
 use std::time::Duration;
@@ -88,6 +89,17 @@ pub struct Loaded {
     pub history: Vec<HistoryEvent>,
     /// Its inbox, in order.
     pub inbox: Vec<Incoming>,
+    /// From where the inbox is to be read on.
+    pub cursor: InboxCursor,
+}
+
+/// From where an inbox is read on; only the store that made it knows what it means. The default is the beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InboxCursor {
+    /// Rows of transactions before this one have been seen; 0 where rows become visible in the order of their numbers.
+    pub transaction: u64,
+    /// Rows up to this one have been seen.
+    pub seq: InboxSeq,
 }
 
 /// An instance that is due.
@@ -101,15 +113,15 @@ pub struct Due {
     pub instance: InstanceId,
 }
 
-/// A row that waits in an inbox.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Arrival {
-    /// Highest row of that instance.
-    pub seq: InboxSeq,
-    /// Its shard.
-    pub shard: ShardId,
-    /// The receiver.
-    pub instance: InstanceId,
+/// Instances with rows in their inbox.
+#[derive(Clone, Debug, Default)]
+pub struct Arrivals {
+    /// The receivers; one may be named more than once.
+    pub receivers: Vec<Wake>,
+    /// From where to look on.
+    pub next: InboxCursor,
+    /// Whether the limit cut this look short.
+    pub more: bool,
 }
 
 /// What running instances needs.
@@ -121,8 +133,8 @@ pub trait TurnStore: Send + Sync + 'static {
     /// Reads an instance with its current history and inbox; `None` when there is none.
     async fn load(&self, instance: &InstanceId) -> Result<Option<Loaded>, Error>;
 
-    /// Rows of one inbox after `after`, in order.
-    async fn inbox(&self, instance: &InstanceId, after: InboxSeq) -> Result<Vec<Incoming>, Error>;
+    /// Rows of one inbox after `after`, in order, and from where to read on.
+    async fn inbox(&self, instance: &InstanceId, after: InboxCursor) -> Result<(Vec<Incoming>, InboxCursor), Error>;
 
     /// Running instances of these shards with `wake_at` up to `until`, soonest first, at most `limit`.
     async fn due(&self, shards: &[ShardId], until: Millis, limit: usize) -> Result<Vec<Due>, Error>;
@@ -130,8 +142,8 @@ pub trait TurnStore: Send + Sync + 'static {
     /// The soonest `wake_at` later than `after` among running instances of these shards.
     async fn next_due(&self, shards: &[ShardId], after: Millis) -> Result<Option<Millis>, Error>;
 
-    /// Receivers in these shards with inbox rows after `after`, one entry each, lowest sequence first, at most `limit`.
-    async fn arrivals(&self, shards: &[ShardId], after: InboxSeq, limit: usize) -> Result<Vec<Arrival>, Error>;
+    /// Receivers in these shards with inbox rows after `after`, at most `limit` of them.
+    async fn arrivals(&self, shards: &[ShardId], after: InboxCursor, limit: usize) -> Result<Arrivals, Error>;
 
     /// Running instances of these shards with `pending > 0`, by id after `after`, at most `limit`.
     async fn pending(&self, shards: &[ShardId], after: Option<&InstanceId>, limit: usize) -> Result<Vec<Wake>, Error>;
@@ -206,6 +218,12 @@ pub trait LeaseStore: Send + Sync + 'static {
 
     /// Takes the session for `worker` unless a live worker has it that used it less than `idle` ago; using it renews it.
     async fn claim_session(&self, session: &str, worker: &WorkerId, idle: Duration) -> Result<SessionClaim, Error>;
+
+    /// The live workers that hold these sessions, in order.
+    async fn session_owners(&self, sessions: &[String]) -> Result<Vec<Option<WorkerId>>, Error>;
+
+    /// Frees a session that `worker` holds and no longer uses.
+    async fn release_session(&self, session: &str, worker: &WorkerId) -> Result<(), Error>;
 
     /// Frees all sessions of a worker that stops.
     async fn release_sessions(&self, worker: &WorkerId) -> Result<(), Error>;

@@ -7,10 +7,12 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use async_trait::async_trait;
-use outlast_core::{ActivityItem, ActivityKey, InstanceId, InstanceState, ShardId};
+use outlast_core::{ActivityKey, InstanceId, InstanceState, ShardId};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::{Broker, Control, Error, News, Report, ReportReply, ShardMail, StatusWatch, WorkSource, WorkerProfile};
+use crate::{
+    Broker, Control, Dispatch, Error, News, Report, ReportReply, ShardMail, StatusWatch, WorkSource, WorkerProfile,
+};
 use work::{Source, WorkState};
 
 /// Fewest entries of the watch table that are worth a clean-up.
@@ -75,10 +77,10 @@ impl InProcessBroker {
 
 #[async_trait]
 impl Broker for InProcessBroker {
-    async fn publish(&self, items: Vec<ActivityItem>) -> Result<(), Error> {
+    async fn publish(&self, items: Vec<Dispatch>) -> Result<(), Error> {
         let mut state = self.work.lock();
-        for item in items {
-            state.publish(item);
+        for dispatch in items {
+            state.publish(dispatch.item);
         }
         self.work.count(&state);
         Ok(())

@@ -181,14 +181,14 @@ impl WorkState {
         Some(queued)
     }
 
-    fn settle(&mut self, queued: Queued, settle: Settle) {
+    fn settle(&mut self, queued: Queued, settle: &Settle) {
         let current = self.known.get_mut(&queued.item.key).filter(|known| known.token == queued.item.token);
         let Some(known) = current else { return };
         match settle {
             Settle::Ack => {
                 self.known.remove(&queued.item.key);
             }
-            Settle::Requeue => {
+            Settle::Requeue | Settle::Forward(_) => {
                 known.runs_on = None;
                 self.enqueue(queued, true);
             }
@@ -241,15 +241,21 @@ impl Source {
 
 #[async_trait]
 impl WorkSource for Source {
-    async fn next(&mut self) -> Option<Delivery> {
+    async fn next(&mut self, room: usize) -> Option<Vec<Delivery>> {
         loop {
-            let taken = self.work.lock().take(&self.id);
-            if let Some(queued) = taken {
-                return Some(delivery(&self.work, queued));
+            let taken: Vec<Queued> = {
+                let mut state = self.work.lock();
+                std::iter::from_fn(|| state.take(&self.id)).take(room).collect()
+            };
+            if !taken.is_empty() {
+                return Some(taken.into_iter().map(|queued| delivery(&self.work, queued)).collect());
             }
             self.wake.notified().await;
         }
     }
+
+    /// Rooms for sessions are counted here, where they are given out.
+    fn admit_sessions(&mut self, _admit: bool) {}
 
     fn release_session(&mut self, session: &str) {
         self.work.lock().release_session(&self.id, session);
@@ -272,7 +278,7 @@ impl InFlight {
     fn settle(&mut self, settle: Settle) {
         let Some(queued) = self.queued.take() else { return };
         let mut state = self.work.lock();
-        state.settle(queued, settle);
+        state.settle(queued, &settle);
         self.work.count(&state);
     }
 }
@@ -287,5 +293,5 @@ fn delivery(work: &Arc<Work>, queued: Queued) -> Delivery {
     let item = queued.item.clone();
     let queued_ms = u64::try_from(queued.since.elapsed().as_millis()).unwrap_or(u64::MAX);
     let mut in_flight = InFlight { work: Arc::clone(work), queued: Some(queued) };
-    Delivery { item, queued_ms, settle: Box::new(move |settle| in_flight.settle(settle)) }
+    Delivery { item, queued_ms, redelivered: false, settle: Box::new(move |settle| in_flight.settle(settle)) }
 }

@@ -176,3 +176,30 @@ async fn a_sleep_beside_a_durable_wait_is_found_and_refused() {
     let text = world.run("Sleeper", "").await.unwrap_err().display_message();
     assert!(text.contains("ctx.schedule_timer instead of sleep"), "{text}");
 }
+
+#[tokio::test]
+async fn every_call_of_a_client_can_be_awaited_by_a_task() {
+    let world = World::start(activities(), orchestration("Job", |_, input| async move { Ok(input) })).await;
+    let client = world.client.clone();
+    let task = tokio::spawn(async move {
+        client.start_orchestration("i", "Job", "1").await?;
+        client.wait_for_orchestration("i", SOON).await?;
+        client.wait_for_status_change("i", 0, SOON, SOON).await?;
+        let _: Result<String, ClientError> = client.wait_for_kv_value("i", "k", Duration::ZERO).await;
+        let _: Result<u32, ClientError> = client.wait_for_kv_value_typed("i", "k", Duration::ZERO).await;
+        client.wait_for_orchestration_typed::<u32>("i", SOON).await
+    });
+    assert_eq!(task.await.unwrap().unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_path_is_taken_as_it_is_and_a_url_is_checked() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("what? #1.db");
+    SqliteProvider::new(path.to_str().unwrap(), None).await.unwrap();
+    assert!(path.exists());
+    for url in ["", "sqlite:", "postgres://localhost/x", "sqlite:db?cache=shared"] {
+        let refused = SqliteProvider::new(url, None).await.map(|_| ());
+        assert!(refused.unwrap_err().to_string().contains("use sqlite:PATH"), "{url}");
+    }
+}

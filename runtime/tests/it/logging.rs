@@ -77,3 +77,31 @@ async fn lines_say_whose_they_are_and_are_written_once() {
     }
     assert!(lines.with("below the filter").is_empty());
 }
+
+#[tokio::test]
+async fn the_last_words_of_an_execution_are_heard() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_env_filter(ObservabilityConfig::default().default_filter())
+        .with_writer(move || writer.clone())
+        .finish();
+    let _installed = tracing::subscriber::set_default(subscriber);
+    let code = |ctx: OrchestrationContext, input: String| async move {
+        if input == "first" {
+            ctx.trace_info("words before the next execution");
+            return ctx.continue_as_new("fail").await;
+        }
+        ctx.schedule_activity("Echo", "").await?;
+        ctx.trace_error(format!("words before the end: {input}"));
+        if input == "fail" { Err(input) } else { Ok(input) }
+    };
+    let world = World::start(activities(), orchestration("Last", code)).await;
+    world.run("Last", "first").await.unwrap_err();
+    world.client.start_orchestration("ok", "Last", "ok").await.unwrap();
+    world.outcome("ok").await.unwrap();
+    for words in ["words before the next execution", "words before the end: fail", "words before the end: ok"] {
+        assert_eq!(lines.with(words).len(), 1, "{words}");
+    }
+}

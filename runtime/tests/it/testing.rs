@@ -2,8 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use outlast::testing::{ReplayError, TestRuntime, replay};
-use outlast::{Either2, OrchestrationContext, OrchestrationRegistry, OrchestrationStatus, ReplayDifference};
+use outlast::testing::{ReplayError, TestRuntime, replay, run_once};
+use outlast::{
+    ActivityContext, Either2, ErrorDetails, OrchestrationContext, OrchestrationRegistry, OrchestrationStatus,
+    ReplayDifference, RetryPolicy,
+};
 
 use crate::world::{activities, orchestration};
 
@@ -72,4 +75,34 @@ async fn an_exported_history_is_replayed_against_todays_code() {
     assert_eq!(event_id, 2);
     assert!(expected.contains("\"a\"") && actual.contains("\"b\""), "{expected} / {actual}");
     assert!(matches!(replay(&registry, "nonsense"), Err(ReplayError::Unreadable(_))));
+}
+
+#[tokio::test]
+async fn time_goes_on_past_an_activity_that_does_not_end() {
+    let stuck = activities().register("Stuck", |ctx: ActivityContext, _: String| async move {
+        ctx.cancelled().await;
+        Err("cancelled".to_owned())
+    });
+    let code = |ctx: OrchestrationContext, _: String| async move {
+        let policy = RetryPolicy::new(2).with_timeout(Duration::from_secs(5));
+        let timed = ctx.schedule_activity_with_retry("Stuck", "", policy).await;
+        let nobody = ctx.schedule_activity("Echo", "").with_tag("gpu");
+        match ctx.select2(nobody, ctx.schedule_timer(DAY)).await {
+            Either2::First(_) => Err("nobody has a gpu".to_owned()),
+            Either2::Second(()) => Ok(timed.unwrap_err()),
+        }
+    };
+    let world = TestRuntime::start(stuck.build(), orchestration("Job", code).build()).await.unwrap();
+    world.client().start_orchestration("i", "Job", "").await.unwrap();
+    let status = world.run_to_end("i").await.unwrap();
+    let expected = "timeout: activity timed out";
+    assert!(matches!(&status, OrchestrationStatus::Completed { output, .. } if output == expected), "{status:?}");
+}
+
+#[tokio::test]
+async fn a_name_that_nobody_has_registered_is_named() {
+    let code = |ctx: OrchestrationContext, _: String| async move { ctx.schedule_activity("Missing", "").await };
+    let outcome = run_once(activities().build(), orchestration("Job", code).build(), ("Job", "")).await;
+    let Err(ErrorDetails::Poison { message_type, .. }) = outcome else { panic!("{outcome:?}") };
+    assert_eq!(message_type, "activity Missing");
 }

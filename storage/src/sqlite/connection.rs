@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outlast_core::Millis;
 use rusqlite::config::DbConfig;
@@ -23,6 +23,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const READERS: usize = 2;
 /// Prepared statements that a connection keeps.
 const STATEMENTS: usize = 128;
+/// How often an outage is reported as an error.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 const TARGET: &str = "outlast::storage";
 
 /// Whether what one job writes can be undone without undoing its neighbours.
@@ -156,7 +158,7 @@ fn spawn_writer(
 ) -> Result<mpsc::Sender<Box<dyn WriteJob>>, Error> {
     let (sender, jobs) = mpsc::channel::<Box<dyn WriteJob>>();
     let run = move || {
-        let mut seen = data_version(&db);
+        let (mut seen, mut complained) = (data_version(&db), None);
         loop {
             let first = match jobs.recv_timeout(ELSEWHERE_INTERVAL) {
                 Ok(job) => job,
@@ -172,7 +174,7 @@ fn spawn_writer(
             let mut group = vec![first];
             group.extend(std::iter::from_fn(|| jobs.try_recv().ok()).take(JOBS_PER_COMMIT_MAX - 1));
             queries.fetch_add(group.len() as u64, Ordering::Relaxed);
-            write_group(&db, group);
+            write_group(&db, group, &mut complained);
             seen = notice(&db, seen, &elsewhere);
         }
     };
@@ -199,14 +201,20 @@ fn notice(db: &Connection, seen: i64, elsewhere: &Elsewhere) -> i64 {
 }
 
 /// Runs all jobs in one transaction and tells each what became of it.
-fn write_group(db: &Connection, mut group: Vec<Box<dyn WriteJob>>) {
+fn write_group(db: &Connection, mut group: Vec<Box<dyn WriteJob>>, complained: &mut Option<Instant>) {
     let outcome = match transact(db, &mut group, Undo::Together) {
         Err(Failure::MustUndo) => transact(db, &mut group, Undo::Alone),
         outcome => outcome,
     };
     let outcome = outcome.map_err(|failure| {
         let text = failure.to_string();
-        tracing::warn!(target: TARGET, error = %text, jobs = group.len(), "nothing was committed, callers try again");
+        // Everything waits until this is mended, so it is said where it is seen, but not at every try.
+        if complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) {
+            *complained = Some(Instant::now());
+            tracing::error!(target: TARGET, error = %text, "the database cannot be written, everything waits for it");
+        } else {
+            tracing::warn!(target: TARGET, error = %text, jobs = group.len(), "nothing was committed, callers try again");
+        }
         Error::Unavailable(text)
     });
     for job in group {

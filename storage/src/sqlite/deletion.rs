@@ -140,16 +140,6 @@ fn delete_one(db: &Connection, id: &str, result: &mut DeleteInstanceResult) -> r
     Ok(())
 }
 
-/// The status that an execution's last event stands for.
-pub(super) fn execution_status(kind: &outlast_core::EventKind) -> (&'static str, Option<String>) {
-    match kind {
-        outlast_core::EventKind::OrchestrationCompleted { output } => ("Completed", Some(output.clone())),
-        outlast_core::EventKind::OrchestrationFailed { details } => ("Failed", Some(details.display_message())),
-        outlast_core::EventKind::OrchestrationContinuedAsNew { input } => ("ContinuedAsNew", Some(input.clone())),
-        _ => ("Running", None),
-    }
-}
-
 /// Executions of an instance, oldest first.
 pub(super) fn executions_of(db: &Connection, instance: &InstanceId) -> rusqlite::Result<Vec<ExecutionId>> {
     let sql = "SELECT DISTINCT execution FROM history WHERE instance = ?1 ORDER BY execution";

@@ -2,14 +2,15 @@
 
 use async_trait::async_trait;
 use outlast_core::{
-    ExecutionId, HistoryEvent, InstanceId, InstanceState, InstanceStatus, KvEntry, OrchestrationStatus,
+    EventId, ExecutionId, HistoryEvent, InstanceId, InstanceState, InstanceStatus, KvEntry, OrchestrationStatus,
 };
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::SqliteStore;
 use super::connection::sql_error;
-use super::deletion::{execution_status, executions_of, tree_of};
-use super::rows::{STATE, optional_millis, read_history, state_of, unsigned};
+use super::deletion::{executions_of, tree_of};
+use super::rows::{STATE, optional_millis, read_event, read_history, state_of, unsigned};
+use crate::inspect::execution_status;
 use crate::{
     Error, ExecutionInfo, InspectStore, InstanceInfo, InstanceTree, ProblemRow, QueueDepths, SystemMetrics, SystemStats,
 };
@@ -73,6 +74,16 @@ impl InspectStore for SqliteStore {
     async fn history(&self, instance: &InstanceId, execution: ExecutionId) -> Result<Vec<HistoryEvent>, Error> {
         let instance = instance.clone();
         self.connections.read(move |db| read_history(db, &instance, execution)).await
+    }
+
+    async fn event(
+        &self,
+        instance: &InstanceId,
+        execution: ExecutionId,
+        event: EventId,
+    ) -> Result<Option<HistoryEvent>, Error> {
+        let instance = instance.clone();
+        self.connections.read(move |db| read_event(db, &instance, (execution, event))).await
     }
 
     async fn kv(&self, instance: &InstanceId, key: Option<&str>) -> Result<Vec<KvEntry>, Error> {

@@ -151,6 +151,20 @@ impl LeaseStore for SqliteStore {
         }
     }
 
+    async fn session_owners(&self, sessions: &[String]) -> Result<Vec<Option<WorkerId>>, Error> {
+        let members = self.leases.lock();
+        let owner = |session: &String| members.sessions.get(session).map(|(worker, _)| worker.clone());
+        Ok(sessions.iter().map(owner).collect())
+    }
+
+    async fn release_session(&self, session: &str, worker: &WorkerId) -> Result<(), Error> {
+        let mut members = self.leases.lock();
+        if members.sessions.get(session).is_some_and(|(owner, _)| owner == worker) {
+            members.sessions.remove(session);
+        }
+        Ok(())
+    }
+
     async fn release_sessions(&self, worker: &WorkerId) -> Result<(), Error> {
         self.leases.lock().sessions.retain(|_, (owner, _)| owner != worker);
         Ok(())

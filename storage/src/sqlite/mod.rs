@@ -33,13 +33,25 @@ pub struct SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens `sqlite:path`, `sqlite://path`, `sqlite::memory:` or a plain path. A missing file is created.
+    /// Opens `sqlite:path`, `sqlite://path`, `sqlite::memory:` or a plain path, which is taken as it is. A missing file is
+    /// created.
     pub fn open(url: &str) -> Result<Self, Error> {
-        let plain = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")).unwrap_or(url);
-        let plain = plain.split_once('?').map_or(plain, |(path, _)| path);
-        match plain {
-            "" => Err(Error::Unusable(format!("{url:?} names no database: use sqlite:PATH or sqlite::memory:"))),
+        let refuse = |what: &str| {
+            Err(Error::Unusable(format!("{url:?} {what}: use sqlite:PATH, sqlite::memory: or a plain path")))
+        };
+        let Some(path) = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")) else {
+            return match url {
+                "" => refuse("names no database"),
+                _ if url.contains("://") => refuse("is not a SQLite database"),
+                ":memory:" => Self::open_in_memory(),
+                path => Self::open_file(Path::new(path)),
+            };
+        };
+        // Other programs write this parameter; it says what is done here anyway.
+        match path.strip_suffix("?mode=rwc").unwrap_or(path) {
+            "" => refuse("names no database"),
             ":memory:" => Self::open_in_memory(),
+            path if path.contains('?') => refuse("has parameters, and none is known"),
             path => Self::open_file(Path::new(path)),
         }
     }

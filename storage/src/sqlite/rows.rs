@@ -8,7 +8,7 @@ use rusqlite::types::Type;
 use rusqlite::{Connection, Row, params};
 
 use super::connection::sql_error;
-use crate::Error;
+use crate::{Error, InboxCursor};
 
 /// Columns of an instance in the order of `state_of`.
 pub(super) const STATE: &str = "orchestration, version, status, paused, execution, last_event_id, history_bytes, wake_at, \
@@ -51,10 +51,28 @@ pub(super) fn read_history(
     instance: &InstanceId,
     execution: ExecutionId,
 ) -> Result<Vec<HistoryEvent>, Error> {
+    read_events(db, instance, (execution, EventId(1), EventId(u64::MAX >> 1)))
+}
+
+/// One event; `None` when it does not exist.
+pub(super) fn read_event(
+    db: &Connection,
+    instance: &InstanceId,
+    (execution, event): (ExecutionId, EventId),
+) -> Result<Option<HistoryEvent>, Error> {
+    Ok(read_events(db, instance, (execution, event, event))?.pop())
+}
+
+fn read_events(
+    db: &Connection,
+    instance: &InstanceId,
+    (execution, first, last): (ExecutionId, EventId, EventId),
+) -> Result<Vec<HistoryEvent>, Error> {
     let sql = "SELECT event_id, source_event_id, message_id, at, data FROM history \
-               WHERE instance = ?1 AND execution = ?2 ORDER BY event_id";
+               WHERE instance = ?1 AND execution = ?2 AND event_id BETWEEN ?3 AND ?4 ORDER BY event_id";
     let mut query = db.prepare_cached(sql).map_err(sql_error)?;
-    let mut rows = query.query(params![instance.as_str(), execution.0.cast_signed()]).map_err(sql_error)?;
+    let range = (execution.0.cast_signed(), first.0.cast_signed(), last.0.cast_signed());
+    let mut rows = query.query(params![instance.as_str(), range.0, range.1, range.2]).map_err(sql_error)?;
     let mut events = Vec::new();
     while let Some(row) = rows.next().map_err(sql_error)? {
         let (event, data) = event_of(row).map_err(sql_error)?;
@@ -74,18 +92,23 @@ fn event_of(row: &Row<'_>) -> rusqlite::Result<(EventColumns, Vec<u8>)> {
 }
 
 /// Inbox rows after `after`, in order. A row that cannot be read is reported and left for people.
-pub(super) fn read_inbox(db: &Connection, instance: &InstanceId, after: InboxSeq) -> Result<Vec<Incoming>, Error> {
+pub(super) fn read_inbox(
+    db: &Connection,
+    instance: &InstanceId,
+    mut cursor: InboxCursor,
+) -> Result<(Vec<Incoming>, InboxCursor), Error> {
     let sql = "SELECT seq, data FROM inbox WHERE instance = ?1 AND seq > ?2 ORDER BY seq";
     let mut query = db.prepare_cached(sql).map_err(sql_error)?;
-    let mut rows = query.query(params![instance.as_str(), after.0]).map_err(sql_error)?;
+    let mut rows = query.query(params![instance.as_str(), cursor.seq.0]).map_err(sql_error)?;
     let mut messages = Vec::new();
     while let Some(row) = rows.next().map_err(sql_error)? {
         let seq: i64 = row.get(0).map_err(sql_error)?;
         let data: Vec<u8> = row.get(1).map_err(sql_error)?;
         let message: Message = decode(&data).map_err(|error| corrupt(instance, format!("inbox row {seq}: {error}")))?;
-        messages.push(Incoming { seq: Some(InboxSeq(seq)), message });
+        cursor.seq = InboxSeq(seq);
+        messages.push(Incoming { seq: Some(cursor.seq), message });
     }
-    Ok(messages)
+    Ok((messages, cursor))
 }
 
 pub(super) fn corrupt(instance: &InstanceId, reason: String) -> Error {

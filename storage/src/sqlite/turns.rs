@@ -15,7 +15,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::SqliteStore;
 use super::connection::{Undo, in_savepoint, is_constraint, sql_error};
 use super::rows::{STATE, optional_millis, read_history, read_inbox, state_of};
-use crate::{Arrival, CommitReply, Due, Error, FencedTurn, Loaded, TurnOutcome, TurnStore, Wake};
+use crate::{Arrivals, CommitReply, Due, Error, FencedTurn, InboxCursor, Loaded, TurnOutcome, TurnStore, Wake};
 
 /// Why one turn of a group was not written.
 enum Refusal {
@@ -44,7 +44,7 @@ impl TurnStore for SqliteStore {
         self.connections.read(move |db| load(db, &instance)).await
     }
 
-    async fn inbox(&self, instance: &InstanceId, after: InboxSeq) -> Result<Vec<Incoming>, Error> {
+    async fn inbox(&self, instance: &InstanceId, after: InboxCursor) -> Result<(Vec<Incoming>, InboxCursor), Error> {
         let instance = instance.clone();
         self.connections.read(move |db| read_inbox(db, &instance, after)).await
     }
@@ -95,20 +95,28 @@ impl TurnStore for SqliteStore {
             .await
     }
 
-    async fn arrivals(&self, shards: &[ShardId], after: InboxSeq, limit: usize) -> Result<Vec<Arrival>, Error> {
+    async fn arrivals(&self, shards: &[ShardId], after: InboxCursor, limit: usize) -> Result<Arrivals, Error> {
         let wanted: BTreeSet<ShardId> = shards.iter().copied().collect();
         self.connections
             .read(move |db| {
+                // There is one writer at a time, so rows become visible in the order of their numbers.
                 let sql = "SELECT min(seq), shard, instance FROM inbox WHERE seq > ?1 GROUP BY instance ORDER BY 1";
                 let mut query = db.prepare_cached(sql).map_err(sql_error)?;
-                let rows = query
-                    .query_map([after.0], |row| {
-                        let instance = InstanceId::from(row.get::<_, String>(2)?);
-                        Ok(Arrival { seq: InboxSeq(row.get(0)?), shard: ShardId(row.get(1)?), instance })
-                    })
-                    .map_err(sql_error)?;
-                let mine = rows.filter(|row| row.as_ref().map_or(true, |arrival| wanted.contains(&arrival.shard)));
-                mine.take(limit).collect::<Result<_, _>>().map_err(sql_error)
+                let mut rows = query.query([after.seq.0]).map_err(sql_error)?;
+                let mut arrivals = Arrivals { next: after, ..Arrivals::default() };
+                while let Some(row) = rows.next().map_err(sql_error)? {
+                    if arrivals.receivers.len() >= limit {
+                        arrivals.more = true;
+                        break;
+                    }
+                    arrivals.next.seq = InboxSeq(row.get(0).map_err(sql_error)?);
+                    let shard = ShardId(row.get(1).map_err(sql_error)?);
+                    if wanted.contains(&shard) {
+                        let instance = InstanceId::from(row.get::<_, String>(2).map_err(sql_error)?);
+                        arrivals.receivers.push(Wake { shard, instance });
+                    }
+                }
+                Ok(arrivals)
             })
             .await
     }
@@ -159,8 +167,8 @@ fn load(db: &Connection, instance: &InstanceId) -> Result<Option<Loaded>, Error>
     let Some((state, shard)) = row else { return Ok(None) };
     let begun = state.last_event_id > EventId(0);
     let history = if begun { read_history(db, instance, state.execution)? } else { Vec::new() };
-    let inbox = read_inbox(db, instance, InboxSeq(0))?;
-    Ok(Some(Loaded { shard, state, history, inbox }))
+    let (inbox, cursor) = read_inbox(db, instance, InboxCursor::default())?;
+    Ok(Some(Loaded { shard, state, history, inbox, cursor }))
 }
 
 fn commit_group(

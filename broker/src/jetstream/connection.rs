@@ -1,0 +1,124 @@
+//! The connection to the servers: made once, kept for ever, and what is known of its state.
+
+use std::time::Duration;
+
+use async_nats::{Client, ConnectOptions, Event};
+use tokio::sync::watch;
+
+use super::options::{Auth, JetStreamOptions};
+use crate::Error;
+
+/// Oldest server that has all that is used here.
+const VERSION_MIN: (u64, u64) = (2, 12);
+/// Longest wait for the first connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest pause between attempts to connect again.
+const RECONNECT_DELAY_MAX: Duration = Duration::from_millis(1_000);
+/// A server that answers no ping for two of these is given up.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Whether the connection stands, and how often it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Link {
+    /// Whether it stands.
+    pub(crate) up: bool,
+    /// How often it was made.
+    pub(crate) connects: u64,
+}
+
+/// Connects, refusing servers that are too old.
+pub(crate) async fn connect(options: &JetStreamOptions) -> Result<(Client, watch::Receiver<Link>), Error> {
+    let (link, watch) = watch::channel(Link::default());
+    let events = move |event| {
+        note(&link, &event);
+        std::future::ready(())
+    };
+    let settings = settings(options).await?.event_callback(events);
+    let client = tokio::time::timeout(CONNECT_TIMEOUT, settings.connect(addresses(options)?))
+        .await
+        .map_err(|_| Error::Unavailable("no server answered in time".to_owned()))?
+        .map_err(|error| Error::Unavailable(error.to_string()))?;
+    let info = client.server_info();
+    check_version(&info.version)?;
+    Ok((client, watch))
+}
+
+fn addresses(options: &JetStreamOptions) -> Result<Vec<async_nats::ServerAddr>, Error> {
+    let parse =
+        |url: &String| url.parse().map_err(|error| Error::Unusable(format!("an address is not valid: {error}")));
+    options.servers.iter().map(parse).collect()
+}
+
+async fn settings(options: &JetStreamOptions) -> Result<ConnectOptions, Error> {
+    let settings = ConnectOptions::new()
+        .name(format!("outlast {}", options.namespace))
+        .connection_timeout(CONNECT_TIMEOUT)
+        .request_timeout(Some(CONNECT_TIMEOUT))
+        .ping_interval(PING_INTERVAL)
+        .max_reconnects(None)
+        .reconnect_delay_callback(|attempts| {
+            let delay = Duration::from_millis(10) * 2_u32.saturating_pow(u32::try_from(attempts).unwrap_or(u32::MAX));
+            if attempts == 0 { Duration::ZERO } else { delay.min(RECONNECT_DELAY_MAX) }
+        });
+    let settings = match &options.auth {
+        Auth::None => settings,
+        Auth::CredentialsFile(path) => settings
+            .credentials_file(path)
+            .await
+            .map_err(|error| Error::Unusable(format!("the credentials file cannot be used: {error}")))?,
+        Auth::NkeySeed(seed) => settings.nkey(seed.clone()),
+        Auth::UserPassword { user, password } => settings.user_and_password(user.clone(), password.clone()),
+        Auth::Token(token) => settings.token(token.clone()),
+    };
+    let settings = if options.tls.required { settings.require_tls(true) } else { settings };
+    let settings = options
+        .tls
+        .root_certificates
+        .iter()
+        .fold(settings, |settings, path| settings.add_root_certificates(path.clone()));
+    Ok(match &options.tls.client_certificate {
+        Some(files) => settings.add_client_certificate(files.certificate.clone(), files.key.clone()),
+        None => settings,
+    })
+}
+
+fn note(link: &watch::Sender<Link>, event: &Event) {
+    match event {
+        Event::Connected => link.send_modify(|link| *link = Link { up: true, connects: link.connects + 1 }),
+        Event::Disconnected | Event::Closed => {
+            tracing::warn!(target: super::LOG, "the connection to the server is lost");
+            link.send_modify(|link| link.up = false);
+        }
+        Event::SlowConsumer(_) | Event::ServerError(_) | Event::ClientError(_) => {
+            tracing::warn!(target: super::LOG, %event, "the connection has a problem");
+        }
+        Event::LameDuckMode | Event::Draining => {}
+    }
+}
+
+fn check_version(version: &str) -> Result<(), Error> {
+    let mut parts = version.split(['.', '-']).map(|part| part.parse::<u64>().ok());
+    let found = (parts.next().flatten().unwrap_or(0), parts.next().flatten().unwrap_or(0));
+    if found >= VERSION_MIN {
+        return Ok(());
+    }
+    let (major, minor) = VERSION_MIN;
+    Err(Error::Unusable(format!(
+        "nats-server {version} is too old: install {major}.{minor} or later, best 2.14.5 or later (older ones ignore stream options without a word)"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check_version;
+
+    #[test]
+    fn servers_before_2_12_are_refused() {
+        for old in ["2.9.10", "2.11.9", "1.4.1", "", "x"] {
+            assert!(check_version(old).is_err(), "{old}");
+        }
+        for new in ["2.12.0", "2.12.0-RC.1", "2.15.1", "3.0.0-dev"] {
+            assert!(check_version(new).is_ok(), "{new}");
+        }
+    }
+}

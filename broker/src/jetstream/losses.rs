@@ -1,0 +1,220 @@
+//! Finds out that the stream of work is not what it was: gone, new, set back, purged. Owners then hand out again what has
+//! no outcome. A needless alarm costs a look into the store, as a second copy of what is queued is refused.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::stream::Info;
+use futures::StreamExt as _;
+use serde::Deserialize;
+use tokio::sync::{Notify, watch};
+
+use super::core::Core;
+use crate::Error;
+
+/// How often the stream is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(1_000);
+/// Shortest time between two alarms.
+const ALARM_EVERY: Duration = Duration::from_secs(5);
+/// How often a delayed alarm is looked for.
+const TICK: Duration = Duration::from_millis(250);
+
+/// The alarm, and whether the stream was looked at since the connection was made.
+pub(crate) struct Losses {
+    alarms: watch::Sender<u64>,
+    /// Something may be lost, and nobody was told yet.
+    due: AtomicBool,
+    rung: Mutex<Option<Instant>>,
+    look: Notify,
+    /// Which connection the last look was made on.
+    checked: watch::Sender<u64>,
+    /// Rises when sequences of the stream begin anew.
+    incarnation: AtomicU64,
+}
+
+impl Default for Losses {
+    fn default() -> Self {
+        Self {
+            alarms: watch::Sender::new(0),
+            due: AtomicBool::new(false),
+            rung: Mutex::default(),
+            look: Notify::new(),
+            checked: watch::Sender::new(0),
+            incarnation: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Losses {
+    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.alarms.subscribe()
+    }
+
+    /// Which life of the stream this is. An answer about a message of an earlier one must not be sent: its sequence may
+    /// be another message's now.
+    pub(crate) fn incarnation(&self) -> u64 {
+        self.incarnation.load(Ordering::Acquire)
+    }
+
+    /// Have the stream looked at now.
+    pub(crate) fn look_now(&self) {
+        self.look.notify_one();
+    }
+
+    fn alarm(&self, why: &str) {
+        tracing::warn!(target: super::LOG, "work may be lost: {why}");
+        self.due.store(true, Ordering::Release);
+    }
+
+    fn ring_if_due(&self) {
+        let mut rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
+        let early = rung.is_some_and(|rung| rung.elapsed() < ALARM_EVERY);
+        if !early && self.due.swap(false, Ordering::AcqRel) {
+            *rung = Some(Instant::now());
+            self.alarms.send_modify(|alarms| *alarms += 1);
+        }
+    }
+}
+
+impl Core {
+    /// Waits until the connection stands and the stream was looked at on it.
+    pub(crate) async fn checked(&self) {
+        let mut link = self.link.clone();
+        let mut checked = self.losses.checked.subscribe();
+        loop {
+            let now = *link.borrow_and_update();
+            if now.up && *checked.borrow_and_update() == now.connects {
+                return;
+            }
+            tokio::select! {
+                changed = link.changed() => if changed.is_err() { return },
+                _ = checked.changed() => {}
+            }
+        }
+    }
+
+    /// Whether `checked` would return at once.
+    pub(crate) fn is_checked(&self) -> bool {
+        let now = *self.link.borrow();
+        now.up && *self.losses.checked.borrow() == now.connects
+    }
+}
+
+/// A call of the server's interface that changed something.
+#[derive(Deserialize)]
+struct Audit {
+    subject: String,
+    #[serde(default)]
+    request: String,
+}
+
+/// The part of a purge that says how much.
+#[derive(Default, Deserialize)]
+struct PurgeRequest {
+    #[serde(default)]
+    filter: String,
+}
+
+/// What was seen at the last look.
+struct Seen {
+    info: Info,
+    server: String,
+    connects: u64,
+}
+
+/// Looks until it is aborted.
+pub(crate) async fn run(core: Arc<Core>) {
+    let mut audits = core.client.subscribe(core.subjects.audit()).await.ok();
+    let mut link = core.link.clone();
+    let mut tick = tokio::time::interval(TICK);
+    let mut seen: Option<Seen> = None;
+    let mut looked: Option<Instant> = None;
+    loop {
+        let now = tokio::select! {
+            _ = tick.tick() => looked.is_none_or(|looked| looked.elapsed() >= LOOK_EVERY),
+            changed = link.changed() => changed.is_ok(),
+            () = core.losses.look.notified() => true,
+            audit = next(&mut audits) => {
+                match audit {
+                    Some(audit) => note(&core, &audit.payload),
+                    None => audits = None,
+                }
+                true
+            }
+        };
+        if now && core.is_up() {
+            looked = Some(Instant::now());
+            // An answer that was asked for on another connection never comes.
+            let result = tokio::select! {
+                result = look(&core, &mut seen) => result,
+                _ = link.changed() => Err(Error::Unavailable("the connection changed".to_owned())),
+            };
+            if let Err(error) = result {
+                tracing::debug!(target: super::LOG, %error, "the stream cannot be looked at");
+                looked = None;
+            }
+        }
+        core.losses.ring_if_due();
+    }
+}
+
+async fn next(audits: &mut Option<async_nats::Subscriber>) -> Option<async_nats::Message> {
+    match audits {
+        Some(audits) => audits.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Somebody purged or deleted. Who may not hear of it hears nothing here, and sees less.
+fn note(core: &Core, audit: &[u8]) {
+    let Ok(audit) = serde_json::from_slice::<Audit>(audit) else { return };
+    if let Some(lane) = core.subjects.deletes_consumer(&audit.subject) {
+        core.forget_lane(&lane);
+    }
+    if !core.subjects.removes_work(&audit.subject) {
+        return;
+    }
+    let purge = serde_json::from_str::<PurgeRequest>(&audit.request).unwrap_or_default();
+    // Whoever forgets a worker hands out its items again by itself.
+    if !core.subjects.is_of_worker(&purge.filter) {
+        core.losses.alarm("somebody removed messages from the stream");
+    }
+}
+
+async fn look(core: &Core, seen: &mut Option<Seen>) -> Result<(), Error> {
+    let connects = core.link.borrow().connects;
+    let acknowledged = core.acknowledged.load(Ordering::Acquire);
+    let server = core.client.server_info().server_id;
+    let info = match core.look_at_work().await? {
+        Some(info) => info,
+        None => {
+            core.create_streams().await?;
+            core.look_at_work().await?.ok_or_else(|| Error::Unavailable("the stream goes away".to_owned()))?
+        }
+    };
+    if let Some(seen) = seen {
+        compare(core, seen, &info, acknowledged);
+        if seen.connects != connects {
+            core.losses.alarm(if seen.server == server { "the connection was lost" } else { "this is another server" });
+            core.forget_lanes();
+            // The stream of cancellations may be gone too.
+            core.create_streams().await?;
+        }
+    }
+    *seen = Some(Seen { info, server, connects });
+    core.losses.checked.send_if_modified(|checked| std::mem::replace(checked, connects) != connects);
+    Ok(())
+}
+
+fn compare(core: &Core, seen: &Seen, info: &Info, acknowledged: u64) {
+    let new = seen.info.created != info.created;
+    let back = info.state.last_sequence < acknowledged.max(seen.info.state.last_sequence);
+    if !new && !back {
+        return;
+    }
+    core.losses.alarm(if new { "the stream was made anew" } else { "the stream was set back" });
+    core.acknowledged.store(info.state.last_sequence, Ordering::Release);
+    core.losses.incarnation.fetch_add(1, Ordering::AcqRel);
+    core.forget_lanes();
+}

@@ -1,0 +1,148 @@
+//! Mail for the owners of shards: nudges, which may get lost, and reports, which are answered.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::time::Duration;
+
+use async_nats::{Message, Request, Subscriber};
+use futures::StreamExt as _;
+use outlast_core::{InstanceId, ShardId, decode, encode};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
+
+use super::core::{Core, unavailable};
+use super::wire::{Mail, ReplyBody, ReportBody};
+use crate::{Error, Report, ReportReply, ShardMail};
+
+/// How long the answer to a report may take.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
+
+type Receiver = mpsc::UnboundedSender<ShardMail>;
+
+/// Who receives what in this process, and the subscriptions behind it.
+pub(crate) struct MailRoom {
+    core: Arc<Core>,
+    boxes: RwLock<HashMap<ShardId, MailBox>>,
+}
+
+struct MailBox {
+    owner: Receiver,
+    subscription: AbortHandle,
+}
+
+impl Drop for MailBox {
+    fn drop(&mut self) {
+        self.subscription.abort();
+    }
+}
+
+impl MailRoom {
+    pub(crate) fn new(core: Arc<Core>) -> Arc<Self> {
+        Arc::new(Self { core, boxes: RwLock::default() })
+    }
+
+    /// Returns when mail of other processes arrives.
+    pub(crate) async fn own(self: &Arc<Self>, shards: &[ShardId], owner: &Receiver) -> Result<(), Error> {
+        for shard in shards {
+            if let Some(open) = self.write().get_mut(shard) {
+                open.owner = owner.clone();
+                continue;
+            }
+            let letters = self.core.client.subscribe(self.core.subjects.shard(*shard)).await.map_err(unavailable)?;
+            let task = tokio::spawn(listen(Arc::downgrade(self), *shard, letters));
+            let subscription = task.abort_handle();
+            self.write().insert(*shard, MailBox { owner: owner.clone(), subscription });
+        }
+        self.core.settled().await
+    }
+
+    pub(crate) fn disown(&self, shards: &[ShardId], owner: &Receiver) {
+        let mut boxes = self.write();
+        for shard in shards {
+            if boxes.get(shard).is_some_and(|open| open.owner.same_channel(owner)) {
+                boxes.remove(shard);
+            }
+        }
+    }
+
+    pub(crate) fn nudge(&self, shard: ShardId, instance: InstanceId) {
+        if let Some(owner) = self.owner(shard)
+            && owner.send(ShardMail::Nudge(instance.clone())).is_ok()
+        {
+            return;
+        }
+        if self.core.is_up() {
+            self.core.outbox.send(self.core.subjects.shard(shard), encode(&Mail::Nudge(instance)));
+        }
+    }
+
+    /// Asks the owner in this process first, then whoever else says that it is the owner.
+    pub(crate) async fn report(&self, shard: ShardId, report: Report) -> ReportReply {
+        if let Some(owner) = self.owner(shard) {
+            let reply = ask(&owner, report.clone()).await;
+            if reply != ReportReply::TryAgain {
+                return reply;
+            }
+        }
+        let body = encode(&Mail::Report(Box::new(ReportBody::from(report))));
+        let request = Request::new().payload(body.into()).timeout(Some(REPORT_TIMEOUT));
+        let answer = self.core.client.send_request(self.core.subjects.shard(shard), request);
+        // The bound of the request begins when it is sent, which it may not be while the server is away.
+        match tokio::time::timeout(REPORT_TIMEOUT, answer).await {
+            Ok(Ok(message)) => decode::<ReplyBody>(&message.payload).map_or(ReportReply::TryAgain, Into::into),
+            Ok(Err(_)) | Err(_) => ReportReply::TryAgain,
+        }
+    }
+
+    fn owner(&self, shard: ShardId) -> Option<Receiver> {
+        let boxes = self.boxes.read().unwrap_or_else(PoisonError::into_inner);
+        boxes.get(&shard).map(|open| open.owner.clone())
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<ShardId, MailBox>> {
+        self.boxes.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(self: &Arc<Self>, shard: ShardId, letter: Message) {
+        let Some(owner) = self.owner(shard) else { return };
+        match decode(&letter.payload) {
+            Ok(Mail::Nudge(instance)) => {
+                // An owner that is gone is replaced, and its successor looks at every inbox.
+                let _gone = owner.send(ShardMail::Nudge(instance));
+            }
+            Ok(Mail::Report(body)) => {
+                let Some(answer_to) = letter.reply else { return };
+                // Handed over here, so that mail stays in order.
+                let reply = deliver(&owner, Report::from(*body));
+                let client = self.core.client.clone();
+                tokio::spawn(async move {
+                    let reply = reply.await.unwrap_or(ReportReply::TryAgain);
+                    // Without an answer the worker asks again.
+                    let _lost = client.publish(answer_to, encode(&ReplyBody::from(reply)).into()).await;
+                });
+            }
+            Err(error) => tracing::debug!(target: super::LOG, %error, "mail is left unread"),
+        }
+    }
+}
+
+async fn listen(room: Weak<MailRoom>, shard: ShardId, mut letters: Subscriber) {
+    while let Some(letter) = letters.next().await {
+        let Some(room) = room.upgrade() else { return };
+        room.take(shard, letter);
+    }
+}
+
+fn deliver(owner: &Receiver, report: Report) -> oneshot::Receiver<ReportReply> {
+    let (answer, answered) = oneshot::channel();
+    // Without an owner the answer's sender is dropped.
+    let _gone = owner.send(ShardMail::Report(Box::new(report), answer));
+    answered
+}
+
+async fn ask(owner: &Receiver, report: Report) -> ReportReply {
+    match tokio::time::timeout(REPORT_TIMEOUT, deliver(owner, report)).await {
+        Ok(Ok(reply)) => reply,
+        Ok(Err(_)) | Err(_) => ReportReply::TryAgain,
+    }
+}

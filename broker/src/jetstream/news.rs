@@ -1,0 +1,111 @@
+//! News of instances: one subscription per instance that somebody in this process waits for.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use async_nats::Subscriber;
+use futures::StreamExt as _;
+use outlast_core::{InstanceId, InstanceState, OrchestrationStatus, decode, encode};
+use tokio::sync::watch;
+
+use super::core::Core;
+use super::wire::{NewsBody, StatusBody};
+use crate::{News, StatusWatch};
+
+/// A larger status is read from the store.
+const STATUS_BYTES_MAX: usize = 64 << 10;
+
+/// Who waits for news of what.
+pub(crate) struct NewsDesk {
+    core: Arc<Core>,
+    watched: Mutex<HashMap<InstanceId, watch::Sender<News>>>,
+}
+
+impl NewsDesk {
+    pub(crate) fn new(core: Arc<Core>) -> Arc<Self> {
+        Arc::new(Self { core, watched: Mutex::default() })
+    }
+
+    /// Says what was committed; those in this process hear it from the server too.
+    pub(crate) fn announce(&self, instance: &InstanceId, state: Option<&InstanceState>) {
+        if !self.core.is_up() {
+            return;
+        }
+        let status = state.map(|state| StatusBody::from(state.to_status()));
+        let mut body = encode(&NewsBody { status });
+        if body.len() > STATUS_BYTES_MAX {
+            body = encode(&NewsBody { status: None });
+        }
+        self.core.outbox.send(self.core.subjects.status(instance), body);
+    }
+
+    pub(crate) fn watch(self: &Arc<Self>, instance: &InstanceId) -> StatusWatch {
+        let mut watched = self.lock();
+        if let Some(sender) = watched.get(instance) {
+            return sender.subscribe();
+        }
+        let (sender, receiver) = watch::channel(News::default());
+        watched.insert(instance.clone(), sender.clone());
+        drop(watched);
+        tokio::spawn(listen(Arc::downgrade(self), Arc::clone(&self.core), instance.clone(), sender));
+        receiver
+    }
+
+    /// Forgets an instance unless somebody has begun to wait again.
+    fn forget(&self, instance: &InstanceId, sender: &watch::Sender<News>) -> bool {
+        let mut watched = self.lock();
+        let forgotten = sender.receiver_count() == 0;
+        if forgotten {
+            watched.remove(instance);
+        }
+        forgotten
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<InstanceId, watch::Sender<News>>> {
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Passes news on while somebody waits. After a reconnect everyone is told to look, as news may have been missed.
+async fn listen(desk: Weak<NewsDesk>, core: Arc<Core>, instance: InstanceId, sender: watch::Sender<News>) {
+    let mut letters = core.client.subscribe(core.subjects.status(&instance)).await.ok();
+    let mut link = core.link.clone();
+    let mut connects = link.borrow_and_update().connects;
+    // A connection that was not there took no subscription yet.
+    if !core.is_up() {
+        connects = 0;
+    }
+    loop {
+        tokio::select! {
+            biased;
+            letter = next(&mut letters) => match letter {
+                Some(letter) => tell(&sender, decode::<NewsBody>(&letter.payload).ok().and_then(|body| body.status).map(Into::into)),
+                None => letters = None,
+            },
+            changed = link.changed() => {
+                let now = *link.borrow_and_update();
+                if changed.is_ok() && now.up && now.connects != connects {
+                    connects = now.connects;
+                    tell(&sender, None);
+                }
+            }
+            () = sender.closed() => {
+                let Some(desk) = desk.upgrade() else { return };
+                if desk.forget(&instance, &sender) {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn tell(sender: &watch::Sender<News>, status: Option<OrchestrationStatus>) {
+    sender.send_modify(|news| *news = News { version: news.version + 1, status });
+}
+
+async fn next(letters: &mut Option<Subscriber>) -> Option<async_nats::Message> {
+    match letters {
+        Some(letters) => letters.next().await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,110 @@
+//! How to reach the servers, as whom, and what the streams are like.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How to reach a NATS server, and what to keep there.
+#[derive(Clone)]
+pub struct JetStreamOptions {
+    /// Addresses of the servers, for example `nats://127.0.0.1:4222`; `tls://` demands encryption.
+    pub servers: Vec<String>,
+    /// Keeps deployments apart that share servers: 1 to 64 letters, digits, `_` and `-`.
+    pub namespace: String,
+    /// As whom.
+    pub auth: Auth,
+    /// How connections are encrypted.
+    pub tls: Tls,
+    /// How long a worker may be silent before its item is given to another. Three times within it the worker says that it
+    /// still works. A consumer that exists keeps its own.
+    pub ack_wait: Duration,
+    /// Keep queued work in the server's memory and not in its files.
+    pub memory_storage: bool,
+    /// Copies of the streams in a cluster of servers: 1, 3 or 5.
+    pub replicas: usize,
+}
+
+/// As whom to connect.
+#[derive(Clone, Default)]
+#[non_exhaustive]
+pub enum Auth {
+    /// As nobody, or as the URL says.
+    #[default]
+    None,
+    /// With a file that holds a JWT and an nkey seed.
+    CredentialsFile(PathBuf),
+    /// With the seed of an nkey.
+    NkeySeed(String),
+    /// With a name and a password.
+    UserPassword {
+        /// The name.
+        user: String,
+        /// The password.
+        password: String,
+    },
+    /// With a token.
+    Token(String),
+}
+
+/// How connections are encrypted; rustls does it.
+#[derive(Clone, Debug, Default)]
+pub struct Tls {
+    /// Refuse servers that do not offer it.
+    pub required: bool,
+    /// PEM files of authorities to trust beside those of the system.
+    pub root_certificates: Vec<PathBuf>,
+    /// PEM files of this client's certificate and key.
+    pub client_certificate: Option<ClientCertificate>,
+}
+
+/// PEM files by which the server knows this client.
+#[derive(Clone, Debug)]
+pub struct ClientCertificate {
+    /// The certificate.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+impl JetStreamOptions {
+    /// The server at `url`, with the defaults: namespace `outlast`, no authentication, 10 s, files, one copy.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            servers: vec![url.into()],
+            namespace: "outlast".to_owned(),
+            auth: Auth::None,
+            tls: Tls::default(),
+            ack_wait: Duration::from_secs(10),
+            memory_storage: false,
+            replicas: 1,
+        }
+    }
+}
+
+impl fmt::Debug for JetStreamOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // What stands before the @ of an address may be a password.
+        let bare = |url: &String| url.rsplit_once('@').map_or_else(|| url.clone(), |(_, host)| format!("***@{host}"));
+        f.debug_struct("JetStreamOptions")
+            .field("servers", &self.servers.iter().map(bare).collect::<Vec<_>>())
+            .field("namespace", &self.namespace)
+            .field("auth", &self.auth)
+            .field("tls", &self.tls)
+            .field("ack_wait", &self.ack_wait)
+            .field("memory_storage", &self.memory_storage)
+            .field("replicas", &self.replicas)
+            .finish()
+    }
+}
+
+impl fmt::Debug for Auth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("None"),
+            Self::CredentialsFile(path) => f.debug_tuple("CredentialsFile").field(path).finish(),
+            Self::NkeySeed(_) => f.write_str("NkeySeed(***)"),
+            Self::UserPassword { user, .. } => write!(f, "UserPassword({user:?}, ***)"),
+            Self::Token(_) => f.write_str("Token(***)"),
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Work on its way to the stream: sent many at a time, acknowledged one by one.
+
+use std::time::Duration;
+
+use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::message::PublishMessage;
+use outlast_core::encode;
+
+use super::core::{Core, within};
+use super::subjects::Lane;
+use crate::{Dispatch, Error};
+
+/// Longest time that a caller waits.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
+/// Items that are sent before the first acknowledgement is awaited.
+const PIPELINE_MAX: usize = 1_024;
+/// Pause before a stream that was missing is tried again.
+const RETRY_DELAY: Duration = Duration::from_millis(100);
+
+impl Core {
+    /// Returns when the stream has every item, or had it already.
+    pub(crate) async fn publish_work(&self, items: &[Dispatch]) -> Result<(), Error> {
+        within(PUBLISH_TIMEOUT, async {
+            self.up().await;
+            // What a worker holds goes to its own consumer, which it made itself.
+            let lanes = items.iter().filter(|dispatch| dispatch.worker.is_none());
+            let lanes = lanes.map(|dispatch| Lane::of(&dispatch.item, None)).collect();
+            self.prepare(lanes).await?;
+            for pipeline in items.chunks(PIPELINE_MAX) {
+                self.publish_pipeline(pipeline.iter().collect()).await?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn publish_pipeline(&self, mut items: Vec<&Dispatch>) -> Result<(), Error> {
+        loop {
+            items = self.publish_once(items).await?;
+            if items.is_empty() {
+                return Ok(());
+            }
+            tokio::time::sleep(RETRY_DELAY).await;
+            self.create_streams().await?;
+        }
+    }
+
+    /// Gives back what found no stream.
+    async fn publish_once<'a>(&self, items: Vec<&'a Dispatch>) -> Result<Vec<&'a Dispatch>, Error> {
+        // Taken for all at once: those who wait for a permit hold none.
+        let count = u32::try_from(items.len()).unwrap_or(u32::MAX);
+        let _permits = self.publishes.acquire_many(count).await;
+        let mut sent = Vec::with_capacity(items.len());
+        for dispatch in items {
+            let lane = Lane::of(&dispatch.item, dispatch.worker.as_ref());
+            let subject = self.subjects.item(&lane, &dispatch.item);
+            // Refused when the subject has a message: the refusal has a number of its own, which the refusal by the
+            // limit of messages per subject has not.
+            let message =
+                PublishMessage::build().payload(encode(&dispatch.item).into()).expected_last_subject_sequence(0);
+            let acknowledgement = self.js.send_publish(subject, message).await;
+            sent.push((dispatch, acknowledgement.map_err(|error| Error::Unavailable(error.to_string()))?));
+        }
+        let mut homeless = Vec::new();
+        for (dispatch, acknowledgement) in sent {
+            match acknowledgement.await {
+                Ok(acknowledgement) => self.note_acknowledged(acknowledgement.sequence),
+                Err(error) => match error.kind() {
+                    PublishErrorKind::WrongLastSequence => {}
+                    PublishErrorKind::StreamNotFound => homeless.push(dispatch),
+                    _ => return Err(Error::Unavailable(error.to_string())),
+                },
+            }
+        }
+        Ok(homeless)
+    }
+}

@@ -1,0 +1,194 @@
+//! How held items are given back, and how the server is told that they are still worked on.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use async_nats::{Message, Subject};
+use outlast_core::{ActivityItem, WorkerId, decode};
+use tokio::sync::mpsc;
+
+use super::core::Core;
+use crate::{Dispatch, Settle};
+
+/// Most decisions that are written at once.
+const BATCH_MAX: usize = 256;
+/// Decisions that could not be written for so long are of no use any more: the server has given the items to others.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The items that a worker holds.
+pub(crate) struct Holdings {
+    held: Mutex<HashMap<u64, Held>>,
+    next_id: AtomicU64,
+    core: Arc<Core>,
+    decisions: mpsc::UnboundedSender<Decision>,
+}
+
+struct Held {
+    answer_to: Subject,
+    /// The life of the stream that it came from.
+    incarnation: u64,
+    heard: Instant,
+}
+
+/// What the server is to be told about a held item.
+enum Decision {
+    Ack(Subject),
+    Nak(Subject),
+    Later(Subject, Duration),
+    Drop(Subject),
+    Forward(Subject, Box<Message>, WorkerId),
+}
+
+impl Holdings {
+    /// Starts the task that writes decisions; it ends when nothing is held any more and the source is gone.
+    pub(crate) fn new(core: Arc<Core>, ack_wait: Duration) -> Arc<Self> {
+        let (decisions, waiting) = mpsc::unbounded_channel();
+        let (held, next_id) = (Mutex::default(), AtomicU64::new(0));
+        let holdings = Arc::new(Self { held, next_id, core: Arc::clone(&core), decisions });
+        tokio::spawn(write(core, waiting, Arc::downgrade(&holdings), ack_wait));
+        holdings
+    }
+
+    /// Takes a message into the holdings. Dropped without a decision it goes back.
+    pub(crate) fn hold(self: &Arc<Self>, message: Message) -> Option<Hold> {
+        let answer_to = message.reply.clone()?;
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let incarnation = self.core.losses.incarnation();
+        self.lock().insert(id, Held { answer_to, incarnation, heard: Instant::now() });
+        Some(Hold { holdings: Arc::clone(self), id, message: Some(message) })
+    }
+
+    /// Whose news are older than `age`, counted anew from now.
+    fn silent_for(&self, age: Duration) -> Vec<Subject> {
+        let incarnation = self.core.losses.incarnation();
+        let mut held = self.lock();
+        let silent = held.values_mut().filter(|held| held.incarnation == incarnation && held.heard.elapsed() >= age);
+        silent
+            .map(|held| {
+                held.heard = Instant::now();
+                held.answer_to.clone()
+            })
+            .collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One held item.
+pub(crate) struct Hold {
+    holdings: Arc<Holdings>,
+    id: u64,
+    message: Option<Message>,
+}
+
+impl Hold {
+    /// Its bytes.
+    pub(crate) fn payload(&self) -> &[u8] {
+        self.message.as_ref().map_or(&[], |message| &message.payload)
+    }
+
+    /// Carries out a worker's decision.
+    pub(crate) fn settle(mut self, settle: Settle) {
+        self.decide(|answer_to, message| match settle {
+            Settle::Ack => Decision::Ack(answer_to),
+            Settle::Requeue => Decision::Nak(answer_to),
+            Settle::Forward(worker) => Decision::Forward(answer_to, Box::new(message), worker),
+        });
+    }
+
+    /// Gives it back for somebody else, not before `delay`.
+    pub(crate) fn leave_for(mut self, delay: Duration) {
+        self.decide(|answer_to, _| Decision::Later(answer_to, delay));
+    }
+
+    /// Takes it out for good: nobody can read it.
+    pub(crate) fn discard(mut self) {
+        self.decide(|answer_to, _| Decision::Drop(answer_to));
+    }
+
+    fn decide(&mut self, decision: impl FnOnce(Subject, Message) -> Decision) {
+        let Some(message) = self.message.take() else { return };
+        let Some(held) = self.holdings.lock().remove(&self.id) else { return };
+        if held.incarnation != self.holdings.core.losses.incarnation() {
+            return;
+        }
+        // The task ends only after the last hold is gone.
+        let _sent = self.holdings.decisions.send(decision(held.answer_to, message));
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.decide(|answer_to, _| Decision::Nak(answer_to));
+    }
+}
+
+async fn write(
+    core: Arc<Core>,
+    mut waiting: mpsc::UnboundedReceiver<Decision>,
+    holdings: Weak<Holdings>,
+    ack_wait: Duration,
+) {
+    let mut tick = tokio::time::interval((ack_wait / 6).max(Duration::from_millis(10)));
+    let mut batch = Vec::with_capacity(BATCH_MAX);
+    loop {
+        tokio::select! {
+            count = waiting.recv_many(&mut batch, BATCH_MAX) => {
+                // After a reconnect nothing is said before it is known that the stream is still the same.
+                let checked = tokio::time::timeout(CHECK_TIMEOUT, core.checked()).await;
+                if count == 0 {
+                    break;
+                }
+                if checked.is_err() {
+                    batch.clear();
+                }
+                for decision in batch.drain(..) {
+                    carry_out(&core, decision).await;
+                }
+            }
+            _ = tick.tick(), if core.is_checked() => {
+                let silent = holdings.upgrade().map(|holdings| holdings.silent_for(ack_wait / 3));
+                for answer_to in silent.into_iter().flatten() {
+                    tell(&core, answer_to, b"+WPI".to_vec()).await;
+                }
+            }
+        }
+    }
+    if let Err(error) = core.client.flush().await {
+        tracing::debug!(target: super::LOG, %error, "acknowledgements may be lost: the items come again");
+    }
+}
+
+async fn carry_out(core: &Arc<Core>, decision: Decision) {
+    match decision {
+        Decision::Ack(answer_to) => tell(core, answer_to, b"+ACK".to_vec()).await,
+        Decision::Nak(answer_to) => tell(core, answer_to, b"-NAK".to_vec()).await,
+        Decision::Later(answer_to, delay) => {
+            tell(core, answer_to, format!("-NAK {{\"delay\":{}}}", delay.as_nanos()).into_bytes()).await;
+        }
+        Decision::Drop(answer_to) => tell(core, answer_to, b"+TERM".to_vec()).await,
+        Decision::Forward(answer_to, message, worker) => {
+            let core = Arc::clone(core);
+            tokio::spawn(async move {
+                let verdict = if forward(&core, &message, worker).await { b"+ACK" } else { b"-NAK" };
+                tell(&core, answer_to, verdict.to_vec()).await;
+            });
+        }
+    }
+}
+
+/// The new place has the item before the old one loses it.
+async fn forward(core: &Core, message: &Message, worker: WorkerId) -> bool {
+    let Ok(item) = decode::<ActivityItem>(&message.payload) else { return false };
+    core.publish_work(&[Dispatch { item, worker: Some(worker) }]).await.is_ok()
+}
+
+async fn tell(core: &Core, answer_to: Subject, verdict: Vec<u8>) {
+    if let Err(error) = core.client.publish(answer_to, verdict.into()).await {
+        tracing::debug!(target: super::LOG, %error, "an acknowledgement is lost: the item comes again");
+    }
+}

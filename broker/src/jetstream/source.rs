@@ -1,0 +1,194 @@
+//! A worker's end of the stream: a shelf that the puller fills and the worker empties.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use outlast_core::ActivityItem;
+use tokio::sync::{Notify, oneshot};
+
+use super::control::Cancelled;
+use super::settle::Hold;
+use crate::{Delivery, Settle, WorkSource};
+
+/// How long an item lies on the shelf before it goes back for others.
+const SHELF_TIME_MAX: Duration = Duration::from_millis(100);
+
+/// An item that was fetched and not handed out yet.
+pub(crate) struct Fetched {
+    pub(crate) item: ActivityItem,
+    pub(crate) hold: Hold,
+    /// Nanoseconds since 1970, by the server's clock.
+    pub(crate) published: u64,
+    pub(crate) redelivered: bool,
+    /// Its session is held by nobody.
+    pub(crate) unclaimed: bool,
+    pub(crate) since: Instant,
+}
+
+/// What puller and worker share.
+#[derive(Default)]
+pub(crate) struct Shelf {
+    state: Mutex<State>,
+    filled: Notify,
+    /// The worker wants more.
+    pub(crate) wanted: Notify,
+}
+
+struct State {
+    fetched: VecDeque<Fetched>,
+    wish: Wish,
+    admit_sessions: bool,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { fetched: VecDeque::new(), wish: Wish::default(), admit_sessions: true }
+    }
+}
+
+/// How many items the worker has room for.
+#[derive(Clone, Copy, Debug, Default)]
+struct Wish {
+    room: usize,
+    /// The worker waits now.
+    waits: bool,
+    /// The wish is new.
+    fresh: bool,
+}
+
+/// What the puller may ask for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    pub(crate) items: usize,
+    pub(crate) sessions: bool,
+}
+
+impl Shelf {
+    /// What may be asked for now; nothing when the worker has stopped asking.
+    pub(crate) fn room(&self) -> Room {
+        let mut state = self.lock();
+        let asked = state.wish.waits || std::mem::take(&mut state.wish.fresh);
+        let items = if asked { state.wish.room.saturating_sub(state.fetched.len()) } else { 0 };
+        Room { items, sessions: state.admit_sessions }
+    }
+
+    /// Lays an item down for the worker.
+    pub(crate) fn put(&self, fetched: Fetched) {
+        let mut state = self.lock();
+        if fetched.unclaimed && !state.admit_sessions {
+            drop(state);
+            // Dropped, it goes to another worker.
+            return;
+        }
+        state.fetched.push_back(fetched);
+        drop(state);
+        self.filled.notify_one();
+    }
+
+    /// Gives back what has lain for too long, because the worker has no room.
+    pub(crate) fn sweep(&self) {
+        let old: Vec<Fetched> = {
+            let mut state = self.lock();
+            let count = state.fetched.iter().take_while(|fetched| fetched.since.elapsed() >= SHELF_TIME_MAX).count();
+            state.fetched.drain(..count).collect()
+        };
+        drop(old);
+    }
+
+    /// Gives everything back.
+    pub(crate) fn clear(&self) {
+        let all = std::mem::take(&mut self.lock().fetched);
+        drop(all);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().fetched.is_empty()
+    }
+
+    fn take(&self, room: usize, cancelled: &Cancelled) -> Vec<Delivery> {
+        let (mut taken, mut unwanted) = (Vec::new(), Vec::new());
+        {
+            let mut state = self.lock();
+            while taken.len() < room {
+                let Some(fetched) = state.fetched.pop_front() else { break };
+                let wanted = !cancelled.covers(&fetched.item.key, fetched.published);
+                if wanted { &mut taken } else { &mut unwanted }.push(fetched);
+            }
+            state.wish = Wish { room: room - taken.len(), waits: taken.is_empty(), fresh: true };
+        }
+        for fetched in unwanted {
+            fetched.hold.settle(Settle::Ack);
+        }
+        self.wanted.notify_one();
+        taken.into_iter().map(delivery).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The worker's side; dropped, the puller gives back what was not handed out and ends.
+pub(crate) struct Source {
+    pub(crate) shelf: Arc<Shelf>,
+    pub(crate) cancelled: Arc<Cancelled>,
+    /// Dropped with the source: the signs to end for the puller and the reader of cancellations.
+    pub(crate) _open: [oneshot::Sender<()>; 2],
+}
+
+/// Notes that the worker waits no more, however the wait ends.
+struct Waiting<'a>(&'a Shelf);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.lock().wish.waits = false;
+    }
+}
+
+#[async_trait]
+impl WorkSource for Source {
+    async fn next(&mut self, room: usize) -> Option<Vec<Delivery>> {
+        let waiting = Waiting(&self.shelf);
+        loop {
+            let filled = self.shelf.filled.notified();
+            let taken = self.shelf.take(room.max(1), &self.cancelled);
+            if !taken.is_empty() {
+                return Some(taken);
+            }
+            filled.await;
+            let _still = &waiting;
+        }
+    }
+
+    fn admit_sessions(&mut self, admit: bool) {
+        let refused: VecDeque<Fetched> = {
+            let mut state = self.shelf.lock();
+            state.admit_sessions = admit;
+            if admit {
+                return;
+            }
+            let (refused, kept) = std::mem::take(&mut state.fetched).into_iter().partition(|fetched| fetched.unclaimed);
+            state.fetched = kept;
+            refused
+        };
+        drop(refused);
+    }
+
+    /// The store knows who holds which session.
+    fn release_session(&mut self, _session: &str) {}
+}
+
+fn delivery(fetched: Fetched) -> Delivery {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    // Clocks of machines differ: an item from the future has not waited.
+    let queued = now.saturating_sub(Duration::from_nanos(fetched.published));
+    let hold = fetched.hold;
+    Delivery {
+        item: fetched.item,
+        queued_ms: u64::try_from(queued.as_millis()).unwrap_or(u64::MAX),
+        redelivered: fetched.redelivered,
+        settle: Box::new(move |settle| hold.settle(settle)),
+    }
+}

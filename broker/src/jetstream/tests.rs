@@ -1,0 +1,97 @@
+//! What can be shown without a server: names never collide, secrets are never shown.
+
+use outlast_core::{ActivityItem, ActivityKey, EventId, ExecutionId, InstanceId, Token};
+use proptest::prelude::*;
+
+use super::subjects::{Lane, Subjects, token};
+use super::{Auth, JetStreamOptions};
+
+fn item(instance: &str, numbers: [u64; 3]) -> ActivityItem {
+    let [execution, event, token] = numbers;
+    let key =
+        ActivityKey { instance: InstanceId::new(instance), execution: ExecutionId(execution), event: EventId(event) };
+    ActivityItem {
+        key,
+        token: Token(token),
+        name: String::new(),
+        input: String::new(),
+        input_stored: false,
+        tag: None,
+        session_id: None,
+        attempt: 1,
+        first_event: EventId(event),
+        orchestration: String::new(),
+        version: String::new(),
+        traceparent: None,
+    }
+}
+
+fn strings() -> impl Strategy<Value = String> {
+    prop_oneof!["\\PC{0,40}", "[a-zA-Z0-9_=-]{0,40}", "=[0-9a-f]{32}", Just("=default".to_owned())]
+}
+
+proptest! {
+    #[test]
+    fn distinct_strings_have_distinct_tokens(one in strings(), two in strings()) {
+        prop_assert_eq!(one == two, token(&one) == token(&two));
+        prop_assert_ne!(Lane::tag(Some(&one)), Lane::tag(None));
+    }
+
+    #[test]
+    fn tokens_are_harmless_in_subjects(text in strings()) {
+        let token = token(&text);
+        prop_assert!(!token.is_empty() && token.len() <= 33);
+        prop_assert!(token.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-=".contains(&byte)));
+    }
+
+    #[test]
+    fn lanes_are_found_by_their_consumers(text in strings()) {
+        for lane in [Lane::tag(Some(&text)), Lane::session(Some(&text)), Lane::worker(&text.as_str().into()), Lane::tag(None)] {
+            prop_assert_eq!(Lane::of_consumer(&lane.consumer()), Some(lane));
+        }
+    }
+
+    #[test]
+    fn distinct_items_have_distinct_subjects(
+        one in (strings(), any::<[u64; 3]>()),
+        two in (strings(), any::<[u64; 3]>()),
+    ) {
+        let subjects = Subjects::new("test").unwrap();
+        let subject = |(instance, numbers): &(String, [u64; 3])| subjects.item(&Lane::tag(None), &item(instance, *numbers));
+        prop_assert_eq!(one == two, subject(&one) == subject(&two));
+    }
+}
+
+#[test]
+fn options_hide_secrets() {
+    let secret = "s3cret";
+    let auths = [
+        Auth::Token(secret.to_owned()),
+        Auth::NkeySeed(secret.to_owned()),
+        Auth::UserPassword { user: "me".to_owned(), password: secret.to_owned() },
+    ];
+    for auth in auths {
+        let options = JetStreamOptions { auth, ..JetStreamOptions::new(format!("nats://me:{secret}@localhost:4222")) };
+        let shown = format!("{options:?}");
+        assert!(!shown.contains(secret) && shown.contains("localhost"), "{shown}");
+    }
+}
+
+#[test]
+fn only_what_removes_work_raises_an_alarm() {
+    let subjects = Subjects::new("test").unwrap();
+    for call in
+        ["$JS.API.STREAM.PURGE.test_WORK", "$JS.API.STREAM.DELETE.test_WORK", "$JS.API.STREAM.MSG.DELETE.test_WORK"]
+    {
+        assert!(subjects.removes_work(call), "{call}");
+    }
+    for call in [
+        "$JS.API.STREAM.PURGE.test_CONTROL",
+        "$JS.API.STREAM.INFO.test_WORK",
+        "$JS.API.CONSUMER.DELETE.test_WORK.tag-x",
+    ] {
+        assert!(!subjects.removes_work(call), "{call}");
+    }
+    assert_eq!(subjects.deletes_consumer("$JS.API.CONSUMER.DELETE.test_WORK.tag-x"), Some(Lane::Tag("x".to_owned())));
+    assert_eq!(subjects.deletes_consumer("$JS.API.CONSUMER.DELETE.other_WORK.tag-x"), None);
+}

@@ -1,0 +1,345 @@
+//! The guarantees of the seam, each shown on every broker. The numbers are those of `broker/src/seam.rs`.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use outlast_broker::{Control, Dispatch, Report, ReportReply, ReportResult, Settle, ShardMail};
+use outlast_core::{InstanceId, InstanceState, OrchestrationStatus, ShardId, TagFilter, Token, Verdict};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::items::{
+    NEVER, SOON, assert_nothing, in_session, item, key, open, publish, run, tagged, take, take_within, worker,
+};
+use crate::world::World;
+
+macro_rules! on_every_broker {
+    ($($case:ident),+ $(,)?) => {
+        mod in_process {
+            $(#[tokio::test] async fn $case() { super::$case(crate::world::World::in_process().await).await; })+
+        }
+        mod jetstream {
+            $(#[tokio::test] async fn $case() { super::$case(crate::world::World::jetstream().await).await; })+
+        }
+    };
+}
+
+on_every_broker!(
+    dropped_work_comes_again,
+    requeued_work_comes_again,
+    work_of_a_dropped_source_comes_again,
+    an_item_goes_to_one_worker,
+    tags_route_and_filters_hold,
+    tags_that_come_up_later_reach_who_takes_any,
+    a_wait_that_is_given_up_loses_nothing,
+    an_outstanding_item_is_not_queued_again,
+    a_settled_item_can_be_published_again,
+    a_session_stays_with_its_holder,
+    a_cancel_reaches_the_running_worker,
+    a_cancelled_item_is_not_delivered,
+    a_later_life_of_a_cancelled_key_is_delivered,
+    mail_reaches_the_latest_owner_in_order,
+    reports_get_the_owners_answer,
+    a_report_without_an_owner_is_to_be_tried_again,
+    a_watch_sees_what_is_announced,
+);
+
+/// Guarantee 1.
+async fn dropped_work_comes_again(world: World) {
+    let mut source = open(&*world.here, "w", TagFilter::DefaultOnly).await;
+    publish(&*world.there, item("a", 1)).await;
+    drop(take(&mut source).await);
+    assert_eq!(run(&mut source).await, key("a", 1));
+    assert_nothing(&mut source).await;
+}
+
+/// Guarantee 1.
+async fn requeued_work_comes_again(world: World) {
+    let mut source = open(&*world.here, "w", TagFilter::DefaultOnly).await;
+    publish(&*world.there, item("a", 1)).await;
+    let delivery = take(&mut source).await;
+    (delivery.settle)(Settle::Requeue);
+    assert_eq!(run(&mut source).await, key("a", 1));
+}
+
+/// Guarantee 1: what a source had fetched goes to others when it is dropped.
+async fn work_of_a_dropped_source_comes_again(world: World) {
+    let mut gone = open(&*world.here, "gone", TagFilter::DefaultOnly).await;
+    for event in 1..=20 {
+        publish(&*world.there, item("a", event)).await;
+    }
+    let held = timeout(SOON, gone.next(10)).await.unwrap().unwrap();
+    drop(gone);
+    drop(held);
+    let mut source = open(&*world.there, "w", TagFilter::DefaultOnly).await;
+    let mut seen = BTreeSet::new();
+    while seen.len() < 20 {
+        seen.insert(run(&mut source).await);
+    }
+}
+
+/// Guarantee 2.
+async fn an_item_goes_to_one_worker(world: World) {
+    let mut first = open(&*world.here, "w1", TagFilter::DefaultOnly).await;
+    let mut second = open(&*world.there, "w2", TagFilter::DefaultOnly).await;
+    let items = (1..=200).map(|event| Dispatch { item: item("a", event), worker: None });
+    world.here.publish(items.collect()).await.unwrap();
+    let (mut seen, mut held) = (BTreeSet::new(), Vec::new());
+    while held.len() < 200 {
+        let taken = tokio::select! {
+            taken = first.next(7) => taken,
+            taken = second.next(7) => taken,
+            () = tokio::time::sleep(SOON) => panic!("only {} of 200 came", held.len()),
+        };
+        for delivery in taken.unwrap() {
+            assert!(seen.insert(delivery.item.key.clone()), "{:?} came twice", delivery.item.key);
+            held.push(delivery);
+        }
+    }
+    assert_nothing(&mut first).await;
+    assert_nothing(&mut second).await;
+    for delivery in held {
+        (delivery.settle)(Settle::Ack);
+    }
+    assert_nothing(&mut first).await;
+}
+
+/// Guarantee 2.
+async fn tags_route_and_filters_hold(world: World) {
+    let mut plain = open(&*world.here, "plain", TagFilter::DefaultOnly).await;
+    let mut gpu = open(&*world.here, "gpu", TagFilter::tags(["gpu", "tag with * > . and blanks"])).await;
+    let mut both = open(&*world.there, "both", TagFilter::default_and(["fast"])).await;
+    let mut none = open(&*world.there, "none", TagFilter::None).await;
+    publish(&*world.there, tagged("a", 1, "gpu")).await;
+    publish(&*world.there, tagged("a", 2, "tag with * > . and blanks")).await;
+    publish(&*world.there, tagged("a", 3, "fast")).await;
+    let taken = BTreeSet::from([run(&mut gpu).await, run(&mut gpu).await]);
+    assert_eq!(taken, BTreeSet::from([key("a", 1), key("a", 2)]));
+    assert_eq!(run(&mut both).await, key("a", 3));
+    assert_nothing(&mut plain).await;
+    assert_nothing(&mut none).await;
+    publish(&*world.there, item("a", 4)).await;
+    assert_nothing(&mut gpu).await;
+    drop(both);
+    assert_eq!(run(&mut plain).await, key("a", 4));
+}
+
+/// Guarantee 2.
+async fn tags_that_come_up_later_reach_who_takes_any(world: World) {
+    publish(&*world.there, tagged("a", 1, "before")).await;
+    let mut any = open(&*world.here, "any", TagFilter::Any).await;
+    assert_eq!(run(&mut any).await, key("a", 1));
+    publish(&*world.there, tagged("a", 2, "after")).await;
+    assert_eq!(run(&mut any).await, key("a", 2));
+    publish(&*world.there, item("a", 3)).await;
+    assert_eq!(run(&mut any).await, key("a", 3));
+}
+
+/// Guarantee 1, while waits end at every moment.
+async fn a_wait_that_is_given_up_loses_nothing(world: World) {
+    let mut source = open(&*world.here, "w", TagFilter::DefaultOnly).await;
+    let items = (1..=100).map(|event| Dispatch { item: item("a", event), worker: None });
+    world.there.publish(items.collect()).await.unwrap();
+    let (mut seen, mut micros) = (BTreeSet::new(), 0);
+    while seen.len() < 100 {
+        micros = (micros + 37) % 1_000;
+        if let Ok(taken) = timeout(Duration::from_micros(micros), source.next(3)).await {
+            for delivery in taken.unwrap() {
+                assert!(seen.insert(delivery.item.key.clone()));
+                (delivery.settle)(Settle::Ack);
+            }
+        }
+    }
+    assert_nothing(&mut source).await;
+}
+
+/// Guarantee 3.
+async fn an_outstanding_item_is_not_queued_again(world: World) {
+    let mut source = open(&*world.here, "w", TagFilter::DefaultOnly).await;
+    publish(&*world.here, item("a", 1)).await;
+    publish(&*world.there, item("a", 1)).await;
+    let held = take(&mut source).await;
+    publish(&*world.there, item("a", 1)).await;
+    assert_nothing(&mut source).await;
+    // The token belongs to what an item is known by.
+    publish(&*world.there, outlast_core::ActivityItem { token: Token(7), ..item("a", 2) }).await;
+    assert_eq!(run(&mut source).await, key("a", 2));
+    (held.settle)(Settle::Ack);
+    assert_nothing(&mut source).await;
+}
+
+/// Guarantee 3 ends with the item.
+async fn a_settled_item_can_be_published_again(world: World) {
+    let mut source = open(&*world.here, "w", TagFilter::DefaultOnly).await;
+    for _ in 0..3 {
+        publish(&*world.there, item("a", 1)).await;
+        assert_eq!(run(&mut source).await, key("a", 1));
+        assert_nothing(&mut source).await;
+    }
+}
+
+/// Guarantee 4.
+async fn a_session_stays_with_its_holder(world: World) {
+    let mut first = open(&*world.here, "w1", TagFilter::DefaultOnly).await;
+    let mut second = open(&*world.there, "w2", TagFilter::DefaultOnly).await;
+    publish(&*world.here, in_session("a", 1, "s")).await;
+    let holder = tokio::select! {
+        taken = first.next(1) => { (taken.unwrap().pop().unwrap().settle)(Settle::Ack); "w1" }
+        taken = second.next(1) => { (taken.unwrap().pop().unwrap().settle)(Settle::Ack); "w2" }
+        () = tokio::time::sleep(SOON) => panic!("the session's first item does not come"),
+    };
+    let worker = world.here.is_shared().then(|| holder.into());
+    for event in 2..=5 {
+        let item = in_session("a", event, "s");
+        world.there.publish(vec![Dispatch { item, worker: worker.clone() }]).await.unwrap();
+    }
+    let (holder, other) = if holder == "w1" { (&mut first, &mut second) } else { (&mut second, &mut first) };
+    let mut held = Vec::new();
+    for _ in 2..=5 {
+        held.push(take(holder).await);
+    }
+    assert_nothing(other).await;
+}
+
+/// Guarantee 5.
+async fn a_cancel_reaches_the_running_worker(world: World) {
+    let (mut source, mut control) = world.here.pull(worker("w", TagFilter::DefaultOnly)).await.unwrap();
+    publish(&*world.there, item("a", 1)).await;
+    let _running = take(&mut source).await;
+    world.there.cancel(&key("a", 1)).await.unwrap();
+    assert_eq!(timeout(SOON, control.recv()).await.unwrap(), Some(Control::Cancel(key("a", 1))));
+}
+
+/// Guarantee 5: the cancellation comes before any worker does.
+async fn a_cancelled_item_is_not_delivered(world: World) {
+    publish(&*world.there, item("a", 1)).await;
+    publish(&*world.there, item("a", 2)).await;
+    world.there.cancel(&key("a", 1)).await.unwrap();
+    tokio::time::sleep(NEVER).await;
+    let mut source = open(&*world.here, "w", TagFilter::DefaultOnly).await;
+    assert_eq!(run(&mut source).await, key("a", 2));
+    assert_nothing(&mut source).await;
+}
+
+/// Guarantee 5 is for what was published before.
+async fn a_later_life_of_a_cancelled_key_is_delivered(world: World) {
+    let mut source = open(&*world.here, "w", TagFilter::DefaultOnly).await;
+    publish(&*world.there, item("a", 1)).await;
+    world.there.cancel(&key("a", 1)).await.unwrap();
+    tokio::time::sleep(NEVER).await;
+    assert_nothing(&mut source).await;
+    let again = outlast_core::ActivityItem { token: Token(77), ..item("a", 1) };
+    publish(&*world.there, again).await;
+    assert_eq!(take(&mut source).await.item.token, Token(77));
+}
+
+/// Guarantee 6.
+async fn mail_reaches_the_latest_owner_in_order(world: World) {
+    let (former, mut dead_letters) = mpsc::unbounded_channel();
+    let (owner, mut letters) = mpsc::unbounded_channel();
+    let shards: Vec<ShardId> = (0..64).map(ShardId).collect();
+    world.here.own(&shards, former.clone()).await.unwrap();
+    world.here.own(&shards, owner.clone()).await.unwrap();
+    world.here.disown(&shards, &former).await;
+    for number in 0..100 {
+        world.there.nudge(ShardId(63), InstanceId::new(format!("i{number}")));
+    }
+    for number in 0..100 {
+        match timeout(SOON, letters.recv()).await.unwrap().unwrap() {
+            ShardMail::Nudge(instance) => assert_eq!(instance.as_str(), format!("i{number}")),
+            ShardMail::Report(..) => panic!("nobody reported"),
+        }
+    }
+    world.here.disown(&shards, &owner).await;
+    world.there.nudge(ShardId(63), InstanceId::new("late"));
+    assert!(timeout(NEVER, letters.recv()).await.is_err());
+    assert!(dead_letters.try_recv().is_err());
+}
+
+fn report() -> Report {
+    let result = ReportResult::Unregistered { activity: "charge".to_owned() };
+    Report { key: key("a", 1), token: Token(1), result }
+}
+
+/// Guarantee 7.
+async fn reports_get_the_owners_answer(world: World) {
+    let (owner, mut letters) = mpsc::unbounded_channel();
+    world.here.own(&[ShardId(3)], owner).await.unwrap();
+    let answers = [
+        ReportReply::Settled(Verdict::Applied),
+        ReportReply::Settled(Verdict::Unknown),
+        ReportReply::Moved(ShardId(9)),
+        ReportReply::TryAgain,
+    ];
+    let owner = async {
+        for answer in answers {
+            match letters.recv().await.unwrap() {
+                ShardMail::Report(report, reply) => {
+                    assert_eq!((report.key, report.token), (key("a", 1), Token(1)));
+                    reply.send(answer).unwrap();
+                }
+                ShardMail::Nudge(_) => panic!("nobody nudged"),
+            }
+        }
+        // An owner that goes away without an answer.
+        drop(letters.recv().await);
+    };
+    let worker = async {
+        for answer in answers {
+            assert_eq!(world.there.report(ShardId(3), report()).await, answer);
+        }
+        assert_eq!(world.there.report(ShardId(3), report()).await, ReportReply::TryAgain);
+    };
+    timeout(SOON, async { tokio::join!(owner, worker) }).await.unwrap();
+}
+
+/// Guarantee 7.
+async fn a_report_without_an_owner_is_to_be_tried_again(world: World) {
+    let reply = timeout(Duration::from_secs(1), world.here.report(ShardId(5), report())).await;
+    assert_eq!(reply.unwrap(), ReportReply::TryAgain);
+}
+
+/// Guarantee 8.
+async fn a_watch_sees_what_is_announced(world: World) {
+    let instance = InstanceId::new("order * > 1");
+    let mut watch = world.here.watch(&instance);
+    let mut second = world.here.watch(&instance);
+    let state = InstanceState { custom_status: Some("half".to_owned()), ..InstanceState::default() };
+    // A watch takes hold in a moment; what is announced before may be missed.
+    tokio::time::sleep(NEVER).await;
+    world.there.announce(&InstanceId::new("other"), Some(&state));
+    world.there.announce(&instance, Some(&state));
+    timeout(SOON, watch.changed()).await.unwrap().unwrap();
+    timeout(SOON, second.changed()).await.unwrap().unwrap();
+    let status = watch.borrow_and_update().status.clone();
+    assert_eq!(status, Some(state.to_status()));
+    assert!(matches!(status, Some(OrchestrationStatus::Running { .. })));
+    world.there.announce(&instance, None);
+    timeout(SOON, watch.changed()).await.unwrap().unwrap();
+    assert_eq!(watch.borrow_and_update().status, None);
+    // Whoever waits again, after nobody did, hears of it too.
+    drop((watch, second));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let mut watch = world.here.watch(&instance);
+    tokio::time::sleep(NEVER).await;
+    world.there.announce(&instance, Some(&state));
+    timeout(SOON, watch.changed()).await.unwrap().unwrap();
+}
+
+/// Guarantee 2: what a source was not asked for is left to others.
+#[tokio::test]
+async fn a_full_worker_leaves_the_rest_to_others() {
+    let world = World::jetstream().await;
+    let mut full = open(&*world.here, "full", TagFilter::DefaultOnly).await;
+    publish(&*world.there, item("a", 1)).await;
+    let _held = take(&mut full).await;
+    let mut free = open(&*world.there, "free", TagFilter::DefaultOnly).await;
+    let items = (2..=50).map(|event| Dispatch { item: item("a", event), worker: None });
+    world.there.publish(items.collect()).await.unwrap();
+    let mut seen = BTreeSet::new();
+    while seen.len() < 49 {
+        let delivery = take_within(&mut free, Duration::from_secs(2)).await.expect("the full worker gives back");
+        seen.insert(delivery.item.key.clone());
+        (delivery.settle)(Settle::Ack);
+    }
+}

@@ -1,0 +1,86 @@
+//! How fast a server and one worker are. Run by hand:
+//! `cargo test --release -p outlast-broker --test it rates -- --ignored --nocapture`.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use outlast_broker::{Broker, Dispatch, Settle};
+use outlast_core::TagFilter;
+
+use crate::items::{item, open, publish, tagged, take};
+use crate::server::Server;
+
+const ITEMS: u64 = 60_000;
+
+fn rate(count: u64, begun: Instant) -> u64 {
+    (count as f64 / begun.elapsed().as_secs_f64()) as u64
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn rates() {
+    let server = Server::any();
+    let broker = Arc::new(server.broker("rates").await);
+    let mut source = open(&*broker, "w", TagFilter::DefaultOnly).await;
+    let other = Dispatch { item: tagged("t", 1, "gpu"), worker: None };
+    broker.publish(vec![other]).await.unwrap();
+
+    let mut waits = Vec::new();
+    for event in 0..500 {
+        let begun = Instant::now();
+        let publishing = tokio::spawn({
+            let broker = Arc::clone(&broker);
+            async move { publish(&*broker, item("latency", event)).await }
+        });
+        let delivery = take(&mut source).await;
+        waits.push(begun.elapsed());
+        (delivery.settle)(Settle::Ack);
+        publishing.await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    waits.sort();
+    println!("publish to delivery: p50 {:?}, p99 {:?}", waits[250], waits[495]);
+
+    drop(source);
+    for interleaved in [false, true] {
+        let begun = Instant::now();
+        let tasks: Vec<_> = (0..8_u64)
+            .map(|task| {
+                let broker = Arc::clone(&broker);
+                tokio::spawn(async move {
+                    for batch in 0..ITEMS / 8 / 100 {
+                        let one = |event| {
+                            let id = format!("i{task}-{interleaved}");
+                            let gpu = interleaved && event % 2 == 0;
+                            let item = if gpu { tagged(&id, event, "gpu") } else { item(&id, event) };
+                            Dispatch { item, worker: None }
+                        };
+                        broker.publish((batch * 100..(batch + 1) * 100).map(one).collect()).await.unwrap();
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        println!("publishes in hundreds by eight tasks: {}/s", rate(ITEMS, begun));
+        let again = Instant::now();
+        let repeated = (0..1_000).map(|event| Dispatch { item: item("i0-false", event), worker: None });
+        broker.publish(repeated.collect()).await.unwrap();
+        println!("repeated publishes: {}/s", rate(1_000, again));
+
+        let mine = if interleaved { ITEMS / 2 } else { ITEMS };
+        let mut source = open(&*broker, "w2", TagFilter::DefaultOnly).await;
+        let (begun, mut count, mut calls, mut again) = (Instant::now(), 0, 0, 0);
+        while count < mine {
+            let deliveries = source.next(64).await.unwrap();
+            calls += 1;
+            for delivery in deliveries {
+                count += 1;
+                again += u64::from(delivery.redelivered);
+                (delivery.settle)(Settle::Ack);
+            }
+        }
+        println!("taken with room 64: {}/s, {} a call, {again} redelivered", rate(count, begun), count / calls);
+    }
+}

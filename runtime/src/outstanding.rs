@@ -1,0 +1,157 @@
+//! Activities that this node has handed to a broker that may lose them, until their outcome is in a history.
+//!
+//! Handing out again is harmless: a broker that still has an item refuses the second one. So nothing has to be known about
+//! what was lost; after a while everything is offered again, the longer it has been outstanding the more rarely.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use outlast_core::{ActivityItem, ActivityKey, EventKind, ExecutionId, HistoryEvent, InstanceId, ShardId, WorkerId};
+
+use crate::node::Node;
+use crate::observability::RUNTIME;
+
+/// How often what is outstanding is looked through.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// When an item is offered again for the first time.
+const FIRST_OFFER: Duration = Duration::from_secs(8);
+/// Longest time between two offers.
+const OFFER_MAX: Duration = Duration::from_secs(300);
+/// Items that are offered in one publish.
+const OFFERS: usize = 1_000;
+/// A larger input is not kept here; the worker reads it from the history.
+const KEPT_INPUT_BYTES_MAX: usize = 1_024;
+
+/// What was handed out, and when it is offered again.
+#[derive(Default)]
+pub(crate) struct Outstanding {
+    items: Mutex<HashMap<ActivityKey, Entry>>,
+}
+
+struct Entry {
+    item: ActivityItem,
+    shard: ShardId,
+    worker: Option<WorkerId>,
+    offer_at: Instant,
+    pause: Duration,
+}
+
+impl Outstanding {
+    /// Notes what is handed out.
+    pub(crate) fn add(&self, item: &ActivityItem, shard: ShardId) {
+        let mut item = item.clone();
+        if item.input.len() > KEPT_INPUT_BYTES_MAX {
+            item.input = String::new();
+            item.input_stored = true;
+        }
+        let entry = Entry { shard, worker: None, offer_at: Instant::now() + FIRST_OFFER, pause: FIRST_OFFER, item };
+        self.lock().insert(entry.item.key.clone(), entry);
+    }
+
+    /// An item goes to the worker that holds its session.
+    pub(crate) fn brought_to(&self, key: &ActivityKey, worker: Option<&WorkerId>) {
+        if let Some(entry) = self.lock().get_mut(key) {
+            entry.worker = worker.cloned();
+        }
+    }
+
+    /// Nothing is outstanding for these any more.
+    pub(crate) fn remove(&self, keys: &[ActivityKey]) {
+        if keys.is_empty() {
+            return;
+        }
+        let mut items = self.lock();
+        for key in keys {
+            items.remove(key);
+        }
+    }
+
+    /// Another node looks after these shards now.
+    pub(crate) fn forget(&self, shards: &[ShardId]) {
+        self.lock().retain(|_, entry| !shards.contains(&entry.shard));
+    }
+
+    pub(crate) fn clear(&self) {
+        self.lock().clear();
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Whatever matches is offered at the next look.
+    fn hurry(&self, matches: impl Fn(&Entry) -> bool) {
+        let now = Instant::now();
+        for entry in self.lock().values_mut().filter(|entry| matches(entry)) {
+            entry.offer_at = now;
+            entry.pause = FIRST_OFFER / 2;
+        }
+    }
+
+    /// Takes note of an offer of all that is due, and returns it.
+    fn due(&self) -> Vec<ActivityItem> {
+        let now = Instant::now();
+        let mut items = self.lock();
+        let due = items.values_mut().filter(|entry| entry.offer_at <= now);
+        due.map(|entry| {
+            entry.pause = (entry.pause * 2).min(OFFER_MAX);
+            entry.offer_at = now + entry.pause;
+            entry.item.clone()
+        })
+        .collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<ActivityKey, Entry>> {
+        self.items.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The activities whose outcomes are among these events.
+pub(crate) fn outcomes(instance: &InstanceId, events: &[(ExecutionId, HistoryEvent)]) -> Vec<ActivityKey> {
+    let outcomes = events.iter().filter(|(_, event)| {
+        matches!(event.kind, EventKind::ActivityCompleted { .. } | EventKind::ActivityFailed { .. })
+    });
+    let key = |(execution, event): &(ExecutionId, HistoryEvent)| {
+        Some(ActivityKey { instance: instance.clone(), execution: *execution, event: event.source_event_id? })
+    };
+    outcomes.filter_map(key).collect()
+}
+
+impl Node {
+    /// Workers that others see no more: what was brought to them alone is handed out again.
+    pub(crate) async fn bury(&self, workers: &[WorkerId]) {
+        for worker in workers {
+            tracing::warn!(target: RUNTIME, %worker, "a worker is gone, its work is handed out again");
+            self.broker.forget_worker(worker).await;
+        }
+        self.outstanding.hurry(|entry| entry.worker.as_ref().is_some_and(|worker| workers.contains(worker)));
+    }
+}
+
+/// Offers what is outstanding again: after a loss at once, otherwise after a while.
+pub(crate) async fn offer_again(node: Arc<Node>) {
+    let mut losses = node.broker.losses();
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    let mut told = true;
+    loop {
+        tokio::select! {
+            _ = look.tick() => {}
+            changed = losses.changed(), if told => {
+                told = changed.is_ok();
+                if told {
+                    let count = node.outstanding.len();
+                    tracing::warn!(target: RUNTIME, count, "the broker may have lost work, all that is outstanding is offered again");
+                    node.outstanding.hurry(|_| true);
+                }
+            }
+            () = node.stopping.cancelled() => return,
+        }
+        for items in node.outstanding.due().chunks(OFFERS) {
+            if let Err(error) = node.publish(items).await {
+                tracing::warn!(target: RUNTIME, %error, count = items.len(), "activities were not offered again");
+                break;
+            }
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Cluster: Postgres holds everything durable, NATS JetStream carries it to workers on any machine.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use outlast_broker::Broker;
+use outlast_broker::jetstream::JetStreamBroker;
+pub use outlast_broker::jetstream::{Auth, ClientCertificate, JetStreamOptions, Tls};
+use outlast_client::Provider;
+use outlast_storage::Store;
+pub use outlast_storage::postgres::PostgresOptions;
+use outlast_storage::postgres::PostgresStore;
+use thiserror::Error;
+
+/// Postgres and NATS JetStream. Every process of the cluster connects with the same options.
+pub struct ClusterProvider {
+    store: Arc<PostgresStore>,
+    broker: Arc<JetStreamBroker>,
+}
+
+/// Where a cluster's servers are, and how they are used.
+#[derive(Clone, Debug)]
+pub struct ClusterOptions {
+    /// `postgres://user:password@host/database`; `?sslmode=verify-full&sslrootcert=...` for TLS.
+    pub postgres_url: String,
+    /// Schema, lease, shards, connections.
+    pub postgres: PostgresOptions,
+    /// Servers, namespace, credentials.
+    pub nats: JetStreamOptions,
+}
+
+/// Why a cluster cannot be used.
+#[derive(Debug, Error)]
+pub enum ConnectError {
+    /// Postgres refuses, or is not as it must be.
+    #[error("Postgres: {0}")]
+    Store(#[from] outlast_storage::Error),
+    /// NATS refuses, or is not as it must be.
+    #[error("NATS: {0}")]
+    Broker(#[from] outlast_broker::Error),
+}
+
+impl ClusterOptions {
+    /// These servers, with the defaults: namespace `outlast`, leases of 5 s, 64 shards.
+    pub fn new(postgres_url: impl Into<String>, nats_url: impl Into<String>) -> Self {
+        Self {
+            postgres_url: postgres_url.into(),
+            postgres: PostgresOptions::default(),
+            nats: JetStreamOptions::new(nats_url),
+        }
+    }
+
+    /// Another namespace: a Postgres schema and streams of that name, unseen by other namespaces of the same servers.
+    #[must_use]
+    pub fn namespace(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.postgres.schema);
+        name.clone_into(&mut self.nats.namespace);
+        self
+    }
+
+    /// Another lease: how long a silent node keeps its shards.
+    #[must_use]
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.postgres.lease = lease;
+        self
+    }
+}
+
+impl ClusterProvider {
+    /// Connects to both, checks that they are new enough and durable, and prepares schema and streams.
+    pub async fn connect(options: ClusterOptions) -> Result<Self, ConnectError> {
+        let store = PostgresStore::connect(&options.postgres_url, options.postgres).await?;
+        let broker = JetStreamBroker::connect(options.nats).await?;
+        Ok(Self { store: Arc::new(store), broker: Arc::new(broker) })
+    }
+}
+
+#[async_trait]
+impl Provider for ClusterProvider {
+    fn store(&self) -> Arc<dyn Store> {
+        self.store.clone()
+    }
+
+    fn broker(&self) -> Arc<dyn Broker> {
+        self.broker.clone()
+    }
+}

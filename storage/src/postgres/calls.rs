@@ -1,0 +1,408 @@
+//! What comes from outside: starts, messages, forks, deletion. Calls that arrive together are written together.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use outlast_core::{HistoryEvent, InstanceId, InstanceState, Message, MessageKind, Millis, ShardId, encode};
+use tokio::sync::{mpsc, oneshot};
+
+use super::PostgresStore;
+use super::clock::ServerClock;
+use super::connect::Pool;
+use super::outgoing::{parent_of, queue_of, small};
+use crate::{
+    CallStore, DeleteInstanceResult, Error, InstanceFilter, PruneOptions, PruneResult, Receipt, StartConflict,
+    StartOutcome, StartReceipt, StartRequest,
+};
+
+/// Calls that are written together.
+const CALLS_PER_COMMIT_MAX: usize = 256;
+/// Bytes of messages that are written together, once there is more than one.
+const BYTES_PER_COMMIT_MAX: usize = 4 << 20;
+/// Instances that one bulk call touches when the caller names no limit.
+const BULK_LIMIT: u32 = 1_000;
+/// Calls that wait; beyond it callers wait with them.
+const CALLS_WAITING_MAX: usize = 4_096;
+
+/// The way to the tasks that write calls.
+pub(super) struct Calls {
+    starts: mpsc::Sender<Call<Start, bool>>,
+    sends: mpsc::Sender<Call<Send, Sent>>,
+}
+
+struct Call<W, A> {
+    work: W,
+    bytes: usize,
+    answer: oneshot::Sender<Result<A, Error>>,
+}
+
+/// A start as it is written.
+struct Start {
+    id: String,
+    shard: i16,
+    orchestration: String,
+    parent: Option<String>,
+    message_id: String,
+    data: Vec<u8>,
+}
+
+/// A message as it is written.
+struct Send {
+    receiver: String,
+    message_id: String,
+    queue: Option<String>,
+    data: Vec<u8>,
+    queue_max: i32,
+}
+
+/// What became of a message: the outcome of `send_messages` and the receiver's shard.
+type Sent = (i16, Option<i16>);
+
+impl Calls {
+    pub(super) fn start(pool: Pool, clock: Arc<ServerClock>, _shards: u16) -> Self {
+        let (starts, start_calls) = mpsc::channel(CALLS_WAITING_MAX);
+        let (sends, send_calls) = mpsc::channel(CALLS_WAITING_MAX);
+        let (start_pool, start_clock) = (pool.clone(), Arc::clone(&clock));
+        tokio::spawn(write_calls(start_calls, move |batch: Vec<Start>| {
+            write_starts(start_pool.clone(), Arc::clone(&start_clock), batch)
+        }));
+        tokio::spawn(write_calls(send_calls, move |batch: Vec<Send>| {
+            write_sends(pool.clone(), Arc::clone(&clock), batch)
+        }));
+        Self { starts, sends }
+    }
+}
+
+async fn call<W, A>(calls: &mpsc::Sender<Call<W, A>>, work: W, bytes: usize) -> Result<A, Error> {
+    let (answer, answered) = oneshot::channel();
+    let closed = || Error::Unavailable("the store is closed".to_owned());
+    calls.send(Call { work, bytes, answer }).await.map_err(|_| closed())?;
+    answered.await.unwrap_or_else(|_| Err(closed()))
+}
+
+/// Whatever arrived during the last write is the next one.
+async fn write_calls<W, A, F>(mut calls: mpsc::Receiver<Call<W, A>>, write: impl Fn(Vec<W>) -> F)
+where
+    F: Future<Output = Result<Vec<A>, Error>>,
+{
+    let mut next = None;
+    loop {
+        let first = match next.take() {
+            Some(call) => Some(call),
+            None => calls.recv().await,
+        };
+        let Some(first) = first else { return };
+        let mut bytes = first.bytes;
+        let mut batch = vec![first];
+        while batch.len() < CALLS_PER_COMMIT_MAX {
+            let Ok(call) = calls.try_recv() else { break };
+            if bytes + call.bytes > BYTES_PER_COMMIT_MAX {
+                next = Some(call);
+                break;
+            }
+            bytes += call.bytes;
+            batch.push(call);
+        }
+        let (work, answers): (Vec<W>, Vec<_>) = batch.into_iter().map(|call| (call.work, call.answer)).unzip();
+        match write(work).await {
+            Ok(results) => answers.into_iter().zip(results).for_each(|(answer, result)| {
+                // A caller that has gone away does not need its answer.
+                let _gone = answer.send(Ok(result));
+            }),
+            Err(error) => answers.into_iter().for_each(|answer| {
+                let _gone = answer.send(Err(error.clone()));
+            }),
+        }
+    }
+}
+
+/// Writes starts; tells of each whether its id was free.
+async fn write_starts(pool: Pool, clock: Arc<ServerClock>, batch: Vec<Start>) -> Result<Vec<bool>, Error> {
+    let mut ids = Vec::with_capacity(batch.len());
+    let (mut shards, mut names, mut parents) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut message_ids, mut datas) = (Vec::new(), Vec::new());
+    for start in batch {
+        ids.push(start.id);
+        shards.push(start.shard);
+        names.push(start.orchestration);
+        parents.push(start.parent);
+        message_ids.push(start.message_id);
+        datas.push(start.data);
+    }
+    let asked = ids.clone();
+    let (now, made): (i64, Vec<String>) = pool
+        .run(|db| {
+            Box::pin(async move {
+                let query = sqlx::query_as("SELECT now, made FROM start_instances($1, $2, $3, $4, $5, $6)");
+                let query = query.bind(ids).bind(shards).bind(names).bind(parents).bind(message_ids).bind(datas);
+                Ok(query.fetch_one(&mut **db).await?)
+            })
+        })
+        .await?;
+    clock.heard(Millis(now.cast_unsigned()));
+    // Of two starts of one id in a batch the first has made it.
+    let mut made: std::collections::HashSet<String> = made.into_iter().collect();
+    Ok(asked.iter().map(|id| made.remove(id)).collect())
+}
+
+async fn write_sends(pool: Pool, clock: Arc<ServerClock>, batch: Vec<Send>) -> Result<Vec<Sent>, Error> {
+    let (mut receivers, mut ids, mut queues) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut datas, mut limits) = (Vec::new(), Vec::new());
+    for send in batch {
+        receivers.push(send.receiver);
+        ids.push(send.message_id);
+        queues.push(send.queue);
+        datas.push(send.data);
+        limits.push(send.queue_max);
+    }
+    let (now, outcomes, shards): (i64, Vec<i16>, Vec<Option<i16>>) = pool
+        .run(|db| {
+            Box::pin(async move {
+                let query = sqlx::query_as("SELECT now, outcomes, shards FROM send_messages($1, $2, $3, $4, $5)");
+                let query = query.bind(receivers).bind(ids).bind(queues).bind(datas).bind(limits);
+                Ok(query.fetch_one(&mut **db).await?)
+            })
+        })
+        .await?;
+    clock.heard(Millis(now.cast_unsigned()));
+    Ok(outcomes.into_iter().zip(shards).collect())
+}
+
+#[async_trait]
+impl CallStore for PostgresStore {
+    async fn start(&self, request: StartRequest) -> Result<StartReceipt, Error> {
+        let MessageKind::Start(message) = &request.message.kind else {
+            return Err(Error::Unusable("a start needs a start message".to_owned()));
+        };
+        let shard = ShardId::of(&request.instance, self.shards);
+        let data = encode(&request.message);
+        let start = Start {
+            id: request.instance.as_str().to_owned(),
+            shard: small(shard),
+            orchestration: message.name.clone(),
+            parent: parent_of(&request.message),
+            message_id: request.message.id.as_str().to_owned(),
+            data,
+        };
+        let bytes = start.data.len();
+        if call(&self.calls.starts, start, bytes).await? {
+            return Ok(StartReceipt { shard, outcome: StartOutcome::Started });
+        }
+        self.existing(&request, &message.name).await
+    }
+
+    async fn send(&self, instance: &InstanceId, message: Message, queue_messages_max: usize) -> Result<Receipt, Error> {
+        let queue = queue_of(&message);
+        let send = Send {
+            receiver: instance.as_str().to_owned(),
+            message_id: message.id.as_str().to_owned(),
+            queue: queue.clone(),
+            data: encode(&message),
+            queue_max: i32::try_from(queue_messages_max).unwrap_or(i32::MAX),
+        };
+        let bytes = send.data.len();
+        let (outcome, shard) = call(&self.calls.sends, send, bytes).await?;
+        let shard = shard.map(|shard| ShardId(shard.cast_unsigned()));
+        match (outcome, shard) {
+            (1, shard) => Ok(Receipt { nudge: shard }),
+            (2, _) => Ok(Receipt { nudge: None }),
+            (3, _) => {
+                let queue = queue.unwrap_or_default();
+                Err(Error::QueueFull { instance: instance.clone(), queue, max: queue_messages_max })
+            }
+            _ => Err(Error::InstanceNotFound(instance.clone())),
+        }
+    }
+
+    async fn import(
+        &self,
+        instance: &InstanceId,
+        state: InstanceState,
+        history: Vec<HistoryEvent>,
+    ) -> Result<ShardId, Error> {
+        let shard = ShardId::of(instance, self.shards);
+        let (id, orchestration) = (instance.clone(), state.orchestration.clone());
+        let made = self.pools.general.run(|db| Box::pin(import(db, (id, shard), (state, history)))).await?;
+        if made { Ok(shard) } else { Err(Error::InstanceExists { instance: instance.clone(), orchestration }) }
+    }
+
+    async fn delete(&self, instance: &InstanceId, force: bool) -> Result<DeleteInstanceResult, Error> {
+        let sql = "SELECT result, culprit, coalesce(instances_deleted, 0), coalesce(executions_deleted, 0), \
+                   coalesce(events_deleted, 0), coalesce(messages_deleted, 0) FROM delete_tree($1, $2)";
+        let id = instance.as_str().to_owned();
+        let done: (i16, Option<String>, i64, i64, i64, i64) = self
+            .pools
+            .general
+            .run(|db| Box::pin(async move { Ok(sqlx::query_as(sql).bind(id).bind(force).fetch_one(&mut **db).await?) }))
+            .await?;
+        match done.0 {
+            0 => Ok(DeleteInstanceResult {
+                instances_deleted: done.2.cast_unsigned(),
+                executions_deleted: done.3.cast_unsigned(),
+                events_deleted: done.4.cast_unsigned(),
+                queue_messages_deleted: done.5.cast_unsigned(),
+            }),
+            2 => Err(Error::CannotDeleteSubOrchestration(instance.clone())),
+            3 => Err(Error::InstanceStillRunning(InstanceId::from(done.1.unwrap_or_default()))),
+            _ => Err(Error::InstanceNotFound(instance.clone())),
+        }
+    }
+
+    async fn delete_bulk(&self, filter: InstanceFilter) -> Result<DeleteInstanceResult, Error> {
+        let sql = "SELECT id FROM instances WHERE status <> 'Running' AND parent IS NULL AND completed < $1 \
+                   AND ($2::text[] IS NULL OR id = ANY ($2)) ORDER BY completed, id LIMIT $3";
+        let mut total = DeleteInstanceResult::default();
+        for id in self.chosen(sql, filter).await? {
+            match self.delete(&InstanceId::from(id), false).await {
+                Ok(deleted) => {
+                    total.instances_deleted += deleted.instances_deleted;
+                    total.executions_deleted += deleted.executions_deleted;
+                    total.events_deleted += deleted.events_deleted;
+                    total.queue_messages_deleted += deleted.queue_messages_deleted;
+                }
+                // A descendant that still runs keeps its tree; one that is gone was deleted by somebody else.
+                Err(Error::InstanceStillRunning(_) | Error::InstanceNotFound(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(total)
+    }
+
+    async fn prune(&self, instance: &InstanceId, options: PruneOptions) -> Result<PruneResult, Error> {
+        let sql = "SELECT executions, events FROM prune_instance($1, $2, $3)";
+        let id = instance.as_str().to_owned();
+        let (keep, before) = (options.keep_last.map(i64::from), options.completed_before.map(u64::cast_signed));
+        let done: (Option<i64>, Option<i64>) = self
+            .pools
+            .general
+            .run(|db| {
+                Box::pin(
+                    async move { Ok(sqlx::query_as(sql).bind(id).bind(keep).bind(before).fetch_one(&mut **db).await?) },
+                )
+            })
+            .await?;
+        let (Some(executions), Some(events)) = done else { return Err(Error::InstanceNotFound(instance.clone())) };
+        Ok(PruneResult {
+            instances_processed: 1,
+            executions_deleted: executions.cast_unsigned(),
+            events_deleted: events.cast_unsigned(),
+        })
+    }
+
+    async fn prune_bulk(&self, filter: InstanceFilter, options: PruneOptions) -> Result<PruneResult, Error> {
+        let sql = "SELECT id FROM instances WHERE execution > 1 AND ($1::int8 IS NOT NULL) \
+                   AND ($2::text[] IS NULL OR id = ANY ($2)) ORDER BY id LIMIT $3";
+        let mut total = PruneResult::default();
+        for id in self.chosen(sql, filter).await? {
+            match self.prune(&InstanceId::from(id), options.clone()).await {
+                Ok(pruned) => {
+                    total.instances_processed += 1;
+                    total.executions_deleted += pruned.executions_deleted;
+                    total.events_deleted += pruned.events_deleted;
+                }
+                Err(Error::InstanceNotFound(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(total)
+    }
+}
+
+impl PostgresStore {
+    /// The id to start is taken.
+    async fn existing(&self, request: &StartRequest, name: &str) -> Result<StartReceipt, Error> {
+        let sql = "SELECT orchestration, shard, is_known(id, $2) FROM instances WHERE id = $1";
+        let (id, message) = (request.instance.as_str().to_owned(), request.message.id.as_str().to_owned());
+        let row: Option<(String, i16, bool)> = self
+            .pools
+            .general
+            .run(|db| {
+                Box::pin(async move { Ok(sqlx::query_as(sql).bind(id).bind(message).fetch_optional(&mut **db).await?) })
+            })
+            .await?;
+        let gone = || Error::Unavailable("the instance was deleted at the same time, try again".to_owned());
+        let (orchestration, shard, retried) = row.ok_or_else(gone)?;
+        let shard = ShardId(shard.cast_unsigned());
+        let foreign = orchestration != name && request.on_conflict != StartConflict::TerminateExisting;
+        if foreign || (request.on_conflict == StartConflict::Fail && !retried) {
+            return Err(Error::InstanceExists { instance: request.instance.clone(), orchestration });
+        }
+        if request.on_conflict == StartConflict::TerminateExisting {
+            self.replace(request).await?;
+            return Ok(StartReceipt { shard, outcome: StartOutcome::Replaced });
+        }
+        let outcome = if retried { StartOutcome::Started } else { StartOutcome::AlreadyExists };
+        Ok(StartReceipt { shard, outcome })
+    }
+
+    async fn replace(&self, request: &StartRequest) -> Result<(), Error> {
+        let MessageKind::Start(start) = &request.message.kind else { return Ok(()) };
+        let replace = Message { id: request.message.id.clone(), kind: MessageKind::Replace(start.clone()) };
+        let (id, name) = (request.instance.as_str().to_owned(), start.name.clone());
+        let message_id = request.message.id.as_str().to_owned();
+        let (start, replace) = (encode(&request.message), encode(&replace));
+        let done = self.pools.general.run(|db| {
+            Box::pin(async move {
+                let query = sqlx::query("SELECT replace_instance($1, $2, $3, $4, $5)").bind(id).bind(name);
+                query.bind(message_id).bind(start).bind(replace).execute(&mut **db).await?;
+                Ok(())
+            })
+        });
+        done.await
+    }
+
+    /// Ids that a bulk call is for.
+    async fn chosen(&self, sql: &'static str, filter: InstanceFilter) -> Result<Vec<String>, Error> {
+        let before = filter.completed_before.map_or(i64::MAX, u64::cast_signed);
+        let limit = i64::from(filter.limit.unwrap_or(BULK_LIMIT));
+        let ids = self.pools.general.run(|db| {
+            Box::pin(async move {
+                let query = sqlx::query_scalar(sql).bind(before).bind(filter.instance_ids).bind(limit);
+                Ok(query.fetch_all(&mut **db).await?)
+            })
+        });
+        ids.await
+    }
+}
+
+/// Writes a copied history; `false` when the id is taken.
+async fn import(
+    db: &mut sqlx::pool::PoolConnection<sqlx::Postgres>,
+    (id, shard): (InstanceId, ShardId),
+    (state, history): (InstanceState, Vec<HistoryEvent>),
+) -> Result<bool, super::connect::Failure> {
+    let mut tx = sqlx::Connection::begin(&mut **db).await?;
+    let sql = "INSERT INTO instances (execution, last_event_id, wake_at, custom_status_version, created, updated, pending, \
+               shard, paused, status, id, orchestration, version, custom_status) \
+               VALUES (1, $1, $2, $3, now_ms(), now_ms(), $4, $5, $6, 'Running', $7, $8, $9, $10) ON CONFLICT (id) DO NOTHING";
+    let made = sqlx::query(sql)
+        .bind(state.last_event_id.0.cast_signed())
+        .bind(state.wake_at.map(|at| at.0.cast_signed()))
+        .bind(state.custom_status_version.cast_signed())
+        .bind(state.pending.cast_signed())
+        .bind(small(shard))
+        .bind(state.paused)
+        .bind(id.as_str())
+        .bind(&state.orchestration)
+        .bind(&state.version)
+        .bind(&state.custom_status)
+        .execute(&mut *tx)
+        .await?;
+    if made.rows_affected() == 0 {
+        return Ok(false);
+    }
+    let sql = "INSERT INTO history (instance, execution, event_id, source_event_id, epoch, at, data) \
+               SELECT $1, 1, e.event, e.source, 0, e.at, e.data FROM unnest($2::int4[], $3::int4[], $4::int8[], $5::bytea[]) \
+               AS e(event, source, at, data)";
+    let event = |id: u64| i32::try_from(id).unwrap_or(i32::MAX);
+    sqlx::query(sql)
+        .bind(id.as_str())
+        .bind(history.iter().map(|e| event(e.event_id.0)).collect::<Vec<_>>())
+        .bind(history.iter().map(|e| e.source_event_id.map(|id| event(id.0))).collect::<Vec<_>>())
+        .bind(history.iter().map(|e| e.at.0.cast_signed()).collect::<Vec<_>>())
+        .bind(history.iter().map(|e| encode(&e.kind)).collect::<Vec<_>>())
+        .execute(&mut *tx)
+        .await?;
+    tx.commit().await?;
+    Ok(true)
+}

@@ -1,0 +1,182 @@
+//! Connections: one for commits, one for leases, a pool for the rest; every use of one has a time limit.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use outlast_core::{InstanceId, Millis};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{PgPool, Postgres};
+
+use super::{PostgresOptions, schema};
+use crate::Error;
+
+/// Longest time for one statement, connecting included. Beyond it the connection is given up, as over a cut network.
+const STATEMENT_MAX: Duration = Duration::from_secs(15);
+/// The oldest server that is known to work.
+const SERVER_VERSION_MIN: u32 = 150_000;
+/// Prepared statements that a connection keeps.
+const STATEMENTS: usize = 256;
+
+pub(super) struct Pools {
+    /// One connection: commits are grouped, so a second one brings nothing.
+    pub(super) commits: Pool,
+    /// One connection, so that nothing ever delays a renewal.
+    pub(super) leases: Pool,
+    pub(super) general: Pool,
+}
+
+pub(super) struct Opened {
+    pub(super) pools: Pools,
+    pub(super) shards: u16,
+    pub(super) now: Millis,
+}
+
+/// A pool whose statements have a time limit.
+#[derive(Clone)]
+pub(super) struct Pool {
+    pool: PgPool,
+    limit: Duration,
+}
+
+impl Pool {
+    fn new(options: PgConnectOptions, connections: u32, limit: Duration) -> Self {
+        let pool = PgPoolOptions::new()
+            .max_connections(connections)
+            .acquire_timeout(limit)
+            .test_before_acquire(false)
+            .connect_lazy_with(options);
+        Self { pool, limit }
+    }
+
+    /// Runs one statement, or several of a transaction, on a connection that is thrown away unless they end in time.
+    pub(super) async fn run<T, W>(&self, work: W) -> Result<T, Error>
+    where
+        W: for<'c> FnOnce(&'c mut PoolConnection<Postgres>) -> Running<'c, T>,
+    {
+        let mut connection = self.pool.acquire().await.map_err(sql_error)?;
+        match tokio::time::timeout(self.limit, work(&mut connection)).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => {
+                if !matches!(error, Failure::Sql(sqlx::Error::Database(_)) | Failure::Store(_)) {
+                    drop(connection.detach());
+                }
+                Err(error.into())
+            }
+            Err(_elapsed) => {
+                drop(connection.detach());
+                Err(Error::Unavailable(format!("no answer from Postgres within {:?}", self.limit)))
+            }
+        }
+    }
+}
+
+/// Statements under way.
+pub(super) type Running<'c, T> = std::pin::Pin<Box<dyn Future<Output = Result<T, Failure>> + Send + 'c>>;
+
+/// What a statement can end in.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error(transparent)]
+    Sql(#[from] sqlx::Error),
+    #[error(transparent)]
+    Store(#[from] Error),
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Sql(error) => sql_error(error),
+            Failure::Store(error) => error,
+        }
+    }
+}
+
+pub(super) async fn open(url: &str, options: &PostgresOptions) -> Result<Opened, Error> {
+    schema::check_name(&options.schema)?;
+    let unusable = |error: sqlx::Error| Error::Unusable(format!("the Postgres URL is not valid: {error}"));
+    let base = PgConnectOptions::from_str(url)
+        .map_err(unusable)?
+        .application_name("outlast")
+        .statement_cache_capacity(STATEMENTS)
+        .options([
+            ("search_path", options.schema.as_str()),
+            ("jit", "off"),
+            ("default_transaction_isolation", "read committed"),
+        ]);
+    // Plans are made once, perhaps while a table is still small; by index they stay right when it has grown.
+    let by_index = base.clone().options([
+        ("enable_seqscan", "off"),
+        ("enable_hashjoin", "off"),
+        ("enable_mergejoin", "off"),
+        ("plan_cache_mode", "force_generic_plan"),
+    ]);
+    let pools = Pools {
+        commits: Pool::new(by_index.clone(), 1, STATEMENT_MAX),
+        leases: Pool::new(base, 1, options.lease),
+        general: Pool::new(by_index, options.connections.max(1), STATEMENT_MAX),
+    };
+    check_server(&pools.general).await?;
+    let shards = schema::prepare(&pools.general, options).await?;
+    let now = pools.general.run(|db| {
+        Box::pin(async move { Ok(sqlx::query_scalar::<_, i64>("SELECT now_ms()").fetch_one(&mut **db).await?) })
+    });
+    let now = Millis(now.await?.cast_unsigned());
+    Ok(Opened { pools, shards, now })
+}
+
+/// Refuses a server that is too old or that would lose what it has acknowledged.
+async fn check_server(pool: &Pool) -> Result<(), Error> {
+    let sql = "SELECT name, setting FROM pg_settings \
+               WHERE name IN ('server_version_num', 'fsync', 'full_page_writes', 'synchronous_commit')";
+    let settings = pool
+        .run(|db| Box::pin(async move { Ok(sqlx::query_as::<_, (String, String)>(sql).fetch_all(&mut **db).await?) }));
+    for (name, setting) in settings.await? {
+        match (name.as_str(), setting.as_str()) {
+            ("server_version_num", version) if version.parse().unwrap_or(0) < SERVER_VERSION_MIN => {
+                return Err(Error::Unusable(format!("the Postgres server has version {version}: use 15 or newer")));
+            }
+            ("fsync" | "synchronous_commit", "off") => {
+                return Err(Error::Unusable(format!(
+                    "the Postgres server runs with {name} = off and would lose acknowledged work: set it to on"
+                )));
+            }
+            ("full_page_writes", "off") => tracing::warn!(
+                target: "outlast::storage",
+                "Postgres runs with full_page_writes = off: a power failure may damage it"
+            ),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// What a failed statement means for the caller.
+pub(super) fn sql_error(error: sqlx::Error) -> Error {
+    let code = error.as_database_error().and_then(|error| error.code().map(|code| code.into_owned()));
+    match code.as_deref() {
+        Some("28P01" | "28000" | "3D000" | "42501") => {
+            Error::Unusable(format!("Postgres refuses: {error}: check user, password, database and grants"))
+        }
+        Some("42P01" | "42883" | "3F000") => {
+            Error::Unusable(format!("the schema is not up to date: {error}: run the migration first"))
+        }
+        _ => Error::Unavailable(error.to_string()),
+    }
+}
+
+/// Whether a statement failed because of what was to be written: the same group, split, may go through.
+pub(super) fn is_refusal(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code().map(|code| code.into_owned()));
+    code.is_some_and(|code| ["22", "23", "54", "P0", "OL"].iter().any(|class| code.starts_with(class)))
+}
+
+/// Whether it failed because another transaction was in the way: doing it again is all that is needed.
+pub(super) fn is_collision(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code().map(|code| code.into_owned()));
+    matches!(code.as_deref(), Some("40P01" | "40001" | "55P03"))
+}
+
+pub(super) fn corrupt(instance: &InstanceId, reason: String) -> Error {
+    Error::Corrupt { instance: instance.clone(), reason }
+}

@@ -1,0 +1,83 @@
+//! The store of a cluster: Postgres holds everything durable, and its clock is the only clock.
+//!
+//! Whatever belongs to one durable step is one call of a function in the database (`sql/functions.sql`): one round trip,
+//! and never a transaction that waits for a client.
+
+mod calls;
+mod clock;
+mod commit;
+mod connect;
+mod inspect;
+mod leases;
+mod outgoing;
+mod rows;
+mod schema;
+mod turns;
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use outlast_core::NodeId;
+
+use crate::Error;
+use calls::Calls;
+use clock::ServerClock;
+use connect::Pools;
+
+/// Settings of a Postgres store.
+#[derive(Clone, Debug)]
+pub struct PostgresOptions {
+    /// The schema that holds the tables (default `outlast`). Several may share one database without seeing each other.
+    pub schema: String,
+    /// How long a node is taken for alive after it was last heard (default 5 s).
+    pub lease: Duration,
+    /// Shards of a new schema (default 64); they cannot be changed later.
+    pub shards: u16,
+    /// Connections for reading and for client calls (default 8); two more are kept for commits and leases.
+    pub connections: u32,
+    /// Whether a missing or older schema is brought up to date at connect (default true). Without it, use
+    /// [`PostgresStore::migrate`] from a role that may create tables.
+    pub migrate: bool,
+}
+
+impl Default for PostgresOptions {
+    fn default() -> Self {
+        Self { schema: "outlast".to_owned(), lease: Duration::from_secs(5), shards: 64, connections: 8, migrate: true }
+    }
+}
+
+/// A schema of a Postgres database as a store.
+pub struct PostgresStore {
+    pools: Pools,
+    clock: Arc<ServerClock>,
+    calls: Calls,
+    lease: Duration,
+    shards: u16,
+    /// Since when every renewal has succeeded; an outage of the store must not look like the death of all others.
+    connected_since: Mutex<Option<Instant>>,
+    /// Nodes of this process, with their handlers, so that one that was forgotten announces itself again.
+    joined: Mutex<Vec<(NodeId, String)>>,
+}
+
+impl PostgresStore {
+    /// Connects to `postgres://user:password@host/database`, checks the server, and prepares the schema.
+    pub async fn connect(url: &str, options: PostgresOptions) -> Result<Self, Error> {
+        let opened = connect::open(url, &options).await?;
+        let clock = Arc::new(ServerClock::new(opened.now));
+        Ok(Self {
+            calls: Calls::start(opened.pools.general.clone(), Arc::clone(&clock), opened.shards),
+            pools: opened.pools,
+            clock,
+            lease: options.lease,
+            shards: opened.shards,
+            connected_since: Mutex::default(),
+            joined: Mutex::default(),
+        })
+    }
+
+    /// Brings the schema of a database up to date; for a role that may create tables.
+    pub async fn migrate(url: &str, options: &PostgresOptions) -> Result<(), Error> {
+        let options = PostgresOptions { migrate: true, ..options.clone() };
+        connect::open(url, &options).await.map(drop)
+    }
+}

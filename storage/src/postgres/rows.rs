@@ -1,0 +1,83 @@
+//! Rows of the tables as values of core.
+
+use outlast_core::{
+    EventId, ExecutionId, HistoryEvent, InboxSeq, Incoming, InstanceId, InstanceState, InstanceStatus, Message,
+    MessageId, Millis, decode,
+};
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+
+use super::connect::{Failure, corrupt};
+
+/// Columns of an instance in the order of `state_of`.
+macro_rules! state_columns {
+    () => {
+        "orchestration, version, status, paused, execution, last_event_id, history_bytes, wake_at, pending, waits, stalled, \
+         custom_status, custom_status_version, output, completed"
+    };
+}
+pub(super) use state_columns;
+
+/// How many columns those are.
+pub(super) const STATE_COLUMNS: usize = 15;
+
+/// Numbers are unsigned in core and signed in Postgres; both fit.
+pub(super) fn unsigned(row: &PgRow, index: usize) -> Result<u64, sqlx::Error> {
+    row.try_get::<i64, _>(index).map(i64::cast_unsigned)
+}
+
+pub(super) fn optional_millis(row: &PgRow, index: usize) -> Result<Option<Millis>, sqlx::Error> {
+    Ok(row.try_get::<Option<i64>, _>(index)?.map(|ms| Millis(ms.cast_unsigned())))
+}
+
+pub(super) fn state_of(row: &PgRow) -> Result<InstanceState, sqlx::Error> {
+    let status: String = row.try_get(2)?;
+    let unknown = || sqlx::Error::Decode(format!("unknown status {status:?}").into());
+    Ok(InstanceState {
+        orchestration: row.try_get(0)?,
+        version: row.try_get(1)?,
+        status: InstanceStatus::parse(&status).ok_or_else(unknown)?,
+        paused: row.try_get(3)?,
+        execution: ExecutionId(unsigned(row, 4)?),
+        last_event_id: EventId(unsigned(row, 5)?),
+        history_bytes: unsigned(row, 6)?,
+        wake_at: optional_millis(row, 7)?,
+        pending: row.try_get::<i32, _>(8)?.cast_unsigned(),
+        waits: row.try_get(9)?,
+        stalled: row.try_get::<i32, _>(10)?.cast_unsigned(),
+        custom_status: row.try_get(11)?,
+        custom_status_version: unsigned(row, 12)?,
+        output: row.try_get(13)?,
+        completed_at: optional_millis(row, 14)?,
+    })
+}
+
+/// Columns of an event in the order of `event_of`.
+macro_rules! event_columns {
+    () => {
+        "event_id, source_event_id, message_id, at, data"
+    };
+}
+pub(super) use event_columns;
+
+pub(super) fn event_of(instance: &InstanceId, row: &PgRow) -> Result<HistoryEvent, Failure> {
+    let event_id = EventId(u64::from(row.try_get::<i32, _>(0)?.cast_unsigned()));
+    let source = row.try_get::<Option<i32>, _>(1)?;
+    let data: &[u8] = row.try_get(4)?;
+    let kind = decode(data).map_err(|error| corrupt(instance, format!("event {event_id}: {error}")))?;
+    Ok(HistoryEvent {
+        event_id,
+        source_event_id: source.map(|id| EventId(u64::from(id.cast_unsigned()))),
+        message_id: row.try_get::<Option<String>, _>(2)?.map(MessageId::from),
+        at: Millis(unsigned(row, 3)?),
+        kind,
+    })
+}
+
+/// An inbox row of the columns `seq, data`.
+pub(super) fn incoming_of(instance: &InstanceId, row: &PgRow) -> Result<Incoming, Failure> {
+    let seq: i64 = row.try_get(0)?;
+    let data: &[u8] = row.try_get(1)?;
+    let message: Message = decode(data).map_err(|error| corrupt(instance, format!("inbox row {seq}: {error}")))?;
+    Ok(Incoming { seq: Some(InboxSeq(seq)), message })
+}

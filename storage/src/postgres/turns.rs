@@ -1,0 +1,188 @@
+//! Committing turns and reading what actors are hydrated from.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use outlast_core::{InboxSeq, Incoming, InstanceId, Millis, ShardId};
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+
+use super::PostgresStore;
+use super::connect::Failure;
+use super::outgoing::small;
+use super::rows::{STATE_COLUMNS, event_columns, event_of, incoming_of, state_columns, state_of, unsigned};
+use crate::{Arrivals, CommitReply, Due, Error, FencedTurn, InboxCursor, Loaded, TurnStore, Wake};
+
+/// An inbox from a transaction on, with the first transaction that may still be under way.
+const INBOX: &str = "SELECT seq, data, pg_snapshot_xmin(pg_current_snapshot())::text::int8 FROM inbox \
+                     WHERE instance = $1 AND written_by >= $2::text::xid8 ORDER BY seq";
+
+#[async_trait]
+impl TurnStore for PostgresStore {
+    async fn commit(&self, group: Vec<FencedTurn>) -> Result<CommitReply, Error> {
+        self.commit_group(&group).await
+    }
+
+    async fn load(&self, instance: &InstanceId) -> Result<Option<Loaded>, Error> {
+        let id = instance.clone();
+        // Three reads without a transaction around them: if another owner commits in between, the commit that builds on this
+        // conflicts.
+        let read = self.pools.general.run(|db| {
+            Box::pin(async move {
+                let sql = concat!("SELECT ", state_columns!(), ", shard FROM instances WHERE id = $1");
+                let Some(row) = sqlx::query(sql).bind(id.as_str()).fetch_optional(&mut **db).await? else {
+                    return Ok(None);
+                };
+                let state = state_of(&row)?;
+                let shard = ShardId(row.try_get::<i16, _>(STATE_COLUMNS)?.cast_unsigned());
+                let mut history = Vec::new();
+                if state.last_event_id.0 > 0 {
+                    let sql = concat!(
+                        "SELECT ",
+                        event_columns!(),
+                        " FROM history WHERE instance = $1 AND execution = $2 ORDER BY event_id"
+                    );
+                    let execution = state.execution.0.cast_signed();
+                    let rows = sqlx::query(sql).bind(id.as_str()).bind(execution).fetch_all(&mut **db).await?;
+                    history = rows.iter().map(|row| event_of(&id, row)).collect::<Result<_, _>>()?;
+                }
+                let rows = sqlx::query(INBOX).bind(id.as_str()).bind("0").fetch_all(&mut **db).await?;
+                let (inbox, cursor) = inbox_of(&id, &rows, InboxCursor::default())?;
+                Ok(Some(Loaded { shard, state, history, inbox, cursor }))
+            })
+        });
+        read.await
+    }
+
+    async fn inbox(&self, instance: &InstanceId, after: InboxCursor) -> Result<(Vec<Incoming>, InboxCursor), Error> {
+        let id = instance.clone();
+        let read = self.pools.general.run(|db| {
+            Box::pin(async move {
+                let from = after.transaction.to_string();
+                let rows = sqlx::query(INBOX).bind(id.as_str()).bind(from).fetch_all(&mut **db).await?;
+                inbox_of(&id, &rows, after)
+            })
+        });
+        read.await
+    }
+
+    async fn due(&self, shards: &[ShardId], until: Millis, limit: usize) -> Result<Vec<Due>, Error> {
+        let sql = "SELECT wake_at, shard, id FROM instances WHERE wake_at IS NOT NULL AND status = 'Running' \
+                   AND wake_at <= $1 AND shard = ANY ($2) ORDER BY wake_at LIMIT $3";
+        let (shards, until, limit) = (numbers(shards), until.0.cast_signed(), count(limit));
+        let read = self.pools.general.run(|db| {
+            Box::pin(async move {
+                let rows = sqlx::query(sql).bind(until).bind(shards).bind(limit).fetch_all(&mut **db).await?;
+                let due = |row: &PgRow| {
+                    let Wake { shard, instance } = wake_of(row, 1)?;
+                    Ok(Due { at: Millis(unsigned(row, 0)?), shard, instance })
+                };
+                rows.iter().map(due).collect()
+            })
+        });
+        read.await
+    }
+
+    async fn next_due(&self, shards: &[ShardId], after: Millis) -> Result<Option<Millis>, Error> {
+        let sql = "SELECT wake_at FROM instances WHERE wake_at IS NOT NULL AND status = 'Running' AND wake_at > $1 \
+                   AND shard = ANY ($2) ORDER BY wake_at LIMIT 1";
+        let (shards, after) = (numbers(shards), after.0.cast_signed());
+        let read = self.pools.general.run(|db| {
+            Box::pin(async move {
+                let at: Option<i64> =
+                    sqlx::query_scalar(sql).bind(after).bind(shards).fetch_optional(&mut **db).await?;
+                Ok(at.map(|at| Millis(at.cast_unsigned())))
+            })
+        });
+        read.await
+    }
+
+    async fn arrivals(&self, shards: &[ShardId], after: InboxCursor, limit: usize) -> Result<Arrivals, Error> {
+        let sql = "SELECT shard, instance, written_by::text::int8, seq, pg_snapshot_xmin(pg_current_snapshot())::text::int8 \
+                   FROM inbox WHERE shard = ANY ($1) AND (written_by, seq) > ($2::text::xid8, $3) \
+                   ORDER BY written_by, seq LIMIT $4";
+        let shards = numbers(shards);
+        let read = self.pools.general.run(|db| {
+            Box::pin(async move {
+                let query = sqlx::query(sql).bind(shards).bind(after.transaction.to_string()).bind(after.seq.0);
+                let rows = query.bind(count(limit)).fetch_all(&mut **db).await?;
+                arrivals_of(&rows, after, limit)
+            })
+        });
+        read.await
+    }
+
+    async fn pending(&self, shards: &[ShardId], after: Option<&InstanceId>, limit: usize) -> Result<Vec<Wake>, Error> {
+        let sql = "SELECT shard, id FROM instances WHERE pending > 0 AND status = 'Running' AND shard = ANY ($1) \
+                   AND id > $2 ORDER BY id LIMIT $3";
+        let after = after.map_or(String::new(), |id| id.as_str().to_owned());
+        let shards = numbers(shards);
+        let read = self.pools.general.run(|db| {
+            Box::pin(async move {
+                let rows = sqlx::query(sql).bind(shards).bind(after).bind(count(limit)).fetch_all(&mut **db).await?;
+                rows.iter().map(|row| wake_of(row, 0)).collect()
+            })
+        });
+        read.await
+    }
+
+    /// Nudges bring news at once; this look is for those that were lost.
+    async fn written_elsewhere(&self, timeout: Duration) -> bool {
+        tokio::time::sleep(timeout).await;
+        true
+    }
+
+    fn now(&self) -> Millis {
+        self.clock.now()
+    }
+
+    async fn sleep_until(&self, at: Millis) {
+        self.clock.sleep_until(at).await;
+    }
+}
+
+pub(super) fn numbers(shards: &[ShardId]) -> Vec<i16> {
+    shards.iter().map(|shard| small(*shard)).collect()
+}
+
+fn count(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
+/// A shard and an instance in two columns.
+fn wake_of(row: &PgRow, first: usize) -> Result<Wake, Failure> {
+    let shard = ShardId(row.try_get::<i16, _>(first)?.cast_unsigned());
+    Ok(Wake { shard, instance: InstanceId::from(row.try_get::<String, _>(first + 1)?) })
+}
+
+fn inbox_of(
+    instance: &InstanceId,
+    rows: &[PgRow],
+    mut cursor: InboxCursor,
+) -> Result<(Vec<Incoming>, InboxCursor), Failure> {
+    if let Some(row) = rows.first() {
+        cursor.transaction = unsigned(row, 2)?;
+    }
+    let messages = rows.iter().map(|row| incoming_of(instance, row)).collect::<Result<_, _>>()?;
+    Ok((messages, cursor))
+}
+
+/// Within one look the next page begins after the last row; the next look begins with the oldest transaction that may still
+/// have been under way during this one.
+fn arrivals_of(rows: &[PgRow], after: InboxCursor, limit: usize) -> Result<Arrivals, Failure> {
+    let mut arrivals = Arrivals { next: after, more: rows.len() >= limit, ..Arrivals::default() };
+    for row in rows {
+        let wake = wake_of(row, 0)?;
+        if arrivals.receivers.last() != Some(&wake) {
+            arrivals.receivers.push(wake);
+        }
+    }
+    if let Some(last) = rows.last() {
+        arrivals.next = if arrivals.more {
+            InboxCursor { transaction: unsigned(last, 2)?, seq: InboxSeq(last.try_get(3)?) }
+        } else {
+            InboxCursor { transaction: unsigned(last, 4)?, seq: InboxSeq(0) }
+        };
+    }
+    Ok(arrivals)
+}

@@ -1,0 +1,11 @@
+//! One conformance suite for all stores: every test runs on SQLite in memory, on a SQLite file and on real Postgres.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod fixture;
+
+mod calls;
+mod commits;
+mod fences;
+mod leases;
+mod postgres_only;

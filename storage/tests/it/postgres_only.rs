@@ -1,0 +1,158 @@
+//! What only a cluster's store has to show: dead nodes, several processes, other transactions in the way.
+
+use std::time::Duration;
+
+use outlast_core::{ShardId, WorkerId};
+use outlast_storage::postgres::{PostgresOptions, PostgresStore};
+use outlast_storage::{CallStore, Error, InboxCursor, LeaseStore, SessionClaim, TurnOutcome, TurnStore};
+use sqlx::{Connection, Executor};
+
+use crate::fixture::{Database, LEASE, Owner, commit_one, enqueue, id, is_committed, join, start, status_updated};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_nodes_shards_are_taken_and_its_commits_refused() {
+    let database = Database::new();
+    let (dead, heir) = (database.connect().await, database.connect().await);
+    let owner = Owner::of_all(&dead).await;
+    start(&dead, "a").await;
+    let late = owner.turn(&dead, "a", vec![status_updated("late")]).await;
+    let node = join(&heir, "heir").await;
+    let all: Vec<ShardId> = (0..heir.shards()).map(ShardId).collect();
+    assert!(heir.acquire(&node, &all).await.unwrap().is_empty(), "the owner's lease has not ended");
+    // The owner is silent; the heir renews, and is connected for a whole lease.
+    let mut view = heir.renew(&node).await.unwrap();
+    for _ in 0..40 {
+        if view.owners.iter().all(Option::is_none) {
+            break;
+        }
+        tokio::time::sleep(LEASE / 10).await;
+        view = heir.renew(&node).await.unwrap();
+    }
+    assert_eq!(view.nodes.len(), 1, "the dead node is not shown");
+    let taken = heir.acquire(&node, &all).await.unwrap();
+    assert_eq!(taken.len(), all.len());
+    assert!(matches!(commit_one(&dead, late).await, TurnOutcome::Fenced));
+    // It wakes up, and sees that it holds nothing.
+    assert!(dead.renew(&owner.node).await.unwrap().held.is_empty());
+    database.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_ended_without_a_thief_is_still_good() {
+    let database = Database::new();
+    let store = database.connect().await;
+    let owner = Owner::of_all(&store).await;
+    start(&store, "a").await;
+    tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+    let turn = owner.turn(&store, "a", vec![status_updated("x")]).await;
+    assert!(is_committed(&commit_one(&store, turn).await));
+    assert_eq!(store.renew(&owner.node).await.unwrap().held.len(), usize::from(store.shards()));
+    database.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_workers_sessions_are_free() {
+    let database = Database::new();
+    let (dead, heir) = (database.connect().await, database.connect().await);
+    join(&dead, "dead").await;
+    let heir_node = join(&heir, "heir").await;
+    let (first, second) = (WorkerId::new("dead"), WorkerId::new("heir"));
+    let idle = Duration::from_secs(60);
+    assert_eq!(dead.claim_session("s", &first, idle).await.unwrap(), SessionClaim::Mine);
+    assert_eq!(heir.claim_session("s", &second, idle).await.unwrap(), SessionClaim::Other(first));
+    tokio::time::sleep(LEASE + Duration::from_millis(100)).await;
+    heir.renew(&heir_node).await.unwrap();
+    assert_eq!(heir.session_owners(&["s".to_owned()]).await.unwrap(), [None]);
+    assert_eq!(heir.claim_session("s", &second, idle).await.unwrap(), SessionClaim::Mine);
+    database.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_of_a_slow_transaction_is_not_missed() {
+    let database = Database::new();
+    let store = database.connect().await;
+    Owner::of_all(&store).await;
+    let shard = start(&store, "a").await.shard;
+    let cursor = store.load(&id("a")).await.unwrap().unwrap().cursor;
+    let swept = store.arrivals(&[shard], InboxCursor::default(), 10).await.unwrap().next;
+    // A row that was numbered first becomes visible last.
+    let mut db = database.open().await;
+    let mut slow = db.begin().await.unwrap();
+    let early = outlast_core::encode(&enqueue("early", "queue"));
+    let sql = "INSERT INTO inbox (shard, instance, message_id, queue, data) VALUES ($1, 'a', 'early', 'queue', $2)";
+    slow.execute(sqlx::query(sql).bind(shard.0.cast_signed()).bind(early)).await.unwrap();
+    store.send(&id("a"), enqueue("late", "queue"), 10).await.unwrap();
+    let (rows, cursor) = store.inbox(&id("a"), cursor).await.unwrap();
+    assert!(rows.iter().any(|row| row.message.id.as_str() == "late"));
+    let swept = store.arrivals(&[shard], swept, 10).await.unwrap().next;
+    slow.commit().await.unwrap();
+    let (rows, _) = store.inbox(&id("a"), cursor).await.unwrap();
+    assert!(rows.iter().any(|row| row.message.id.as_str() == "early"));
+    assert!(!store.arrivals(&[shard], swept, 10).await.unwrap().receivers.is_empty());
+    database.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_takeover_waits_for_a_commit_under_way() {
+    let database = Database::new();
+    let (dead, heir) = (database.connect().await, std::sync::Arc::new(database.connect().await));
+    Owner::of_all(&dead).await;
+    let node = join(heir.as_ref(), "heir").await;
+    tokio::time::sleep(LEASE + Duration::from_millis(200)).await;
+    heir.renew(&node).await.unwrap();
+    // What `commit_turns` takes first.
+    let mut db = database.open().await;
+    let mut commit = db.begin().await.unwrap();
+    commit.execute("SELECT 1 FROM nodes WHERE id = 'owner' FOR KEY SHARE").await.unwrap();
+    let all: Vec<ShardId> = (0..heir.shards()).map(ShardId).collect();
+    let (asking, count) = (std::sync::Arc::clone(&heir), all.len());
+    let takeover = tokio::spawn(async move { asking.acquire(&node, &all).await.unwrap().len() });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!takeover.is_finished(), "an epoch was raised under a commit");
+    commit.commit().await.unwrap();
+    assert_eq!(takeover.await.unwrap(), count);
+    database.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn schemas_do_not_see_each_other_and_history_is_append_only() {
+    let (first, second) = (Database::new(), Database::new());
+    let (one, other) = (first.connect().await, second.connect().await);
+    let owner = Owner::of_all(&one).await;
+    start(&one, "a").await;
+    let turn = owner.turn(&one, "a", vec![status_updated("x")]).await;
+    assert!(is_committed(&commit_one(&one, turn).await));
+    assert!(other.load(&id("a")).await.unwrap().is_none());
+    let changed = std::panic::AssertUnwindSafe(first.execute("UPDATE history SET at = 0"));
+    assert!(futures::FutureExt::catch_unwind(changed).await.is_err());
+    first.drop_schema().await;
+    second.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_used_is_refused_with_the_reason() {
+    let database = Database::new();
+    let with = |change: fn(&mut PostgresOptions)| {
+        let mut options = database.options.clone();
+        change(&mut options);
+        options
+    };
+    let connect = async |url: &str, options| match PostgresStore::connect(url, options).await {
+        Err(Error::Unusable(text)) => text,
+        Err(other) => panic!("{other:?}"),
+        Ok(_) => panic!("connected"),
+    };
+    let text = connect(&database.url, with(|options| options.schema = "Quoted\"".to_owned())).await;
+    assert!(text.contains("lowercase letters"), "{text}");
+    let text = connect(&database.url, with(|options| options.migrate = false)).await;
+    assert!(text.contains("run the migration"), "{text}");
+    assert!(connect("postgres//", database.options.clone()).await.contains("URL is not valid"));
+    let wrong = database.url.replacen("outlast:", "outlast:wrong", 1);
+    if wrong != database.url {
+        assert!(connect(&wrong, database.options.clone()).await.contains("password"));
+    }
+    database.connect().await;
+    database.execute("INSERT INTO migrations (step) VALUES (1000), (1001)").await;
+    assert!(connect(&database.url, database.options.clone()).await.contains("upgrade the program"));
+    database.drop_schema().await;
+}
