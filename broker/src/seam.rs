@@ -1,4 +1,22 @@
 //! The seam between the engine and whatever carries its messages.
+//!
+//! Numbered guarantees, shown by the conformance suite for every broker, while it loses nothing:
+//! 1. Published work is delivered until it is acked: again when its delivery is dropped or requeued, when its source is
+//!    dropped, and when its worker falls silent.
+//! 2. An item is held by one worker at a time, whose filter takes its tag. A worker gets no more than it asks for; what
+//!    it has no room for goes to others.
+//! 3. Publishing an item that is queued or held, under the same key and token, does nothing.
+//! 4. Items of a session go to its holder alone: the worker that `Dispatch` names when the broker is shared, otherwise
+//!    the worker that the broker gave the session to.
+//! 5. A cancellation reaches the workers that run its activity, and an item that was published before it and is still
+//!    queued is not delivered. An item that is published after it is.
+//! 6. Mail from one sender to one shard arrives in order, at its latest owner.
+//! 7. A report is answered by the owner, or with `TryAgain` when there is none or it does not answer.
+//! 8. A watch that has taken hold sees every announcement, or a later one. It takes hold in a moment, and may miss what
+//!    comes before or while the broker is away: waiting clients look into the store too.
+//! 9. `losses` rises when work may be lost; after that everything works again, without being set up anew.
+//!
+//! A broker may lose everything at any time; whoever uses it must be able to find all facts in the store.
 
 use std::sync::Arc;
 

@@ -28,7 +28,7 @@ pub(crate) struct Link {
 
 /// Connects, refusing servers that are too old.
 pub(crate) async fn connect(options: &JetStreamOptions) -> Result<(Client, watch::Receiver<Link>), Error> {
-    let (link, watch) = watch::channel(Link::default());
+    let (link, mut watch) = watch::channel(Link::default());
     let events = move |event| {
         note(&link, &event);
         std::future::ready(())
@@ -40,6 +40,8 @@ pub(crate) async fn connect(options: &JetStreamOptions) -> Result<(Client, watch
         .map_err(|error| Error::Unavailable(error.to_string()))?;
     let info = client.server_info();
     check_version(&info.version)?;
+    // The news of the connection comes by a way of its own. Its sender lives as long as the client.
+    let _up = tokio::time::timeout(CONNECT_TIMEOUT, watch.wait_for(|link| link.up)).await.is_ok();
     Ok((client, watch))
 }
 

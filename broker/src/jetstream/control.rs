@@ -10,7 +10,7 @@ use futures::StreamExt as _;
 use outlast_core::{ActivityKey, decode, encode};
 use tokio::sync::{mpsc, oneshot};
 
-use super::core::{ANSWER_TIMEOUT, Core, unavailable, within};
+use super::hub::{Hub, unavailable};
 use super::wire::CancelBody;
 use crate::{Control, Error};
 
@@ -77,15 +77,15 @@ impl Canceller {
 }
 
 /// Sends cancellations until it is aborted.
-pub(crate) async fn send(core: Arc<Core>, mut waiting: mpsc::Receiver<ActivityKey>) {
+pub(crate) async fn send(hub: Arc<Hub>, mut waiting: mpsc::Receiver<ActivityKey>) {
     let mut batch = Vec::with_capacity(BATCH_MAX);
     while waiting.recv_many(&mut batch, BATCH_MAX).await > 0 {
         while !batch.is_empty() {
-            batch = send_once(&core, std::mem::take(&mut batch)).await;
+            batch = send_once(&hub, std::mem::take(&mut batch)).await;
             if !batch.is_empty() {
                 tokio::time::sleep(PAUSE).await;
-                core.up().await;
-                if let Err(error) = core.create_streams().await {
+                hub.up().await;
+                if let Err(error) = hub.create_streams().await {
                     tracing::debug!(target: super::LOG, %error, "cancellations wait for the server");
                 }
             }
@@ -94,12 +94,12 @@ pub(crate) async fn send(core: Arc<Core>, mut waiting: mpsc::Receiver<ActivityKe
 }
 
 /// Gives back what the server did not confirm.
-async fn send_once(core: &Core, keys: Vec<ActivityKey>) -> Vec<ActivityKey> {
+async fn send_once(hub: &Hub, keys: Vec<ActivityKey>) -> Vec<ActivityKey> {
     let (mut sent, mut left) = (Vec::with_capacity(keys.len()), Vec::new());
     for key in keys {
         let body = encode(&CancelBody { key: key.clone() });
         let message = PublishMessage::build().payload(body.into());
-        match core.js.send_publish(core.subjects.cancel(), message).await {
+        match hub.js.send_publish(hub.subjects.cancel(), message).await {
             Ok(confirmed) => sent.push((key, confirmed)),
             Err(_) => left.push(key),
         }
@@ -114,7 +114,7 @@ async fn send_once(core: &Core, keys: Vec<ActivityKey>) -> Vec<ActivityKey> {
 
 /// Reads cancellations for one worker.
 pub(crate) struct Reader {
-    pub(crate) core: Arc<Core>,
+    pub(crate) hub: Arc<Hub>,
     pub(crate) cancelled: Arc<Cancelled>,
     pub(crate) control: mpsc::UnboundedSender<Control>,
 }
@@ -140,7 +140,7 @@ impl Reader {
                     tracing::debug!(target: super::LOG, %error, "cancellations are read anew");
                 }
                 tokio::time::sleep(PAUSE).await;
-                self.core.up().await;
+                self.hub.up().await;
             }
         };
         tokio::select! {
@@ -150,12 +150,12 @@ impl Reader {
     }
 
     async fn read(&self, position: &mut Position, caught_up: &mut Option<oneshot::Sender<()>>) -> Result<(), Error> {
-        let name = self.core.subjects.control_stream();
-        let find = async { Ok(self.core.js.get_stream(name).await) };
-        let stream = match within(ANSWER_TIMEOUT, find).await? {
+        let name = self.hub.subjects.control_stream();
+        let find = async { Ok(self.hub.js.get_stream(name).await) };
+        let stream = match self.hub.answer(find).await? {
             Ok(stream) => stream,
             Err(error) => {
-                self.core.create_streams().await?;
+                self.hub.create_streams().await?;
                 return Err(unavailable(error));
             }
         };
@@ -170,9 +170,9 @@ impl Reader {
             ..pull::OrderedConfig::default()
         };
         let open = async { Ok(stream.create_consumer(config).await) };
-        let consumer = within(ANSWER_TIMEOUT, open).await?.map_err(unavailable)?;
+        let consumer = self.hub.answer(open).await?.map_err(unavailable)?;
         let mut messages = consumer.messages().await.map_err(unavailable)?;
-        let mut link = self.core.link.clone();
+        let mut link = self.hub.link.clone();
         let connects = link.borrow_and_update().connects;
         loop {
             if position.sequence >= goal || state.messages == 0 {

@@ -10,7 +10,7 @@ use futures::StreamExt as _;
 use serde::Deserialize;
 use tokio::sync::{Notify, watch};
 
-use super::core::Core;
+use super::hub::Hub;
 use crate::Error;
 
 /// How often the stream is looked at.
@@ -77,7 +77,7 @@ impl Losses {
     }
 }
 
-impl Core {
+impl Hub {
     /// Waits until the connection stands and the stream was looked at on it.
     pub(crate) async fn checked(&self) {
         let mut link = self.link.clone();
@@ -124,9 +124,9 @@ struct Seen {
 }
 
 /// Looks until it is aborted.
-pub(crate) async fn run(core: Arc<Core>) {
-    let mut audits = core.client.subscribe(core.subjects.audit()).await.ok();
-    let mut link = core.link.clone();
+pub(crate) async fn run(hub: Arc<Hub>) {
+    let mut audits = hub.client.subscribe(hub.subjects.audit()).await.ok();
+    let mut link = hub.link.clone();
     let mut tick = tokio::time::interval(TICK);
     let mut seen: Option<Seen> = None;
     let mut looked: Option<Instant> = None;
@@ -134,20 +134,20 @@ pub(crate) async fn run(core: Arc<Core>) {
         let now = tokio::select! {
             _ = tick.tick() => looked.is_none_or(|looked| looked.elapsed() >= LOOK_EVERY),
             changed = link.changed() => changed.is_ok(),
-            () = core.losses.look.notified() => true,
+            () = hub.losses.look.notified() => true,
             audit = next(&mut audits) => {
                 match audit {
-                    Some(audit) => note(&core, &audit.payload),
+                    Some(audit) => note(&hub, &audit.payload),
                     None => audits = None,
                 }
                 true
             }
         };
-        if now && core.is_up() {
+        if now && hub.is_up() {
             looked = Some(Instant::now());
             // An answer that was asked for on another connection never comes.
             let result = tokio::select! {
-                result = look(&core, &mut seen) => result,
+                result = look(&hub, &mut seen) => result,
                 _ = link.changed() => Err(Error::Unavailable("the connection changed".to_owned())),
             };
             if let Err(error) = result {
@@ -155,7 +155,7 @@ pub(crate) async fn run(core: Arc<Core>) {
                 looked = None;
             }
         }
-        core.losses.ring_if_due();
+        hub.losses.ring_if_due();
     }
 }
 
@@ -167,54 +167,54 @@ async fn next(audits: &mut Option<async_nats::Subscriber>) -> Option<async_nats:
 }
 
 /// Somebody purged or deleted. Who may not hear of it hears nothing here, and sees less.
-fn note(core: &Core, audit: &[u8]) {
+fn note(hub: &Hub, audit: &[u8]) {
     let Ok(audit) = serde_json::from_slice::<Audit>(audit) else { return };
-    if let Some(lane) = core.subjects.deletes_consumer(&audit.subject) {
-        core.forget_lane(&lane);
+    if let Some(lane) = hub.subjects.deletes_consumer(&audit.subject) {
+        hub.forget_lane(&lane);
     }
-    if !core.subjects.removes_work(&audit.subject) {
+    if !hub.subjects.removes_work(&audit.subject) {
         return;
     }
     let purge = serde_json::from_str::<PurgeRequest>(&audit.request).unwrap_or_default();
     // Whoever forgets a worker hands out its items again by itself.
-    if !core.subjects.is_of_worker(&purge.filter) {
-        core.losses.alarm("somebody removed messages from the stream");
+    if !hub.subjects.is_of_worker(&purge.filter) {
+        hub.losses.alarm("somebody removed messages from the stream");
     }
 }
 
-async fn look(core: &Core, seen: &mut Option<Seen>) -> Result<(), Error> {
-    let connects = core.link.borrow().connects;
-    let acknowledged = core.acknowledged.load(Ordering::Acquire);
-    let server = core.client.server_info().server_id;
-    let info = match core.look_at_work().await? {
+async fn look(hub: &Hub, seen: &mut Option<Seen>) -> Result<(), Error> {
+    let connects = hub.link.borrow().connects;
+    let acknowledged = hub.acknowledged.load(Ordering::Acquire);
+    let server = hub.client.server_info().server_id;
+    let info = match hub.look_at_work().await? {
         Some(info) => info,
         None => {
-            core.create_streams().await?;
-            core.look_at_work().await?.ok_or_else(|| Error::Unavailable("the stream goes away".to_owned()))?
+            hub.create_streams().await?;
+            hub.look_at_work().await?.ok_or_else(|| Error::Unavailable("the stream goes away".to_owned()))?
         }
     };
     if let Some(seen) = seen {
-        compare(core, seen, &info, acknowledged);
+        compare(hub, seen, &info, acknowledged);
         if seen.connects != connects {
-            core.losses.alarm(if seen.server == server { "the connection was lost" } else { "this is another server" });
-            core.forget_lanes();
+            hub.losses.alarm(if seen.server == server { "the connection was lost" } else { "this is another server" });
+            hub.forget_lanes();
             // The stream of cancellations may be gone too.
-            core.create_streams().await?;
+            hub.create_streams().await?;
         }
     }
     *seen = Some(Seen { info, server, connects });
-    core.losses.checked.send_if_modified(|checked| std::mem::replace(checked, connects) != connects);
+    hub.losses.checked.send_if_modified(|checked| std::mem::replace(checked, connects) != connects);
     Ok(())
 }
 
-fn compare(core: &Core, seen: &Seen, info: &Info, acknowledged: u64) {
+fn compare(hub: &Hub, seen: &Seen, info: &Info, acknowledged: u64) {
     let new = seen.info.created != info.created;
     let back = info.state.last_sequence < acknowledged.max(seen.info.state.last_sequence);
     if !new && !back {
         return;
     }
-    core.losses.alarm(if new { "the stream was made anew" } else { "the stream was set back" });
-    core.acknowledged.store(info.state.last_sequence, Ordering::Release);
-    core.losses.incarnation.fetch_add(1, Ordering::AcqRel);
-    core.forget_lanes();
+    hub.losses.alarm(if new { "the stream was made anew" } else { "the stream was set back" });
+    hub.acknowledged.store(info.state.last_sequence, Ordering::Release);
+    hub.losses.incarnation.fetch_add(1, Ordering::AcqRel);
+    hub.forget_lanes();
 }

@@ -10,7 +10,7 @@ use outlast_core::{InstanceId, ShardId, decode, encode};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use super::core::{Core, unavailable};
+use super::hub::{Hub, unavailable};
 use super::wire::{Mail, ReplyBody, ReportBody};
 use crate::{Error, Report, ReportReply, ShardMail};
 
@@ -21,7 +21,7 @@ type Receiver = mpsc::UnboundedSender<ShardMail>;
 
 /// Who receives what in this process, and the subscriptions behind it.
 pub(crate) struct MailRoom {
-    core: Arc<Core>,
+    hub: Arc<Hub>,
     boxes: RwLock<HashMap<ShardId, MailBox>>,
 }
 
@@ -37,8 +37,8 @@ impl Drop for MailBox {
 }
 
 impl MailRoom {
-    pub(crate) fn new(core: Arc<Core>) -> Arc<Self> {
-        Arc::new(Self { core, boxes: RwLock::default() })
+    pub(crate) fn new(hub: Arc<Hub>) -> Arc<Self> {
+        Arc::new(Self { hub, boxes: RwLock::default() })
     }
 
     /// Returns when mail of other processes arrives.
@@ -48,12 +48,12 @@ impl MailRoom {
                 open.owner = owner.clone();
                 continue;
             }
-            let letters = self.core.client.subscribe(self.core.subjects.shard(*shard)).await.map_err(unavailable)?;
+            let letters = self.hub.client.subscribe(self.hub.subjects.shard(*shard)).await.map_err(unavailable)?;
             let task = tokio::spawn(listen(Arc::downgrade(self), *shard, letters));
             let subscription = task.abort_handle();
             self.write().insert(*shard, MailBox { owner: owner.clone(), subscription });
         }
-        self.core.settled().await
+        self.hub.settled().await
     }
 
     pub(crate) fn disown(&self, shards: &[ShardId], owner: &Receiver) {
@@ -71,8 +71,8 @@ impl MailRoom {
         {
             return;
         }
-        if self.core.is_up() {
-            self.core.outbox.send(self.core.subjects.shard(shard), encode(&Mail::Nudge(instance)));
+        if self.hub.is_up() {
+            self.hub.outbox.send(self.hub.subjects.shard(shard), encode(&Mail::Nudge(instance)));
         }
     }
 
@@ -86,7 +86,7 @@ impl MailRoom {
         }
         let body = encode(&Mail::Report(Box::new(ReportBody::from(report))));
         let request = Request::new().payload(body.into()).timeout(Some(REPORT_TIMEOUT));
-        let answer = self.core.client.send_request(self.core.subjects.shard(shard), request);
+        let answer = self.hub.client.send_request(self.hub.subjects.shard(shard), request);
         // The bound of the request begins when it is sent, which it may not be while the server is away.
         match tokio::time::timeout(REPORT_TIMEOUT, answer).await {
             Ok(Ok(message)) => decode::<ReplyBody>(&message.payload).map_or(ReportReply::TryAgain, Into::into),
@@ -114,7 +114,7 @@ impl MailRoom {
                 let Some(answer_to) = letter.reply else { return };
                 // Handed over here, so that mail stays in order.
                 let reply = deliver(&owner, Report::from(*body));
-                let client = self.core.client.clone();
+                let client = self.hub.client.clone();
                 tokio::spawn(async move {
                     let reply = reply.await.unwrap_or(ReportReply::TryAgain);
                     // Without an answer the worker asks again.

@@ -9,9 +9,10 @@ mod options;
 mod subjects;
 mod wire;
 
-mod core;
+mod hub;
 mod losses;
 mod outbox;
+mod sweep;
 
 mod control;
 mod publish;
@@ -34,7 +35,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use self::control::{Cancelled, Canceller, Reader};
-use self::core::{ANSWER_TIMEOUT, Core, unavailable, within};
+use self::hub::{ANSWER_TIMEOUT, Hub, unavailable, within};
 use self::mail::MailRoom;
 use self::news::NewsDesk;
 pub use self::options::{Auth, ClientCertificate, JetStreamOptions, Tls};
@@ -54,9 +55,9 @@ const LEARN_EVERY: Duration = Duration::from_secs(5);
 /// How long a new worker waits for the cancellations of the last minutes.
 const CATCH_UP_MAX: Duration = Duration::from_secs(1);
 
-/// Carries work, mail and news between processes. Lives inside a tokio runtime.
+/// Carries work, mail and news between processes. Lives inside a tokio runtime, and longer than the sources that it opened.
 pub struct JetStreamBroker {
-    core: Arc<Core>,
+    hub: Arc<Hub>,
     mail: Arc<MailRoom>,
     news: Arc<NewsDesk>,
     canceller: Canceller,
@@ -70,20 +71,21 @@ impl JetStreamBroker {
         let (client, link) = connection::connect(&options).await?;
         let (outbox, letters) = Outbox::new();
         let (canceller, keys) = Canceller::new();
-        let core = Arc::new(Core::new(client.clone(), link, subjects, options, outbox));
-        core.create_streams().await?;
+        let hub = Arc::new(Hub::new(client.clone(), link, subjects, options, outbox));
+        hub.create_streams().await?;
         let tasks = vec![
             tokio::spawn(outbox::run(client, letters)),
-            tokio::spawn(control::send(Arc::clone(&core), keys)),
-            tokio::spawn(losses::run(Arc::clone(&core))),
+            tokio::spawn(control::send(Arc::clone(&hub), keys)),
+            tokio::spawn(losses::run(Arc::clone(&hub))),
+            tokio::spawn(sweep::run(Arc::clone(&hub))),
         ];
         within(ANSWER_TIMEOUT, async {
-            core.checked().await;
+            hub.checked().await;
             Ok(())
         })
         .await?;
-        let (mail, news) = (MailRoom::new(Arc::clone(&core)), NewsDesk::new(Arc::clone(&core)));
-        Ok(Self { core, mail, news, canceller, tasks })
+        let (mail, news) = (MailRoom::new(Arc::clone(&hub)), NewsDesk::new(Arc::clone(&hub)));
+        Ok(Self { hub, mail, news, canceller, tasks })
     }
 }
 
@@ -96,7 +98,7 @@ impl Drop for JetStreamBroker {
 #[async_trait]
 impl Broker for JetStreamBroker {
     async fn publish(&self, items: Vec<Dispatch>) -> Result<(), Error> {
-        self.core.publish_work(&items).await
+        self.hub.publish_work(&items).await
     }
 
     async fn cancel(&self, key: &ActivityKey) -> Result<(), Error> {
@@ -107,24 +109,24 @@ impl Broker for JetStreamBroker {
         &self,
         worker: WorkerProfile,
     ) -> Result<(Box<dyn WorkSource>, mpsc::UnboundedReceiver<Control>), Error> {
-        let core = &self.core;
+        let hub = &self.hub;
         let lanes = puller::lanes_of(&worker);
-        let mut ack_wait = core.options.ack_wait;
+        let mut ack_wait = hub.options.ack_wait;
         for lane in &lanes {
-            ack_wait = ack_wait.min(core.create_lane(lane).await?);
+            ack_wait = ack_wait.min(hub.create_lane(lane).await?);
         }
         let (control, listener) = mpsc::unbounded_channel();
         let (caught_up, catching_up) = oneshot::channel();
         let cancelled = Arc::new(Cancelled::default());
-        let reader = Reader { core: Arc::clone(core), cancelled: Arc::clone(&cancelled), control };
+        let reader = Reader { hub: Arc::clone(hub), cancelled: Arc::clone(&cancelled), control };
         let (reading, read_no_more) = oneshot::channel();
         tokio::spawn(reader.run(caught_up, read_no_more));
         let shelf = Arc::new(Shelf::default());
-        let holdings = Holdings::new(Arc::clone(core), ack_wait);
+        let holdings = Holdings::new(Arc::clone(hub), ack_wait);
         let (learn, learned) = mpsc::unbounded_channel();
-        let puller = Puller::new(Arc::clone(core), Arc::clone(&shelf), holdings, lanes, learned).await?;
+        let puller = Puller::new(Arc::clone(hub), Arc::clone(&shelf), holdings, lanes, learned).await?;
         if worker.filter == TagFilter::Any {
-            tokio::spawn(puller::learn(Arc::clone(core), learn, LEARN_EVERY));
+            tokio::spawn(puller::learn(Arc::clone(hub), learn, LEARN_EVERY));
         }
         // Late ones still reach it; it may have begun what they cancel.
         let _late = tokio::time::timeout(CATCH_UP_MAX, catching_up).await;
@@ -166,19 +168,18 @@ impl Broker for JetStreamBroker {
     }
 
     fn losses(&self) -> watch::Receiver<u64> {
-        self.core.losses.subscribe()
+        self.hub.losses.subscribe()
     }
 
     async fn forget_worker(&self, worker: &WorkerId) {
-        let lane = Lane::worker(worker);
+        let (hub, lane) = (&self.hub, Lane::worker(worker));
         let forget = async {
-            let stream =
-                self.core.js.get_stream_no_info(self.core.subjects.work_stream()).await.map_err(unavailable)?;
+            let stream = hub.js.get_stream_no_info(hub.subjects.work_stream()).await.map_err(unavailable)?;
             // It may be gone already.
             let _gone = stream.delete_consumer(&lane.consumer()).await;
-            stream.purge().filter(self.core.subjects.lane(&lane)).await.map_err(unavailable)
+            stream.purge().filter(hub.subjects.lane(&lane)).await.map_err(unavailable)
         };
-        if let Err(error) = within(ANSWER_TIMEOUT, forget).await {
+        if let Err(error) = hub.answer(forget).await {
             tracing::warn!(target: LOG, %worker, %error, "what was brought to a dead worker stays queued");
         }
     }

@@ -8,7 +8,7 @@ use futures::StreamExt as _;
 use outlast_core::{InstanceId, InstanceState, OrchestrationStatus, decode, encode};
 use tokio::sync::watch;
 
-use super::core::Core;
+use super::hub::Hub;
 use super::wire::{NewsBody, StatusBody};
 use crate::{News, StatusWatch};
 
@@ -17,18 +17,18 @@ const STATUS_BYTES_MAX: usize = 64 << 10;
 
 /// Who waits for news of what.
 pub(crate) struct NewsDesk {
-    core: Arc<Core>,
+    hub: Arc<Hub>,
     watched: Mutex<HashMap<InstanceId, watch::Sender<News>>>,
 }
 
 impl NewsDesk {
-    pub(crate) fn new(core: Arc<Core>) -> Arc<Self> {
-        Arc::new(Self { core, watched: Mutex::default() })
+    pub(crate) fn new(hub: Arc<Hub>) -> Arc<Self> {
+        Arc::new(Self { hub, watched: Mutex::default() })
     }
 
     /// Says what was committed; those in this process hear it from the server too.
     pub(crate) fn announce(&self, instance: &InstanceId, state: Option<&InstanceState>) {
-        if !self.core.is_up() {
+        if !self.hub.is_up() {
             return;
         }
         let status = state.map(|state| StatusBody::from(state.to_status()));
@@ -36,7 +36,7 @@ impl NewsDesk {
         if body.len() > STATUS_BYTES_MAX {
             body = encode(&NewsBody { status: None });
         }
-        self.core.outbox.send(self.core.subjects.status(instance), body);
+        self.hub.outbox.send(self.hub.subjects.status(instance), body);
     }
 
     pub(crate) fn watch(self: &Arc<Self>, instance: &InstanceId) -> StatusWatch {
@@ -47,7 +47,7 @@ impl NewsDesk {
         let (sender, receiver) = watch::channel(News::default());
         watched.insert(instance.clone(), sender.clone());
         drop(watched);
-        tokio::spawn(listen(Arc::downgrade(self), Arc::clone(&self.core), instance.clone(), sender));
+        tokio::spawn(listen(Arc::downgrade(self), Arc::clone(&self.hub), instance.clone(), sender));
         receiver
     }
 
@@ -67,12 +67,12 @@ impl NewsDesk {
 }
 
 /// Passes news on while somebody waits. After a reconnect everyone is told to look, as news may have been missed.
-async fn listen(desk: Weak<NewsDesk>, core: Arc<Core>, instance: InstanceId, sender: watch::Sender<News>) {
-    let mut letters = core.client.subscribe(core.subjects.status(&instance)).await.ok();
-    let mut link = core.link.clone();
+async fn listen(desk: Weak<NewsDesk>, hub: Arc<Hub>, instance: InstanceId, sender: watch::Sender<News>) {
+    let mut letters = hub.client.subscribe(hub.subjects.status(&instance)).await.ok();
+    let mut link = hub.link.clone();
     let mut connects = link.borrow_and_update().connects;
     // A connection that was not there took no subscription yet.
-    if !core.is_up() {
+    if !hub.is_up() {
         connects = 0;
     }
     loop {

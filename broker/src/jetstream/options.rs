@@ -20,6 +20,8 @@ pub struct JetStreamOptions {
     pub ack_wait: Duration,
     /// Keep queued work in the server's memory and not in its files.
     pub memory_storage: bool,
+    /// The consumer of a tag that nobody pulls from and that has no work is deleted after this time.
+    pub unused_tag_kept: Duration,
     /// Copies of the streams in a cluster of servers: 1, 3 or 5.
     pub replicas: usize,
 }
@@ -76,6 +78,7 @@ impl JetStreamOptions {
             tls: Tls::default(),
             ack_wait: Duration::from_secs(10),
             memory_storage: false,
+            unused_tag_kept: Duration::from_secs(24 * 3_600),
             replicas: 1,
         }
     }
@@ -92,6 +95,7 @@ impl fmt::Debug for JetStreamOptions {
             .field("tls", &self.tls)
             .field("ack_wait", &self.ack_wait)
             .field("memory_storage", &self.memory_storage)
+            .field("unused_tag_kept", &self.unused_tag_kept)
             .field("replicas", &self.replicas)
             .finish()
     }

@@ -6,7 +6,7 @@ use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
 use outlast_core::encode;
 
-use super::core::{Core, within};
+use super::hub::Hub;
 use super::subjects::Lane;
 use crate::{Dispatch, Error};
 
@@ -14,35 +14,44 @@ use crate::{Dispatch, Error};
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Items that are sent before the first acknowledgement is awaited.
 const PIPELINE_MAX: usize = 1_024;
-/// Pause before a stream that was missing is tried again.
+/// Pause between attempts.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
-impl Core {
-    /// Returns when the stream has every item, or had it already.
+impl Hub {
+    /// Returns when the stream has every item, or had it already. Sending again what may have arrived is harmless.
     pub(crate) async fn publish_work(&self, items: &[Dispatch]) -> Result<(), Error> {
-        within(PUBLISH_TIMEOUT, async {
-            self.up().await;
-            // What a worker holds goes to its own consumer, which it made itself.
-            let lanes = items.iter().filter(|dispatch| dispatch.worker.is_none());
-            let lanes = lanes.map(|dispatch| Lane::of(&dispatch.item, None)).collect();
-            self.prepare(lanes).await?;
-            for pipeline in items.chunks(PIPELINE_MAX) {
-                self.publish_pipeline(pipeline.iter().collect()).await?;
+        let mut last = Error::Unavailable("the server is away".to_owned());
+        let publish = async {
+            loop {
+                self.up().await;
+                match self.publish_all(items).await {
+                    Ok(()) => return Ok(()),
+                    Err(error @ Error::Unusable(_)) => return Err(error),
+                    Err(error @ Error::Unavailable(_)) => last = error,
+                }
+                tokio::time::sleep(RETRY_DELAY).await;
             }
-            Ok(())
-        })
-        .await
+        };
+        match tokio::time::timeout(PUBLISH_TIMEOUT, publish).await {
+            Ok(published) => published,
+            Err(_) => Err(last),
+        }
     }
 
-    async fn publish_pipeline(&self, mut items: Vec<&Dispatch>) -> Result<(), Error> {
-        loop {
-            items = self.publish_once(items).await?;
-            if items.is_empty() {
-                return Ok(());
+    async fn publish_all(&self, items: &[Dispatch]) -> Result<(), Error> {
+        // What a worker holds goes to its own consumer, which it made itself.
+        let lanes = items.iter().filter(|dispatch| dispatch.worker.is_none());
+        let lanes = lanes.map(|dispatch| Lane::of(&dispatch.item, None)).collect();
+        self.prepare(lanes).await?;
+        for pipeline in items.chunks(PIPELINE_MAX) {
+            let homeless = self.answer(self.publish_once(pipeline.iter().collect())).await?;
+            if !homeless.is_empty() {
+                self.losses.look_now();
+                self.create_streams().await?;
+                return Err(Error::Unavailable("the stream was gone".to_owned()));
             }
-            tokio::time::sleep(RETRY_DELAY).await;
-            self.create_streams().await?;
         }
+        Ok(())
     }
 
     /// Gives back what found no stream.

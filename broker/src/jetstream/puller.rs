@@ -10,7 +10,7 @@ use futures::StreamExt as _;
 use outlast_core::{DecodeError, TagFilter, decode};
 use tokio::sync::{mpsc, oneshot};
 
-use super::core::{ANSWER_TIMEOUT, Core};
+use super::hub::{ANSWER_TIMEOUT, Hub};
 use super::settle::Holdings;
 use super::source::{Fetched, Room, Shelf};
 use super::subjects::Lane;
@@ -26,10 +26,12 @@ const PAUSE: Duration = Duration::from_millis(200);
 const UNCLAIMED_MAX: usize = 16;
 /// With at most so many lanes each is asked for all that there is room for.
 const FULL_SHARES_MAX: usize = 4;
+/// Most consumers that a worker pulls from.
+const LANES_MAX: usize = 512;
 /// Messages that are handled before new wishes are looked at.
 const BURST_MAX: usize = 256;
 /// How often the puller looks after itself.
-const TICK: Duration = Duration::from_millis(50);
+const TICK: Duration = Duration::from_millis(100);
 /// A message for newer nodes is offered again after this.
 const NEWER_DELAY: Duration = Duration::from_secs(5);
 /// How long a closed puller waits for what is on its way.
@@ -48,7 +50,7 @@ struct Pulled {
 
 /// The task behind a source.
 pub(crate) struct Puller {
-    core: Arc<Core>,
+    hub: Arc<Hub>,
     shelf: Arc<Shelf>,
     holdings: Arc<Holdings>,
     inbox: String,
@@ -76,18 +78,18 @@ pub(crate) fn lanes_of(profile: &WorkerProfile) -> BTreeSet<Lane> {
 
 impl Puller {
     pub(crate) async fn new(
-        core: Arc<Core>,
+        hub: Arc<Hub>,
         shelf: Arc<Shelf>,
         holdings: Arc<Holdings>,
         lanes: BTreeSet<Lane>,
         learned: mpsc::UnboundedReceiver<Lane>,
     ) -> Result<Self, crate::Error> {
-        let inbox = core.client.new_inbox();
-        let messages = core.client.subscribe(format!("{inbox}.*")).await.map_err(super::core::unavailable)?;
-        let connects = core.link.borrow().connects;
+        let inbox = hub.client.new_inbox();
+        let messages = hub.client.subscribe(format!("{inbox}.*")).await.map_err(super::hub::unavailable)?;
+        let connects = hub.link.borrow().connects;
         let by_consumer = HashMap::new();
         let mut puller =
-            Self { core, shelf, holdings, inbox, messages, lanes: Vec::new(), by_consumer, learned, connects };
+            Self { hub, shelf, holdings, inbox, messages, lanes: Vec::new(), by_consumer, learned, connects };
         lanes.into_iter().for_each(|lane| puller.add(lane, true));
         Ok(puller)
     }
@@ -95,6 +97,10 @@ impl Puller {
     fn add(&mut self, lane: Lane, ready: bool) {
         let consumer = lane.consumer();
         if !self.by_consumer.contains_key(&consumer) {
+            if self.lanes.len() >= LANES_MAX {
+                tracing::warn!(target: super::LOG, consumer, "a worker of every tag serves at most {LANES_MAX} consumers");
+                return;
+            }
             self.by_consumer.insert(consumer, self.lanes.len());
             self.lanes.push(Pulled { lane, ready, asked: 0, heard: Instant::now(), pause_until: None });
         }
@@ -122,7 +128,7 @@ impl Puller {
 
     /// Tops up the requests.
     async fn ask(&mut self) {
-        if !self.core.is_checked() {
+        if !self.hub.is_checked() {
             return;
         }
         let room = self.shelf.room();
@@ -159,11 +165,11 @@ impl Puller {
 
     async fn create(&mut self, index: usize) -> bool {
         let pulled = &mut self.lanes[index];
-        match self.core.create_lane(&pulled.lane).await {
+        match self.hub.create_lane(&pulled.lane).await {
             Ok(_) => pulled.ready = true,
             Err(error) => {
                 tracing::debug!(target: super::LOG, %error, lane = ?pulled.lane, "a consumer cannot be made");
-                self.core.losses.look_now();
+                self.hub.losses.look_now();
                 pulled.pause_until = Some(Instant::now() + PAUSE);
             }
         }
@@ -174,8 +180,8 @@ impl Puller {
         let pulled = &mut self.lanes[index];
         let batch = share - pulled.asked;
         let body = format!("{{\"batch\":{batch},\"expires\":{}}}", REQUEST_LIFE.as_nanos());
-        let (subject, answer_to) = (self.core.subjects.next(&pulled.lane), format!("{}.{index}", self.inbox));
-        if self.core.client.publish_with_reply(subject, answer_to, body.into()).await.is_ok() {
+        let (subject, answer_to) = (self.hub.subjects.next(&pulled.lane), format!("{}.{index}", self.inbox));
+        if self.hub.client.publish_with_reply(subject, answer_to, body.into()).await.is_ok() {
             pulled.asked += batch;
             pulled.heard = Instant::now();
         }
@@ -237,7 +243,7 @@ impl Puller {
         pulled.asked = 0;
         pulled.ready = false;
         pulled.pause_until = Some(Instant::now() + PAUSE);
-        self.core.losses.look_now();
+        self.hub.losses.look_now();
     }
 
     /// Gives up requests that are lost, and items that lie for too long.
@@ -245,7 +251,7 @@ impl Puller {
         if !self.shelf.is_empty() {
             self.shelf.sweep();
         }
-        let connects = self.core.link.borrow().connects;
+        let connects = self.hub.link.borrow().connects;
         let new_connection = std::mem::replace(&mut self.connects, connects) != connects;
         for pulled in &mut self.lanes {
             if new_connection || (pulled.asked > 0 && pulled.heard.elapsed() >= REQUEST_LOST_AFTER) {
@@ -296,14 +302,14 @@ impl<'a> Origin<'a> {
 }
 
 /// Tells the puller of a worker that takes every tag which lanes there are, until it is gone.
-pub(crate) async fn learn(core: Arc<Core>, lanes: mpsc::UnboundedSender<Lane>, every: Duration) {
-    let mut told: Option<Subscriber> = core.client.subscribe(core.subjects.tags()).await.ok();
+pub(crate) async fn learn(hub: Arc<Hub>, lanes: mpsc::UnboundedSender<Lane>, every: Duration) {
+    let mut told: Option<Subscriber> = hub.client.subscribe(hub.subjects.tags()).await.ok();
     let mut tick = tokio::time::interval(every);
     loop {
         tokio::select! {
             () = lanes.closed() => return,
             _ = tick.tick() => {
-                let list = tokio::time::timeout(ANSWER_TIMEOUT, list(&core, &lanes)).await;
+                let list = tokio::time::timeout(ANSWER_TIMEOUT, list(&hub, &lanes)).await;
                 if list.is_err() {
                     tracing::debug!(target: super::LOG, "the consumers cannot be listed");
                 }
@@ -324,8 +330,8 @@ async fn next(told: &mut Option<Subscriber>) -> Option<Message> {
     }
 }
 
-async fn list(core: &Core, lanes: &mpsc::UnboundedSender<Lane>) {
-    let stream = core.js.get_stream_no_info(core.subjects.work_stream()).await;
+async fn list(hub: &Hub, lanes: &mpsc::UnboundedSender<Lane>) {
+    let stream = hub.js.get_stream_no_info(hub.subjects.work_stream()).await;
     let Ok(stream) = stream else { return };
     let mut names = stream.consumer_names();
     while let Some(Ok(name)) = names.next().await {

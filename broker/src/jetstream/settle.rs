@@ -9,7 +9,7 @@ use async_nats::{Message, Subject};
 use outlast_core::{ActivityItem, WorkerId, decode};
 use tokio::sync::mpsc;
 
-use super::core::Core;
+use super::hub::Hub;
 use crate::{Dispatch, Settle};
 
 /// Most decisions that are written at once.
@@ -21,7 +21,7 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) struct Holdings {
     held: Mutex<HashMap<u64, Held>>,
     next_id: AtomicU64,
-    core: Arc<Core>,
+    hub: Arc<Hub>,
     decisions: mpsc::UnboundedSender<Decision>,
 }
 
@@ -43,11 +43,11 @@ enum Decision {
 
 impl Holdings {
     /// Starts the task that writes decisions; it ends when nothing is held any more and the source is gone.
-    pub(crate) fn new(core: Arc<Core>, ack_wait: Duration) -> Arc<Self> {
+    pub(crate) fn new(hub: Arc<Hub>, ack_wait: Duration) -> Arc<Self> {
         let (decisions, waiting) = mpsc::unbounded_channel();
         let (held, next_id) = (Mutex::default(), AtomicU64::new(0));
-        let holdings = Arc::new(Self { held, next_id, core: Arc::clone(&core), decisions });
-        tokio::spawn(write(core, waiting, Arc::downgrade(&holdings), ack_wait));
+        let holdings = Arc::new(Self { held, next_id, hub: Arc::clone(&hub), decisions });
+        tokio::spawn(write(hub, waiting, Arc::downgrade(&holdings), ack_wait));
         holdings
     }
 
@@ -55,14 +55,14 @@ impl Holdings {
     pub(crate) fn hold(self: &Arc<Self>, message: Message) -> Option<Hold> {
         let answer_to = message.reply.clone()?;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let incarnation = self.core.losses.incarnation();
+        let incarnation = self.hub.losses.incarnation();
         self.lock().insert(id, Held { answer_to, incarnation, heard: Instant::now() });
         Some(Hold { holdings: Arc::clone(self), id, message: Some(message) })
     }
 
     /// Whose news are older than `age`, counted anew from now.
     fn silent_for(&self, age: Duration) -> Vec<Subject> {
-        let incarnation = self.core.losses.incarnation();
+        let incarnation = self.hub.losses.incarnation();
         let mut held = self.lock();
         let silent = held.values_mut().filter(|held| held.incarnation == incarnation && held.heard.elapsed() >= age);
         silent
@@ -113,7 +113,7 @@ impl Hold {
     fn decide(&mut self, decision: impl FnOnce(Subject, Message) -> Decision) {
         let Some(message) = self.message.take() else { return };
         let Some(held) = self.holdings.lock().remove(&self.id) else { return };
-        if held.incarnation != self.holdings.core.losses.incarnation() {
+        if held.incarnation != self.holdings.hub.losses.incarnation() {
             return;
         }
         // The task ends only after the last hold is gone.
@@ -128,7 +128,7 @@ impl Drop for Hold {
 }
 
 async fn write(
-    core: Arc<Core>,
+    hub: Arc<Hub>,
     mut waiting: mpsc::UnboundedReceiver<Decision>,
     holdings: Weak<Holdings>,
     ack_wait: Duration,
@@ -139,7 +139,7 @@ async fn write(
         tokio::select! {
             count = waiting.recv_many(&mut batch, BATCH_MAX) => {
                 // After a reconnect nothing is said before it is known that the stream is still the same.
-                let checked = tokio::time::timeout(CHECK_TIMEOUT, core.checked()).await;
+                let checked = tokio::time::timeout(CHECK_TIMEOUT, hub.checked()).await;
                 if count == 0 {
                     break;
                 }
@@ -147,48 +147,48 @@ async fn write(
                     batch.clear();
                 }
                 for decision in batch.drain(..) {
-                    carry_out(&core, decision).await;
+                    carry_out(&hub, decision).await;
                 }
             }
-            _ = tick.tick(), if core.is_checked() => {
+            _ = tick.tick(), if hub.is_checked() => {
                 let silent = holdings.upgrade().map(|holdings| holdings.silent_for(ack_wait / 3));
                 for answer_to in silent.into_iter().flatten() {
-                    tell(&core, answer_to, b"+WPI".to_vec()).await;
+                    tell(&hub, answer_to, b"+WPI".to_vec()).await;
                 }
             }
         }
     }
-    if let Err(error) = core.client.flush().await {
+    if let Err(error) = hub.client.flush().await {
         tracing::debug!(target: super::LOG, %error, "acknowledgements may be lost: the items come again");
     }
 }
 
-async fn carry_out(core: &Arc<Core>, decision: Decision) {
+async fn carry_out(hub: &Arc<Hub>, decision: Decision) {
     match decision {
-        Decision::Ack(answer_to) => tell(core, answer_to, b"+ACK".to_vec()).await,
-        Decision::Nak(answer_to) => tell(core, answer_to, b"-NAK".to_vec()).await,
+        Decision::Ack(answer_to) => tell(hub, answer_to, b"+ACK".to_vec()).await,
+        Decision::Nak(answer_to) => tell(hub, answer_to, b"-NAK".to_vec()).await,
         Decision::Later(answer_to, delay) => {
-            tell(core, answer_to, format!("-NAK {{\"delay\":{}}}", delay.as_nanos()).into_bytes()).await;
+            tell(hub, answer_to, format!("-NAK {{\"delay\":{}}}", delay.as_nanos()).into_bytes()).await;
         }
-        Decision::Drop(answer_to) => tell(core, answer_to, b"+TERM".to_vec()).await,
+        Decision::Drop(answer_to) => tell(hub, answer_to, b"+TERM".to_vec()).await,
         Decision::Forward(answer_to, message, worker) => {
-            let core = Arc::clone(core);
+            let hub = Arc::clone(hub);
             tokio::spawn(async move {
-                let verdict = if forward(&core, &message, worker).await { b"+ACK" } else { b"-NAK" };
-                tell(&core, answer_to, verdict.to_vec()).await;
+                let verdict = if forward(&hub, &message, worker).await { b"+ACK" } else { b"-NAK" };
+                tell(&hub, answer_to, verdict.to_vec()).await;
             });
         }
     }
 }
 
 /// The new place has the item before the old one loses it.
-async fn forward(core: &Core, message: &Message, worker: WorkerId) -> bool {
+async fn forward(hub: &Hub, message: &Message, worker: WorkerId) -> bool {
     let Ok(item) = decode::<ActivityItem>(&message.payload) else { return false };
-    core.publish_work(&[Dispatch { item, worker: Some(worker) }]).await.is_ok()
+    hub.publish_work(&[Dispatch { item, worker: Some(worker) }]).await.is_ok()
 }
 
-async fn tell(core: &Core, answer_to: Subject, verdict: Vec<u8>) {
-    if let Err(error) = core.client.publish(answer_to, verdict.into()).await {
+async fn tell(hub: &Hub, answer_to: Subject, verdict: Vec<u8>) {
+    if let Err(error) = hub.client.publish(answer_to, verdict.into()).await {
         tracing::debug!(target: super::LOG, %error, "an acknowledgement is lost: the item comes again");
     }
 }

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
-use outlast_broker::jetstream::{JetStreamBroker, JetStreamOptions};
+use outlast_broker::jetstream::{Auth, JetStreamBroker, JetStreamOptions};
 use outlast_broker::{Broker, Control, Dispatch, Error, Settle};
 use outlast_core::{TagFilter, WorkerId};
 use tokio::sync::watch;
@@ -107,6 +107,21 @@ async fn a_restart_loses_nothing_and_held_work_is_acknowledged_after_it() {
     assert_nothing(&mut source).await;
     let mut stream = work_stream(&server, "restart").await;
     assert_eq!(stream.info().await.unwrap().state.messages, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publish_outlives_a_short_outage() {
+    let mut server = Server::own();
+    let broker = server.broker("outage").await;
+    let mut source = open(&broker, "w", TagFilter::DefaultOnly).await;
+    server.kill();
+    let publishing = publish(&broker, item("a", 1));
+    let restarting = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        server.start();
+    };
+    tokio::join!(publishing, restarting);
+    assert_eq!(run(&mut source).await, key("a", 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -322,6 +337,52 @@ async fn namespaces_and_addresses_are_checked() {
     }
     let away = JetStreamBroker::connect(JetStreamOptions::new("nats://127.0.0.1:1")).await.err();
     assert!(matches!(away, Some(Error::Unavailable(_))), "{away:?}");
+}
+
+#[tokio::test]
+async fn users_and_tokens_are_shown_to_the_server() {
+    let ways = [
+        (
+            vec!["--user", "me", "--pass", "secret"],
+            Auth::UserPassword { user: "me".to_owned(), password: "secret".to_owned() },
+        ),
+        (vec!["--auth", "secret"], Auth::Token("secret".to_owned())),
+    ];
+    for (arguments, auth) in ways {
+        let server = Server::own_with(&arguments);
+        let refused = JetStreamBroker::connect(server.options("auth")).await.err();
+        assert!(matches!(refused, Some(Error::Unavailable(_))), "{refused:?}");
+        let broker = JetStreamBroker::connect(JetStreamOptions { auth, ..server.options("auth") }).await.unwrap();
+        publish(&broker, item("a", 1)).await;
+    }
+}
+
+#[tokio::test]
+async fn consumers_of_unused_tags_are_deleted_when_no_work_waits() {
+    let server = Server::any();
+    let namespace = namespace();
+    let options = JetStreamOptions { unused_tag_kept: Duration::from_secs(1), ..server.options(&namespace) };
+    let broker = JetStreamBroker::connect(options).await.unwrap();
+    let mut source = open(&broker, "w", TagFilter::tags(["used"])).await;
+    publish(&broker, tagged("a", 1, "waiting")).await;
+    publish(&broker, tagged("a", 2, "unused")).await;
+    let mut unused = open(&broker, "w2", TagFilter::tags(["unused"])).await;
+    assert_eq!(run(&mut unused).await, key("a", 2));
+    drop(unused);
+    let stream = work_stream(&server, &namespace).await;
+    let names = || async {
+        let mut names: Vec<String> = futures::TryStreamExt::try_collect(stream.consumer_names()).await.unwrap();
+        names.retain(|name| name.starts_with("tag-"));
+        names.sort();
+        names
+    };
+    let begun = Instant::now();
+    while names().await != ["tag-used", "tag-waiting"] {
+        assert!(begun.elapsed() < SOON, "{:?}", names().await);
+        assert!(take_within(&mut source, Duration::from_millis(100)).await.is_none());
+    }
+    publish(&broker, tagged("a", 3, "unused")).await;
+    assert_eq!(names().await, ["tag-unused", "tag-used", "tag-waiting"]);
 }
 
 /// A stream that somebody made in another way is not used.

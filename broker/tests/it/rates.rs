@@ -4,10 +4,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use outlast_broker::{Broker, Dispatch, Settle};
-use outlast_core::TagFilter;
+use outlast_broker::{Broker, Dispatch, Report, ReportReply, ReportResult, Settle, ShardMail};
+use outlast_core::{ShardId, TagFilter, Token, Verdict};
+use tokio::sync::mpsc;
 
-use crate::items::{item, open, publish, tagged, take};
+use crate::items::{item, key, open, publish, tagged, take};
 use crate::server::Server;
 
 const ITEMS: u64 = 60_000;
@@ -82,5 +83,41 @@ async fn rates() {
             }
         }
         println!("taken with room 64: {}/s, {} a call, {again} redelivered", rate(count, begun), count / calls);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn rates_of_reports() {
+    let server = Server::any();
+    let (owner, worker) = (server.broker("reports").await, Arc::new(server.broker("reports").await));
+    let (mail, mut letters) = mpsc::unbounded_channel();
+    owner.own(&[ShardId(1)], mail).await.unwrap();
+    tokio::spawn(async move {
+        while let Some(letter) = letters.recv().await {
+            if let ShardMail::Report(_, answer) = letter {
+                answer.send(ReportReply::Settled(Verdict::Applied)).unwrap();
+            }
+        }
+    });
+    for tasks in [1, 64, 256] {
+        let begun = Instant::now();
+        let each = 20_000 / tasks;
+        let reporting: Vec<_> = (0..tasks)
+            .map(|_| {
+                let worker = Arc::clone(&worker);
+                tokio::spawn(async move {
+                    for event in 0..each {
+                        let result = ReportResult::Unregistered { activity: "charge".to_owned() };
+                        let report = Report { key: key("a", event), token: Token(1), result };
+                        assert_eq!(worker.report(ShardId(1), report).await, ReportReply::Settled(Verdict::Applied));
+                    }
+                })
+            })
+            .collect();
+        for task in reporting {
+            task.await.unwrap();
+        }
+        println!("reports by {tasks} tasks: {}/s", rate(each * tasks, begun));
     }
 }

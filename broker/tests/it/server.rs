@@ -39,9 +39,9 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-fn spawn(port: u16, store: &std::path::Path) -> Child {
+fn spawn(port: u16, store: &std::path::Path, more: &[&str]) -> Child {
     let mut command = Command::new(program());
-    command.args(["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd"]).arg(store);
+    command.args(more).args(["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd"]).arg(store);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let child = command.spawn().unwrap_or_else(|error| panic!("{HELP} ({error})"));
     let begun = Instant::now();
@@ -63,8 +63,13 @@ impl Server {
 
     /// A server that the test may kill.
     pub(crate) fn own() -> Self {
+        Self::own_with(&[])
+    }
+
+    /// The same with more options on its command line.
+    pub(crate) fn own_with(more: &[&str]) -> Self {
         let (directory, port) = (tempfile::tempdir().unwrap(), free_port());
-        let child = spawn(port, &directory.path().join("store"));
+        let child = spawn(port, &directory.path().join("store"), more);
         Self { url: format!("nats://127.0.0.1:{port}"), own: Some(Own { child, directory, port }) }
     }
 
@@ -90,7 +95,7 @@ impl Server {
     /// Starts it again at the same address.
     pub(crate) fn start(&mut self) {
         let own = self.own_mut();
-        own.child = spawn(own.port, &own.directory.path().join("store"));
+        own.child = spawn(own.port, &own.directory.path().join("store"), &[]);
     }
 
     pub(crate) fn wipe(&mut self) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use outlast::{OrchestrationContext, OrchestrationRegistry, OrchestrationStatus};
 
-use crate::world::{SOON, World, activities, orchestration};
+use crate::model::world::{SOON, World, activities, orchestration};
 
 #[tokio::test]
 async fn values_and_status_survive_continue_as_new_and_the_end() {

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
-use outlast::providers::sqlite::SqliteProvider;
 use outlast::{
     ActivityContext, ActivityRegistryBuilder, OrchestrationContext, OrchestrationRegistry, RuntimeOptions, TagFilter,
 };
 
-use crate::world::{World, activities, options, orchestration};
+use crate::model::world::{World, activities, options, orchestration};
+use crate::place::Place;
 
 fn who() -> ActivityRegistryBuilder {
     activities().register("Who", |ctx: ActivityContext, _: String| async move {
@@ -33,7 +33,8 @@ async fn tagged_work_runs_only_in_its_pool() {
         }
         Ok(seen.into_iter().collect::<Vec<_>>().join(" "))
     };
-    let provider = Arc::new(SqliteProvider::new_in_memory().await.unwrap());
+    let place = Place::default();
+    let provider = place.open().await;
     let gpu = named("gpus", TagFilter::tags(["gpu"]));
     let _pool = World::on(provider.clone(), who(), OrchestrationRegistry::builder(), gpu).await;
     let world = World::on(provider, who(), orchestration("Route", code), named("cpus", TagFilter::DefaultOnly)).await;
@@ -59,7 +60,8 @@ async fn a_session_stays_with_one_worker() {
         let results = ctx.join(turns).await;
         Ok(results.into_iter().filter(Result::is_ok).count().to_string())
     };
-    let provider = Arc::new(SqliteProvider::new_in_memory().await.unwrap());
+    let place = Place::default();
+    let provider = place.open().await;
     let _other = World::on(provider.clone(), registry(&seen), OrchestrationRegistry::builder(), options()).await;
     let world = World::on(provider, registry(&seen), orchestration("Chat", code), options()).await;
     assert_eq!(world.run("Chat", "").await.unwrap(), "60");
@@ -69,7 +71,8 @@ async fn a_session_stays_with_one_worker() {
 #[tokio::test]
 async fn instances_move_to_the_runtime_that_has_their_code() {
     let code = |ctx: OrchestrationContext, input: String| async move { ctx.schedule_activity("Echo", input).await };
-    let provider = Arc::new(SqliteProvider::new_in_memory().await.unwrap());
+    let place = Place::default();
+    let provider = place.open().await;
     // The default back-off: long enough for the shards to be shared out among the two.
     let patient = RuntimeOptions { unregistered_backoff: RuntimeOptions::default().unregistered_backoff, ..options() };
     let one = World::on(provider.clone(), activities(), orchestration("One", code), patient.clone()).await;
@@ -92,7 +95,8 @@ async fn the_other_runtime_goes_on_when_one_stops() {
         ctx.schedule_wait("go").await;
         ctx.schedule_activity("Echo", input).await
     };
-    let provider = Arc::new(SqliteProvider::new_in_memory().await.unwrap());
+    let place = Place::default();
+    let provider = place.open().await;
     let one = World::on(provider.clone(), activities(), orchestration("Job", code), options()).await;
     let two = World::on(provider, activities(), orchestration("Job", code), options()).await;
     for n in 0..20 {

@@ -2,7 +2,7 @@
 
 use outlast::{OrchestrationContext, OrchestrationRegistry};
 
-use crate::world::{World, activities, orchestration};
+use crate::model::world::{World, activities, orchestration};
 
 #[tokio::test]
 async fn queue_messages_come_in_order_through_continue_as_new() {

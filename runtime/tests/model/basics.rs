@@ -1,13 +1,11 @@
 //! From start to output.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use outlast::providers::sqlite::SqliteProvider;
-use outlast::runtime::Runtime;
 use outlast::{ClientError, Either2, OrchestrationContext, OrchestrationRegistry, OrchestrationStatus, StartOptions};
 
-use crate::world::{SOON, World, activities, options, orchestration};
+use crate::model::world::{SOON, World, activities, options, orchestration};
+use crate::place::Place;
 
 #[tokio::test]
 async fn hello_runs_from_start_to_output() {
@@ -38,22 +36,19 @@ async fn a_start_is_idempotent_and_another_name_is_refused() {
 }
 
 #[tokio::test]
-async fn an_instance_goes_on_after_a_restart_on_the_same_file() {
-    let dir = tempfile::tempdir().unwrap();
-    let url = format!("sqlite:{}", dir.path().join("db").display());
+async fn an_instance_goes_on_after_a_restart() {
+    let place = Place::default();
     let code = |ctx: OrchestrationContext, input: String| async move {
         let first = ctx.schedule_activity("Echo", input).await?;
         let go = ctx.schedule_wait("go").await;
         ctx.schedule_activity("Echo", format!("{first} {go}")).await
     };
-    let provider = Arc::new(SqliteProvider::new(&url, None).await.unwrap());
-    let world = World::on(provider, activities(), orchestration("Steps", code), options()).await;
+    let world = World::on(place.open().await, activities(), orchestration("Steps", code), options()).await;
     world.client.start_orchestration("i", "Steps", "one").await.unwrap();
     world.events("i", 4).await;
     world.runtime.shutdown(None).await;
 
-    let provider = Arc::new(SqliteProvider::new(&url, None).await.unwrap());
-    let world = World::on(provider, activities(), orchestration("Steps", code), options()).await;
+    let world = World::on(place.open().await, activities(), orchestration("Steps", code), options()).await;
     world.client.raise_event("i", "go", "two").await.unwrap();
     assert_eq!(world.outcome("i").await.unwrap(), "one two");
 }
@@ -142,20 +137,6 @@ async fn a_panic_harms_nobody_else() {
 }
 
 #[tokio::test]
-async fn a_second_process_is_refused_with_what_to_do() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("db");
-    let url = format!("sqlite:{}", path.display());
-    let provider = Arc::new(SqliteProvider::new(&url, None).await.unwrap());
-    // What another process would hold.
-    let lock = std::fs::File::create(dir.path().join("db.runtime-lock")).unwrap();
-    lock.lock().unwrap();
-    let (a, o) = (activities().build(), OrchestrationRegistry::builder().build());
-    let Err(refused) = Runtime::try_start(provider, a, o, options()).await else { panic!("two runtimes on one file") };
-    assert!(refused.to_string().contains("another process"), "{refused}");
-}
-
-#[tokio::test]
 async fn a_status_that_nobody_changes_times_out_and_an_unknown_instance_is_not_found() {
     let world = World::start(activities(), OrchestrationRegistry::builder()).await;
     assert_eq!(world.client.get_orchestration_status("none").await.unwrap(), OrchestrationStatus::NotFound);
@@ -190,16 +171,4 @@ async fn every_call_of_a_client_can_be_awaited_by_a_task() {
         client.wait_for_orchestration_typed::<u32>("i", SOON).await
     });
     assert_eq!(task.await.unwrap().unwrap(), 1);
-}
-
-#[tokio::test]
-async fn a_path_is_taken_as_it_is_and_a_url_is_checked() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("what? #1.db");
-    SqliteProvider::new(path.to_str().unwrap(), None).await.unwrap();
-    assert!(path.exists());
-    for url in ["", "sqlite:", "postgres://localhost/x", "sqlite:db?cache=shared"] {
-        let refused = SqliteProvider::new(url, None).await.map(|_| ());
-        assert!(refused.unwrap_err().to_string().contains("use sqlite:PATH"), "{url}");
-    }
 }

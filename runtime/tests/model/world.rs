@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use outlast::providers::sqlite::SqliteProvider;
+use outlast::providers::Provider;
 use outlast::runtime::Runtime;
 use outlast::{
     ActivityContext, ActivityRegistry, ActivityRegistryBuilder, Client, ErrorDetails, OrchestrationContext,
@@ -12,11 +12,15 @@ use outlast::{
     UnregisteredBackoffConfig,
 };
 
+use crate::place::Place;
+
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 pub(crate) struct World {
     pub(crate) client: Client,
     pub(crate) runtime: Arc<Runtime>,
+    /// Its data goes with the world.
+    place: Option<Place>,
 }
 
 /// Many slots and quick back-offs, so that tests do not wait for defaults.
@@ -59,12 +63,14 @@ impl World {
         orchestrations: OrchestrationRegistryBuilder,
         options: RuntimeOptions,
     ) -> Self {
-        let provider = Arc::new(SqliteProvider::new_in_memory().await.unwrap());
-        Self::on(provider, activities, orchestrations, options).await
+        let place = Place::default();
+        let mut world = Self::on(place.open().await, activities, orchestrations, options).await;
+        world.place = Some(place);
+        world
     }
 
     pub(crate) async fn on(
-        provider: Arc<SqliteProvider>,
+        provider: Arc<dyn Provider>,
         activities: ActivityRegistryBuilder,
         orchestrations: OrchestrationRegistryBuilder,
         options: RuntimeOptions,
@@ -72,7 +78,7 @@ impl World {
         let client = Client::new(provider.clone());
         let (activities, orchestrations) = (activities.build(), orchestrations.build());
         let runtime = Runtime::start_with_options(provider, activities, orchestrations, options).await;
-        Self { client, runtime }
+        Self { client, runtime, place: None }
     }
 
     /// Runs an instance to its end.

@@ -2,7 +2,7 @@
 
 use outlast::{OrchestrationContext, OrchestrationRegistry};
 
-use crate::world::{World, activities, orchestration};
+use crate::model::world::{World, activities, orchestration};
 
 fn registry() -> outlast::OrchestrationRegistryBuilder {
     OrchestrationRegistry::builder()
@@ -64,7 +64,7 @@ async fn a_detached_start_lives_on_its_own() {
 #[tokio::test]
 async fn a_parent_is_told_of_a_child_that_nobody_has_registered() {
     let code = |ctx: OrchestrationContext, _: String| async move { ctx.schedule_sub_orchestration("nope", "").await };
-    let options = outlast::RuntimeOptions { max_attempts: 3, ..crate::world::options() };
+    let options = outlast::RuntimeOptions { max_attempts: 3, ..crate::model::world::options() };
     let world = World::start_with(activities(), orchestration("Parent", code), options).await;
     let details = world.run("Parent", "").await.unwrap_err();
     assert!(

@@ -7,7 +7,7 @@ use std::time::Duration;
 use outlast::{ActivityContext, OrchestrationContext, OrchestrationRegistry, RuntimeOptions};
 use tokio::sync::Notify;
 
-use crate::world::{World, activities, options, orchestration};
+use crate::model::world::{World, activities, options, orchestration};
 
 #[tokio::test]
 async fn a_cancel_reaches_children_and_running_activities() {

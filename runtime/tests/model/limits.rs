@@ -2,7 +2,8 @@
 
 use outlast::{ClientError, OrchestrationContext};
 
-use crate::world::{World, activities, orchestration};
+use crate::model::world::{World, activities, orchestration};
+use crate::place::Place;
 
 fn message(result: Result<(), ClientError>) -> String {
     match result {
@@ -37,12 +38,14 @@ async fn an_eight_mebibyte_payload_goes_through() {
 
 #[tokio::test]
 async fn a_full_queue_refuses_the_sender_and_drops_nothing() {
-    let provider = std::sync::Arc::new(outlast::providers::sqlite::SqliteProvider::new_in_memory().await.unwrap());
+    let place = Place::default();
+    let provider = place.open().await;
     let code = |ctx: OrchestrationContext, _: String| async move {
         ctx.schedule_wait("go").await;
         Ok(format!("{}{}", ctx.dequeue_event("q").await, ctx.dequeue_event("q").await))
     };
-    let world = World::on(provider.clone(), activities(), orchestration("Queue", code), crate::world::options()).await;
+    let world =
+        World::on(provider.clone(), activities(), orchestration("Queue", code), crate::model::world::options()).await;
     let limits = outlast::Limits { queue_messages_max: 2, ..outlast::Limits::default() };
     let options = outlast::ClientOptions { limits, ..outlast::ClientOptions::default() };
     let client = outlast::Client::with_options(provider, options);

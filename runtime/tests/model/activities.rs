@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use outlast::{ActivityContext, BackoffStrategy, OrchestrationContext, RetryPolicy};
 
-use crate::world::{World, activities, options, orchestration};
+use crate::model::world::{World, activities, options, orchestration};
 
 #[tokio::test]
 async fn an_error_and_a_panic_of_an_activity_reach_the_code_as_err() {
@@ -73,7 +73,7 @@ async fn typed_calls_carry_json_both_ways() {
     );
     let world = World::start(registry, orchestrations).await;
     world.client.start_orchestration_typed("i", "Typed", &vec![1, 2, 3]).await.unwrap();
-    let doubled: i64 = world.client.wait_for_orchestration_typed("i", crate::world::SOON).await.unwrap();
+    let doubled: i64 = world.client.wait_for_orchestration_typed("i", crate::model::world::SOON).await.unwrap();
     assert_eq!(doubled, 12);
 }
 

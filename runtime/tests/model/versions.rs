@@ -1,11 +1,9 @@
 //! Versions: the highest is taken, an execution stays on its own, continue-as-new resolves anew.
 
-use std::sync::Arc;
-
-use outlast::providers::sqlite::SqliteProvider;
 use outlast::{OrchestrationContext, OrchestrationRegistry, OrchestrationRegistryBuilder, VersionPolicy};
 
-use crate::world::{World, activities, options, orchestration};
+use crate::model::world::{World, activities, options, orchestration};
+use crate::place::Place;
 
 async fn version(ctx: OrchestrationContext, input: String) -> Result<String, String> {
     if input == "again" {
@@ -33,7 +31,8 @@ async fn a_start_takes_the_latest_the_exact_or_the_policy() {
 
 #[tokio::test]
 async fn an_execution_stays_on_its_version_and_continue_as_new_moves_on() {
-    let provider = Arc::new(SqliteProvider::new_in_memory().await.unwrap());
+    let place = Place::default();
+    let provider = place.open().await;
     let world = World::on(provider.clone(), activities(), registry(&["1.0.0"]), options()).await;
     world.client.start_orchestration("i", "Job", "again").await.unwrap();
     world.events("i", 2).await;
@@ -53,7 +52,8 @@ fn errors_of_a_registry_are_all_told() {
 
 #[tokio::test]
 async fn another_text_of_a_custom_status_is_no_other_decision() {
-    let provider = std::sync::Arc::new(outlast::providers::sqlite::SqliteProvider::new_in_memory().await.unwrap());
+    let place = Place::default();
+    let provider = place.open().await;
     let code = |text: &'static str| {
         move |ctx: OrchestrationContext, _: String| async move {
             ctx.set_custom_status(text);

@@ -40,7 +40,7 @@ const CONTROL_AGE_MAX: Duration = Duration::from_secs(600);
 const CONTROL_BYTES_MAX: i64 = 64 << 20;
 
 /// Shared by a broker, its sources and its tasks.
-pub(crate) struct Core {
+pub(crate) struct Hub {
     pub(crate) client: Client,
     pub(crate) js: Context,
     pub(crate) subjects: Subjects,
@@ -58,7 +58,7 @@ pub(crate) struct Core {
     creating: tokio::sync::Mutex<()>,
 }
 
-impl Core {
+impl Hub {
     pub(crate) fn new(
         client: Client,
         link: watch::Receiver<Link>,
@@ -98,6 +98,16 @@ impl Core {
         let _up = link.wait_for(|link| link.up).await;
     }
 
+    /// Bounds a wait for an answer. One that was asked for on a connection that is gone never comes.
+    pub(crate) async fn answer<T>(&self, wait: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let mut link = self.link.clone();
+        let asked_on = *link.borrow_and_update();
+        tokio::select! {
+            answer = within(ANSWER_TIMEOUT, wait) => answer,
+            _ = link.wait_for(|now| *now != asked_on) => Err(Error::Unavailable("the connection is lost".to_owned())),
+        }
+    }
+
     /// Returns when the server has handled all that was sent so far on this connection.
     pub(crate) async fn settled(&self) -> Result<(), Error> {
         let trip = async {
@@ -106,13 +116,13 @@ impl Core {
             self.client.publish(inbox, Vec::new().into()).await.map_err(unavailable)?;
             futures::StreamExt::next(&mut answers).await.ok_or_else(|| Error::Unavailable("closed".to_owned()))
         };
-        within(ANSWER_TIMEOUT, trip).await.map(drop)
+        self.answer(trip).await.map(drop)
     }
 
     /// The stream of work as it is; `None` when there is none.
     pub(crate) async fn look_at_work(&self) -> Result<Option<Info>, Error> {
         let name = self.subjects.work_stream();
-        let found = within(ANSWER_TIMEOUT, async { Ok(self.js.get_stream(name).await) }).await?;
+        let found = self.answer(async { Ok(self.js.get_stream(name).await) }).await?;
         match found {
             Ok(stream) => Ok(Some(stream.cached_info().clone())),
             Err(error) => match error.kind() {
@@ -127,7 +137,7 @@ impl Core {
         let _alone = self.creating.lock().await;
         for config in [self.work_config(), self.control_config()] {
             let create = async { Ok(self.js.get_or_create_stream(config.clone()).await) };
-            let found = within(ANSWER_TIMEOUT, create).await?.map_err(unavailable)?;
+            let found = self.answer(create).await?.map_err(unavailable)?;
             check(&config, &found.cached_info().config)?;
         }
         Ok(())
@@ -180,12 +190,19 @@ impl Core {
     pub(crate) async fn create_lane(&self, lane: &Lane) -> Result<Duration, Error> {
         let (stream, config) = (self.subjects.work_stream(), self.lane_config(lane));
         let create = async { Ok(self.js.create_consumer_strict_on_stream(config, stream.clone()).await) };
-        let ack_wait = match within(ANSWER_TIMEOUT, create).await? {
+        let ack_wait = match self.answer(create).await? {
             Ok(consumer) => consumer.cached_info().config.ack_wait,
             Err(error) if error.kind() == ConsumerCreateStrictErrorKind::AlreadyExists => {
                 self.ack_wait_of(&stream, lane).await?
             }
-            Err(error) => return Err(unavailable(error)),
+            Err(error) => {
+                return Err(match error.kind() {
+                    ConsumerCreateStrictErrorKind::JetStream(error) if is_full(&error) => Error::Unusable(format!(
+                        "the server allows no more consumers: use fewer tags or raise its limit ({error})"
+                    )),
+                    _ => unavailable(error),
+                });
+            }
         };
         self.lock_lanes().insert(lane.clone(), Instant::now());
         Ok(ack_wait)
@@ -194,7 +211,7 @@ impl Core {
     /// A consumer that is there keeps its options, so that nodes with different ones do not take turns.
     async fn ack_wait_of(&self, stream: &str, lane: &Lane) -> Result<Duration, Error> {
         let find = async { Ok(self.js.get_consumer_from_stream::<pull::Config, _, _>(lane.consumer(), stream).await) };
-        let consumer = within(ANSWER_TIMEOUT, find).await?.map_err(unavailable)?;
+        let consumer = self.answer(find).await?.map_err(unavailable)?;
         Ok(consumer.cached_info().config.ack_wait)
     }
 
@@ -237,6 +254,10 @@ impl Core {
     fn lock_lanes(&self) -> MutexGuard<'_, HashMap<Lane, Instant>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_full(error: &async_nats::jetstream::Error) -> bool {
+    error.error_code() == ErrorCode::MAXIMUM_CONSUMERS_LIMIT
 }
 
 /// Old servers take options that they do not know and leave them out.

@@ -5,7 +5,7 @@ use outlast::{
     StartOptions, StartOutcome,
 };
 
-use crate::world::{World, activities, orchestration};
+use crate::model::world::{World, activities, orchestration};
 
 #[tokio::test]
 async fn instances_are_listed_inspected_and_deleted() {

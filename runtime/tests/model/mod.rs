@@ -1,0 +1,14 @@
+//! The programming model, end to end: the behaviour that programs rely on, the same on every provider.
+
+pub(crate) mod world;
+
+mod activities;
+mod basics;
+mod cancelling;
+mod children;
+mod events;
+mod limits;
+mod management;
+mod routing;
+mod state;
+mod versions;
