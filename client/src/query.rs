@@ -9,19 +9,23 @@ use serde::de::DeserializeOwned;
 use crate::wait::from_json;
 use crate::{Client, ClientError};
 
-/// An instance that cannot go on by itself.
+/// Something that waits for what nobody serves: an orchestration, an activity or a tag.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The instance.
+    /// The instance that waits, or the one that waits longest.
     pub instance_id: String,
     /// Its orchestration.
     pub orchestration: String,
     /// What it lacks.
     pub reason: String,
-    /// How often it was tried.
+    /// How often its turn was tried.
     pub attempts: u32,
     /// When it is tried again, in milliseconds since the Unix epoch.
     pub next_attempt_ms: Option<u64>,
+    /// How many instances or activities wait for the same.
+    pub waiting: u32,
+    /// Since when, in milliseconds since the Unix epoch.
+    pub since_ms: u64,
 }
 
 impl Client {
@@ -123,7 +127,7 @@ impl Client {
         Ok(self.store.stats(&InstanceId::new(instance)).await?)
     }
 
-    /// Instances that cannot go on by themselves, for instance because nobody has registered their orchestration.
+    /// What waits for an orchestration, an activity or a tag that nobody serves, known within some seconds.
     pub async fn list_problems(&self) -> Result<Vec<Problem>, ClientError> {
         let rows = self.store.problems().await?;
         Ok(rows
@@ -134,6 +138,8 @@ impl Client {
                 reason: row.waits,
                 attempts: row.stalled,
                 next_attempt_ms: row.wake_at.map(|at| at.0),
+                waiting: row.waiting,
+                since_ms: row.since.0,
             })
             .collect())
     }

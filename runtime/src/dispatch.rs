@@ -91,9 +91,7 @@ impl Node {
             return;
         }
         self.counters.dispatched.fetch_add(items.len() as u64, std::sync::atomic::Ordering::Relaxed);
-        if self.broker.is_shared() {
-            items.iter().for_each(|item| self.outstanding.add(item, shard));
-        }
+        items.iter().for_each(|item| self.outstanding.add(item, shard));
         let count = items.len();
         let Err(error) = self.publish(&items).await else { return };
         tracing::warn!(target: RUNTIME, %error, count, "activities were not published, trying again");
@@ -182,6 +180,7 @@ impl Node {
             return self.settle_activity(&key, token, Err(details));
         }
         let delay = self.options.unregistered_backoff.delay(tries);
+        self.outstanding.postpone(&key, delay);
         let node = Arc::clone(self);
         tokio::spawn(async move {
             tokio::time::sleep(delay).await;

@@ -18,6 +18,7 @@ mod outstanding;
 mod owner;
 mod run_turn;
 mod sessions;
+mod shortages;
 mod warm;
 mod wheel;
 mod worker;

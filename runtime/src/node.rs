@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use outlast_broker::Broker;
 use outlast_core::{ActivityKey, Epoch, Limits, NodeId, OrchestrationRegistry, ShardId, WorkerId};
-use outlast_storage::{LeaseView, Store};
+use outlast_storage::{LeaseView, Store, WorkerInfo};
 use tokio_util::sync::CancellationToken;
 
 use crate::RuntimeOptions;
@@ -124,6 +124,12 @@ impl Node {
         let gone = gone.map(|node| WorkerId::new(node.id.as_str())).collect();
         *seen = Some(view);
         gone
+    }
+
+    /// What the workers of all live nodes run.
+    pub(crate) fn workers(&self) -> Vec<WorkerInfo> {
+        let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
+        view.iter().flat_map(|view| &view.nodes).filter_map(|node| node.worker.clone()).collect()
     }
 
     /// A shard whose owner has the code that this node lacks.

@@ -1,6 +1,6 @@
-//! Activities that this node has handed to a broker that may lose them, until their outcome is in a history.
+//! Activities that this node has handed to the broker, until their outcome is in a history.
 //!
-//! Handing out again is harmless: a broker that still has an item refuses the second one. So nothing has to be known about
+//! A broker that many processes share may lose them. Handing out again is harmless: a broker that still has an item refuses the second one. So nothing has to be known about
 //! what was lost; after a while everything is offered again, the longer it has been outstanding the more rarely.
 
 use std::collections::HashMap;
@@ -33,6 +33,7 @@ struct Entry {
     item: ActivityItem,
     shard: ShardId,
     worker: Option<WorkerId>,
+    since: Instant,
     offer_at: Instant,
     pause: Duration,
 }
@@ -45,8 +46,22 @@ impl Outstanding {
             item.input = String::new();
             item.input_stored = true;
         }
-        let entry = Entry { shard, worker: None, offer_at: Instant::now() + FIRST_OFFER, pause: FIRST_OFFER, item };
-        self.lock().insert(entry.item.key.clone(), entry);
+        let (now, mut items) = (Instant::now(), self.lock());
+        let since = items.get(&item.key).map_or(now, |entry| entry.since);
+        let entry = Entry { shard, worker: None, since, offer_at: now + FIRST_OFFER, pause: FIRST_OFFER, item };
+        items.insert(entry.item.key.clone(), entry);
+    }
+
+    /// A worker had no use for it: it is handed out again after `delay`, not sooner.
+    pub(crate) fn postpone(&self, key: &ActivityKey, delay: Duration) {
+        if let Some(entry) = self.lock().get_mut(key) {
+            entry.offer_at = Instant::now() + delay + FIRST_OFFER;
+        }
+    }
+
+    /// Shows each item and since when it is outstanding.
+    pub(crate) fn each_since(&self, mut show: impl FnMut(&ActivityItem, Instant)) {
+        self.lock().values().for_each(|entry| show(&entry.item, entry.since));
     }
 
     /// An item goes to the worker that holds its session.

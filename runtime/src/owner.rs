@@ -56,7 +56,6 @@ fn take_report(node: &Arc<Node>, report: Report, answer: oneshot::Sender<ReportR
         }
         ReportResult::Unregistered { activity } => {
             let _gone = answer.send(ReportReply::Settled(Verdict::Applied));
-            node.outstanding.remove(std::slice::from_ref(&key));
             node.retry_unregistered(key, (token, activity));
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use outlast_client::{Client, Provider};
 use outlast_core::{NodeId, WorkerId};
-use outlast_storage::NodeInfo;
+use outlast_storage::{NodeInfo, WorkerInfo};
 use thiserror::Error;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -117,7 +117,9 @@ impl Runtime {
             versions.into_iter().map(move |version| (name.clone(), version.to_string()))
         });
         let id = NodeId::new(&name);
-        store.join(NodeInfo { id: id.clone(), handlers: handlers.collect() }).await?;
+        let worker = (options.worker_concurrency > 0)
+            .then(|| WorkerInfo { filter: options.worker_tag_filter.clone(), activities: activities.list_names() });
+        store.join(NodeInfo { id: id.clone(), handlers: handlers.collect(), worker }).await?;
         let shards = store.shards();
         let node = Node::new(NodeParts {
             id,
@@ -157,6 +159,7 @@ impl Runtime {
         self.tasks.spawn(crate::owner::keep_time(Arc::clone(node)));
         self.tasks.spawn(crate::owner::watch_store(Arc::clone(node)));
         self.tasks.spawn(crate::membership::keep_share(Arc::clone(node), mail));
+        self.tasks.spawn(crate::shortages::watch(Arc::clone(node)));
         if node.broker.is_shared() {
             self.tasks.spawn(crate::outstanding::offer_again(Arc::clone(node)));
         }

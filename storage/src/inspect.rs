@@ -141,19 +141,23 @@ pub struct PruneResult {
     pub events_deleted: u64,
 }
 
-/// A running instance that cannot go on by itself.
+/// Something that waits for what nobody serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProblemRow {
-    /// The instance.
+    /// The instance that waits longest.
     pub instance: InstanceId,
     /// Its orchestration.
     pub orchestration: String,
-    /// The reason, from `InstanceState::waits`.
+    /// The reason, from `InstanceState::waits` or from a [`crate::Shortage`].
     pub waits: String,
-    /// How often it was tried.
+    /// How often its turn was tried.
     pub stalled: u32,
-    /// When it will be tried again.
+    /// When it will be tried again, if that is known.
     pub wake_at: Option<Millis>,
+    /// How much waits for the same.
+    pub waiting: u32,
+    /// Since when.
+    pub since: Millis,
 }
 
 /// What clients and people read.
@@ -194,7 +198,7 @@ pub trait InspectStore: Send + Sync + 'static {
     /// Size of one instance; `None` when there is none.
     async fn stats(&self, instance: &InstanceId) -> Result<Option<SystemStats>, Error>;
 
-    /// Running instances whose turns cannot begin (`stalled > 0`).
+    /// Running instances whose turns cannot begin (`stalled > 0`), and what nodes have reported.
     async fn problems(&self) -> Result<Vec<ProblemRow>, Error>;
 }
 

@@ -18,7 +18,7 @@ pub use inspect::{
 };
 pub use seam::{
     Arrivals, CallStore, CommitReply, Due, FencedTurn, HeldShard, InboxCursor, LeaseStore, LeaseView, Loaded, NodeInfo,
-    Receipt, SessionClaim, StartConflict, StartOutcome, StartReceipt, StartRequest, Store, TurnOutcome, TurnStore,
-    Wake,
+    Receipt, SessionClaim, Shortage, StartConflict, StartOutcome, StartReceipt, StartRequest, Store, TurnOutcome,
+    TurnStore, Wake, WorkerInfo,
 };
 pub use virtual_clock::VirtualClock;

@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use outlast_core::{
-    Epoch, HistoryEvent, InboxSeq, Incoming, InstanceId, InstanceState, Message, Millis, NodeId, ShardId, Turn,
-    WorkerId,
+    Epoch, HistoryEvent, InboxSeq, Incoming, InstanceId, InstanceState, Message, Millis, NodeId, ShardId, TagFilter,
+    Turn, WorkerId,
 };
 
 use crate::{Error, InspectStore};
@@ -165,6 +165,32 @@ pub struct NodeInfo {
     pub id: NodeId,
     /// The (orchestration, version) pairs that it serves; empty takes no shard.
     pub handlers: Vec<(String, String)>,
+    /// What its worker runs; `None` when it runs no activities.
+    pub worker: Option<WorkerInfo>,
+}
+
+/// What a worker runs, as others see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerInfo {
+    /// The tags that it takes.
+    pub filter: TagFilter,
+    /// The activities that it has registered.
+    pub activities: Vec<String>,
+}
+
+/// Work that waits and that nobody serves, as one node sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shortage {
+    /// What is missing.
+    pub reason: String,
+    /// Who waits longest.
+    pub instance: InstanceId,
+    /// Its orchestration.
+    pub orchestration: String,
+    /// How many activities wait.
+    pub waiting: u32,
+    /// Since when the first of them waits.
+    pub since: Millis,
 }
 
 /// A shard and the epoch by which a node holds it.
@@ -215,6 +241,9 @@ pub trait LeaseStore: Send + Sync + 'static {
 
     /// Frees all that the node holds and forgets it.
     async fn leave(&self, node: &NodeId) -> Result<(), Error>;
+
+    /// Makes these the node's shortages, in place of those it reported before; they go with the node.
+    async fn report_shortages(&self, node: &NodeId, shortages: Vec<Shortage>) -> Result<(), Error>;
 
     /// Takes the session for `worker` unless a live worker has it that used it less than `idle` ago; using it renews it.
     async fn claim_session(&self, session: &str, worker: &WorkerId, idle: Duration) -> Result<SessionClaim, Error>;

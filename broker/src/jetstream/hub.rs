@@ -30,8 +30,8 @@ const PUBLISHES_IN_FLIGHT_MAX: usize = 8_192;
 const ACK_PENDING_MAX: i64 = 100_000;
 /// Pull requests of one consumer that may wait at once.
 const WAITING_MAX: i64 = 8_192;
-/// The server forgets a worker that has not pulled for so long.
-const WORKER_GONE_AFTER: Duration = Duration::from_secs(3_600);
+/// The server forgets a worker that has not pulled for so long. One that is full does not pull: its activities may be long.
+const WORKER_GONE_AFTER: Duration = Duration::from_secs(24 * 3_600);
 /// How long a consumer that was seen is taken to be there still.
 const LANE_KNOWN_FOR: Duration = Duration::from_secs(300);
 /// How long cancellations are kept for workers that cannot be reached.

@@ -1,5 +1,7 @@
 //! What brokers promise, shown on each of them, and what JetStream alone must stand.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod items;
 mod server;
 mod world;

@@ -121,3 +121,49 @@ async fn rates_of_reports() {
         println!("reports by {tasks} tasks: {}/s", rate(each * tasks, begun));
     }
 }
+
+/// Work of a tag flows while a great backlog of another waits for its workers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn rates_beside_a_backlog() {
+    let server = Server::any();
+    let broker = server.broker("backlog").await;
+    let begun = Instant::now();
+    for batch in 0..300_u64 {
+        let waiting = (batch * 1_000..(batch + 1) * 1_000).map(|event| tagged("waits", event, "gpu"));
+        broker.publish(waiting.map(|item| Dispatch { item, worker: None }).collect()).await.unwrap();
+    }
+    println!("publishes in thousands by one task: {}/s", rate(300_000, begun));
+    let mut source = open(&broker, "w", TagFilter::DefaultOnly).await;
+    let mut waits = Vec::new();
+    for event in 0..500 {
+        let begun = Instant::now();
+        publish(&broker, item("latency", event)).await;
+        let delivery = take(&mut source).await;
+        waits.push(begun.elapsed());
+        (delivery.settle)(Settle::Ack);
+    }
+    waits.sort();
+    println!("publish and delivery, one by one: p50 {:?}, p99 {:?}", waits[250], waits[495]);
+    let (begun, mut count) = (Instant::now(), 0);
+    for batch in 0..100_u64 {
+        let items = (batch * 100..(batch + 1) * 100).map(|event| Dispatch { item: item("flow", event), worker: None });
+        broker.publish(items.collect()).await.unwrap();
+        while count < (batch + 1) * 100 {
+            for delivery in source.next(64).await.unwrap() {
+                count += 1;
+                (delivery.settle)(Settle::Ack);
+            }
+        }
+    }
+    println!("published and taken in hundreds: {}/s", rate(count, begun));
+    let mut gpu = open(&broker, "gpu", TagFilter::tags(["gpu"])).await;
+    let (begun, mut count) = (Instant::now(), 0);
+    while count < 300_000 {
+        for delivery in gpu.next(64).await.unwrap() {
+            count += 1;
+            (delivery.settle)(Settle::Ack);
+        }
+    }
+    println!("backlog taken: {}/s", rate(count, begun));
+}

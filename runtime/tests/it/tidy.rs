@@ -21,6 +21,7 @@ const IMPURE: [&str; 6] = ["tokio", "rusqlite", "sqlx", "async-nats", "ractor", 
 /// What lies at the root.
 const ROOT: [&str; 22] = [
     ".ci",
+    ".config",
     ".github",
     ".gitignore",
     "ARCHITECTURE.md",

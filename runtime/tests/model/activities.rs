@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use outlast::{ActivityContext, BackoffStrategy, OrchestrationContext, RetryPolicy};
+use outlast::{ActivityContext, BackoffStrategy, Either2, OrchestrationContext, RetryPolicy};
 
 use crate::model::world::{World, activities, options, orchestration};
 
@@ -109,4 +109,41 @@ async fn an_orchestration_that_nobody_has_registered_is_a_problem_and_then_poiso
     assert_eq!((problem.instance_id.as_str(), problem.reason.as_str()), ("i", "unregistered orchestration"));
     let details = world.outcome("i").await.unwrap_err();
     assert!(matches!(details, outlast::ErrorDetails::Poison { attempt_count: 4, .. }), "{details:?}");
+}
+
+#[tokio::test]
+async fn work_that_nobody_serves_is_listed_and_then_not() {
+    let code = |ctx: OrchestrationContext, input: String| async move {
+        let activity = ctx.schedule_activity(if input == "tag" { "Echo" } else { "Missing" }, input.clone());
+        let activity = if input == "tag" { activity.with_tag("gpu") } else { activity };
+        match ctx.select2(activity, ctx.schedule_wait("stop")).await {
+            Either2::First(result) => result,
+            Either2::Second(stopped) => Ok(stopped),
+        }
+    };
+    let mut patient = options();
+    patient.max_attempts = 1_000;
+    let world = World::start_with(activities(), orchestration("Job", code), patient).await;
+    for id in ["tag", "name"] {
+        world.client.start_orchestration(id, "Job", id).await.unwrap();
+    }
+    let listed = async |count: usize| {
+        for _ in 0..200 {
+            let problems = world.client.list_problems().await.unwrap();
+            if problems.len() == count {
+                return problems;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("{count} problems are not listed: {:?}", world.client.list_problems().await);
+    };
+    let problems = listed(2).await;
+    assert_eq!(problems[0].instance_id, "name");
+    assert_eq!(problems[0].reason, "no worker has registered activity Missing");
+    assert_eq!((problems[1].reason.as_str(), problems[1].waiting), ("no worker takes the tag \"gpu\"", 1));
+    for id in ["tag", "name"] {
+        world.client.raise_event(id, "stop", "stopped").await.unwrap();
+        assert_eq!(world.outcome(id).await.unwrap(), "stopped");
+    }
+    listed(0).await;
 }

@@ -199,8 +199,10 @@ impl InspectStore for PostgresStore {
     }
 
     async fn problems(&self) -> Result<Vec<ProblemRow>, Error> {
-        let sql = "SELECT id, orchestration, waits, stalled, wake_at FROM instances \
-                   WHERE stalled > 0 AND status = 'Running' ORDER BY id LIMIT 10000";
+        let sql = "SELECT id, orchestration, waits, stalled, wake_at, 1::int8, updated FROM instances \
+                   WHERE stalled > 0 AND status = 'Running' UNION ALL \
+                   SELECT min(instance), min(orchestration), reason, 0, NULL, sum(waiting)::int8, min(since) FROM shortages s \
+                   JOIN nodes n ON n.id = s.node AND n.lease_until >= now_ms() GROUP BY reason ORDER BY 1 LIMIT 10000";
         let read = self.pools.general.run(|db| {
             Box::pin(async move {
                 let rows = sqlx::query(sql).fetch_all(&mut **db).await?;
@@ -211,6 +213,8 @@ impl InspectStore for PostgresStore {
                         waits: row.try_get(2)?,
                         stalled: row.try_get::<i32, _>(3)?.cast_unsigned(),
                         wake_at: optional_millis(row, 4)?,
+                        waiting: u32::try_from(unsigned(row, 5)?).unwrap_or(u32::MAX),
+                        since: optional_millis(row, 6)?.unwrap_or_default(),
                     })
                 };
                 rows.iter().map(problem).collect()

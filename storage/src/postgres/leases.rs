@@ -8,8 +8,9 @@ use async_trait::async_trait;
 use outlast_core::{Epoch, Millis, NodeId, ShardId, WorkerId};
 
 use super::PostgresStore;
+use super::serves::{decode, encode};
 use super::turns::numbers;
-use crate::{Error, HeldShard, LeaseStore, LeaseView, NodeInfo, SessionClaim};
+use crate::{Error, HeldShard, LeaseStore, LeaseView, NodeInfo, SessionClaim, Shortage};
 
 /// A dead node is forgotten after so many leases.
 const FORGET_AFTER_LEASES: u32 = 12;
@@ -26,7 +27,7 @@ struct Renewed {
 #[async_trait]
 impl LeaseStore for PostgresStore {
     async fn join(&self, node: NodeInfo) -> Result<(), Error> {
-        let handlers = encode_handlers(&node.handlers);
+        let handlers = encode(&node);
         self.joined.lock().unwrap_or_else(PoisonError::into_inner).push((node.id.clone(), handlers.clone()));
         self.renew_node(&node.id, handlers).await.map(drop)
     }
@@ -49,9 +50,7 @@ impl LeaseStore for PostgresStore {
         let nodes = renewed.node_ids.iter().zip(&renewed.node_handler_lists).filter(|(id, _)| live.contains(id));
         Ok(LeaseView {
             lease: self.lease,
-            nodes: nodes
-                .map(|(id, handlers)| NodeInfo { id: NodeId::new(id), handlers: decode_handlers(handlers) })
-                .collect(),
+            nodes: nodes.map(|(id, serves)| decode(NodeId::new(id), serves)).collect(),
             owners: renewed.owners.iter().map(owner).collect(),
             held: renewed.owners.iter().enumerate().filter_map(held).collect(),
         })
@@ -96,6 +95,25 @@ impl LeaseStore for PostgresStore {
         let done = self.pools.leases.run(|db| {
             Box::pin(async move {
                 sqlx::query("SELECT leave($1)").bind(node).execute(&mut **db).await?;
+                Ok(())
+            })
+        });
+        done.await
+    }
+
+    async fn report_shortages(&self, node: &NodeId, shortages: Vec<Shortage>) -> Result<(), Error> {
+        let node = node.as_str().to_owned();
+        let done = self.pools.general.run(|db| {
+            Box::pin(async move {
+                let query = sqlx::query("SELECT report_shortages($1, $2, $3, $4, $5, $6)").bind(node);
+                query
+                    .bind(shortages.iter().map(|s| s.reason.clone()).collect::<Vec<_>>())
+                    .bind(shortages.iter().map(|s| s.instance.as_str().to_owned()).collect::<Vec<_>>())
+                    .bind(shortages.iter().map(|s| s.orchestration.clone()).collect::<Vec<_>>())
+                    .bind(shortages.iter().map(|s| s.waiting.cast_signed()).collect::<Vec<_>>())
+                    .bind(shortages.iter().map(|s| s.since.0.cast_signed()).collect::<Vec<_>>())
+                    .execute(&mut **db)
+                    .await?;
                 Ok(())
             })
         });
@@ -196,16 +214,4 @@ impl PostgresStore {
 
 fn shard(index: usize) -> ShardId {
     ShardId(u16::try_from(index).expect("there are at most u16::MAX shards"))
-}
-
-/// Names and versions in lines; names hold no control characters.
-fn encode_handlers(handlers: &[(String, String)]) -> String {
-    handlers.iter().map(|(name, version)| format!("{name}\t{version}")).collect::<Vec<_>>().join("\n")
-}
-
-fn decode_handlers(text: &str) -> Vec<(String, String)> {
-    text.lines()
-        .filter_map(|line| line.split_once('\t'))
-        .map(|(name, version)| (name.to_owned(), version.to_owned()))
-        .collect()
 }

@@ -12,6 +12,7 @@ mod leases;
 mod outgoing;
 mod rows;
 mod schema;
+mod serves;
 mod turns;
 
 use std::sync::{Arc, Mutex};

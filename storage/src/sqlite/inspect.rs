@@ -114,8 +114,10 @@ impl InspectStore for SqliteStore {
     async fn problems(&self) -> Result<Vec<ProblemRow>, Error> {
         self.connections
             .read(|db| {
-                let sql = "SELECT id, orchestration, waits, stalled, wake_at FROM instances \
-                           WHERE stalled > 0 AND status = 'Running' ORDER BY id LIMIT 10000";
+                let sql = "SELECT id, orchestration, waits, stalled, wake_at, 1, updated FROM instances \
+                           WHERE stalled > 0 AND status = 'Running' UNION ALL \
+                           SELECT instance, orchestration, reason, 0, NULL, sum(waiting), min(since) FROM shortages \
+                           GROUP BY reason ORDER BY 1 LIMIT 10000";
                 let mut query = db.prepare_cached(sql).map_err(sql_error)?;
                 let problem = |row: &Row<'_>| {
                     Ok(ProblemRow {
@@ -124,6 +126,8 @@ impl InspectStore for SqliteStore {
                         waits: row.get(2)?,
                         stalled: row.get(3)?,
                         wake_at: optional_millis(row, 4)?,
+                        waiting: row.get(5)?,
+                        since: optional_millis(row, 6)?.unwrap_or_default(),
                     })
                 };
                 query.query_map([], problem).and_then(Iterator::collect).map_err(sql_error)

@@ -12,7 +12,7 @@ use rusqlite::params;
 
 use super::SqliteStore;
 use super::connection::sql_error;
-use crate::{Error, HeldShard, LeaseStore, LeaseView, NodeInfo, SessionClaim};
+use crate::{Error, HeldShard, LeaseStore, LeaseView, NodeInfo, SessionClaim, Shortage};
 
 /// Who is there and who holds what, in this process.
 pub(super) struct Leases {
@@ -62,11 +62,21 @@ impl Leases {
 #[async_trait]
 impl LeaseStore for SqliteStore {
     async fn join(&self, node: NodeInfo) -> Result<(), Error> {
-        let mut members = self.leases.lock();
-        if members.nodes.is_empty() && members.lock.is_none() {
-            members.lock = self.leases.lock_file()?;
+        let first = {
+            let mut members = self.leases.lock();
+            let first = members.nodes.is_empty();
+            if first && members.lock.is_none() {
+                members.lock = self.leases.lock_file()?;
+            }
+            members.nodes.insert(node.id.clone(), node);
+            first
+        };
+        if first {
+            // Whoever reported them died without taking them back.
+            self.connections
+                .write(|db, _| db.execute("DELETE FROM shortages", []).map(drop).map_err(sql_error))
+                .await?;
         }
-        members.nodes.insert(node.id.clone(), node);
         Ok(())
     }
 
@@ -132,12 +142,33 @@ impl LeaseStore for SqliteStore {
     async fn leave(&self, node: &NodeId) -> Result<(), Error> {
         let all: Vec<ShardId> = self.all_shards().collect();
         self.release(node, &all).await?;
+        self.report_shortages(node, Vec::new()).await?;
         let mut members = self.leases.lock();
         members.nodes.remove(node);
         if members.nodes.is_empty() {
             members.lock = None;
         }
         Ok(())
+    }
+
+    async fn report_shortages(&self, node: &NodeId, shortages: Vec<Shortage>) -> Result<(), Error> {
+        let node = node.as_str().to_owned();
+        self.connections
+            .write(move |db, _| {
+                db.prepare_cached("DELETE FROM shortages WHERE node = ?1")
+                    .and_then(|mut statement| statement.execute([&node]))
+                    .map_err(sql_error)?;
+                let sql = "INSERT INTO shortages (node, reason, instance, orchestration, waiting, since) \
+                           VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+                let mut insert = db.prepare_cached(sql).map_err(sql_error)?;
+                for shortage in &shortages {
+                    let (instance, since) = (shortage.instance.as_str(), shortage.since.0.cast_signed());
+                    let row = params![node, shortage.reason, instance, shortage.orchestration, shortage.waiting, since];
+                    insert.execute(row).map_err(sql_error)?;
+                }
+                Ok(())
+            })
+            .await
     }
 
     async fn claim_session(&self, session: &str, worker: &WorkerId, idle: Duration) -> Result<SessionClaim, Error> {

@@ -6,7 +6,7 @@ use super::SHARDS;
 use crate::Error;
 
 /// Schema steps in order; `user_version` counts the ones that were made. A step is never changed, only followed by others.
-const MIGRATIONS: [&str; 1] = [FIRST];
+const MIGRATIONS: [&str; 2] = [FIRST, SECOND];
 
 const FIRST: &str = "
 CREATE TABLE shards (
@@ -85,6 +85,18 @@ CREATE TABLE clock (
     last_write INTEGER NOT NULL
 ) STRICT;
 INSERT INTO clock VALUES (1, 0);
+";
+
+const SECOND: &str = "
+CREATE TABLE shortages (
+    node TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    instance TEXT NOT NULL,
+    orchestration TEXT NOT NULL,
+    waiting INTEGER NOT NULL,
+    since INTEGER NOT NULL,
+    PRIMARY KEY (node, reason)
+) STRICT, WITHOUT ROWID;
 ";
 
 /// Brings a database to the current schema; a newer one is refused.

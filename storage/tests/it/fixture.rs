@@ -5,12 +5,13 @@ use std::time::{Duration, SystemTime};
 
 use outlast_core::{
     Epoch, EventId, EventKind, ExecutionId, Expected, HistoryEvent, InboxSeq, InstanceId, InstanceState,
-    InstanceStatus, Message, MessageId, MessageKind, Millis, NodeId, ShardId, StartMessage, Turn,
+    InstanceStatus, Message, MessageId, MessageKind, Millis, NodeId, ShardId, StartMessage, TagFilter, Turn,
 };
 use outlast_storage::postgres::{PostgresOptions, PostgresStore};
 use outlast_storage::sqlite::SqliteStore;
 use outlast_storage::{
     CommitReply, FencedTurn, HeldShard, NodeInfo, StartConflict, StartReceipt, StartRequest, Store, TurnOutcome,
+    WorkerInfo,
 };
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions, Executor};
@@ -129,7 +130,9 @@ pub(crate) struct Owner {
 pub(crate) async fn join(store: &dyn Store, name: &str) -> NodeId {
     let node = NodeId::new(name);
     let handlers = vec![("orchestration".to_owned(), "1.0.0".to_owned())];
-    store.join(NodeInfo { id: node.clone(), handlers }).await.unwrap();
+    let filter = TagFilter::default_and(["gpu"]);
+    let worker = Some(WorkerInfo { filter, activities: vec!["Echo".to_owned(), "Say".to_owned()] });
+    store.join(NodeInfo { id: node.clone(), handlers, worker }).await.unwrap();
     node
 }
 

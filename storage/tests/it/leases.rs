@@ -2,12 +2,17 @@
 
 use std::time::Duration;
 
-use outlast_core::{ShardId, WorkerId};
-use outlast_storage::{SessionClaim, Store};
+use outlast_core::{InstanceId, Millis, ShardId, WorkerId};
+use outlast_storage::{SessionClaim, Shortage, Store};
 
 use crate::fixture::{join, on_every_store};
 
-on_every_store!(nodes_see_each_other, a_leaving_node_frees_all, sessions_stay_with_a_worker_that_lives);
+on_every_store!(
+    nodes_see_each_other,
+    a_leaving_node_frees_all,
+    sessions_stay_with_a_worker_that_lives,
+    shortages_go_with_their_node
+);
 
 async fn nodes_see_each_other(store: &dyn Store) {
     let first = join(store, "first").await;
@@ -17,6 +22,9 @@ async fn nodes_see_each_other(store: &dyn Store) {
     let view = store.renew(&second).await.unwrap();
     assert_eq!(view.nodes.iter().map(|node| node.id.clone()).collect::<Vec<_>>(), [first.clone(), second.clone()]);
     assert_eq!(view.nodes[0].handlers, [("orchestration".to_owned(), "1.0.0".to_owned())]);
+    let worker = view.nodes[0].worker.clone().unwrap();
+    assert_eq!(worker.activities, ["Echo", "Say"]);
+    assert!(worker.filter.matches(Some("gpu")) && worker.filter.matches(None) && !worker.filter.matches(Some("cpu")));
     assert_eq!(view.owners[..4], [Some(first.clone()), Some(first), Some(second), None]);
     assert_eq!(view.held.iter().map(|held| held.shard).collect::<Vec<_>>(), [ShardId(2)]);
 }
@@ -51,4 +59,26 @@ async fn sessions_stay_with_a_worker_that_lives(store: &dyn Store) {
     assert_eq!(claim(&first, idle).await.unwrap(), SessionClaim::Other(second.clone()));
     store.release_sessions(&second).await.unwrap();
     assert_eq!(claim(&first, idle).await.unwrap(), SessionClaim::Mine);
+}
+
+async fn shortages_go_with_their_node(store: &dyn Store) {
+    let first = join(store, "first").await;
+    let second = join(store, "second").await;
+    let shortage = |reason: &str, waiting, since| Shortage {
+        reason: reason.to_owned(),
+        instance: InstanceId::new("a"),
+        orchestration: "orchestration".to_owned(),
+        waiting,
+        since: Millis(since),
+    };
+    store.report_shortages(&first, vec![shortage("x", 1, 70), shortage("y", 1, 70)]).await.unwrap();
+    store.report_shortages(&first, vec![shortage("x", 2, 50)]).await.unwrap();
+    store.report_shortages(&second, vec![shortage("x", 3, 60)]).await.unwrap();
+    let problems = store.problems().await.unwrap();
+    let [problem] = &problems[..] else { panic!("{problems:?}") };
+    assert_eq!((problem.waits.as_str(), problem.waiting, problem.since), ("x", 5, Millis(50)));
+    store.leave(&first).await.unwrap();
+    assert_eq!(store.problems().await.unwrap()[0].waiting, 3);
+    store.report_shortages(&second, Vec::new()).await.unwrap();
+    assert!(store.problems().await.unwrap().is_empty());
 }

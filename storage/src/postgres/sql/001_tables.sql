@@ -6,6 +6,16 @@ CREATE TABLE nodes (
     lease_until int8 NOT NULL
 ) WITH (fillfactor = 50);
 
+CREATE TABLE shortages (
+    node text NOT NULL REFERENCES nodes ON DELETE CASCADE,
+    reason text NOT NULL,
+    instance text NOT NULL,
+    orchestration text NOT NULL,
+    waiting int4 NOT NULL,
+    since int8 NOT NULL,
+    PRIMARY KEY (node, reason)
+);
+
 CREATE TABLE shards (
     id int2 PRIMARY KEY,
     owner text,

@@ -261,6 +261,16 @@ BEGIN
         AND NOT EXISTS (SELECT FROM shards s WHERE s.owner = n.id) RETURNING n.id;
 END $$;
 
+-- What a node reports takes the place of what it reported before.
+CREATE OR REPLACE FUNCTION report_shortages(
+    reporter text, reasons text[], instances text[], orchestrations text[], counts int4[], times int8[]
+) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM shortages WHERE node = reporter;
+    INSERT INTO shortages (node, reason, instance, orchestration, waiting, since)
+        SELECT reporter, s.* FROM unnest(reasons, instances, orchestrations, counts, times) AS s;
+END $$;
+
 -- Takes a session unless a live worker used it less than `idle_ms` ago; returns who has it.
 CREATE OR REPLACE FUNCTION claim_session(wanted text, claimant text, idle_ms int8) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
