@@ -127,13 +127,15 @@ async fn rates_of_reports() {
 #[ignore = "a measurement"]
 async fn rates_beside_a_backlog() {
     let server = Server::any();
-    let broker = server.broker("backlog").await;
+    let memory_storage = std::env::var("MEM").is_ok();
+    let total: u64 = std::env::var("TOTAL").unwrap().parse().unwrap();
+    let broker = outlast_broker::jetstream::JetStreamBroker::connect(outlast_broker::jetstream::JetStreamOptions { memory_storage, ..server.options("backlog") }).await.unwrap();
     let begun = Instant::now();
-    for batch in 0..300_u64 {
+    for batch in 0..total / 1000 {
         let waiting = (batch * 1_000..(batch + 1) * 1_000).map(|event| tagged("waits", event, "gpu"));
         broker.publish(waiting.map(|item| Dispatch { item, worker: None }).collect()).await.unwrap();
     }
-    println!("publishes in thousands by one task: {}/s", rate(300_000, begun));
+    println!("publishes in thousands by one task: {}/s", rate(total, begun));
     let mut source = open(&broker, "w", TagFilter::DefaultOnly).await;
     let mut waits = Vec::new();
     for event in 0..500 {
@@ -146,7 +148,7 @@ async fn rates_beside_a_backlog() {
     waits.sort();
     println!("publish and delivery, one by one: p50 {:?}, p99 {:?}", waits[250], waits[495]);
     let (begun, mut count) = (Instant::now(), 0);
-    for batch in 0..100_u64 {
+    for batch in 0..std::env::var("FLOW").unwrap().parse::<u64>().unwrap() {
         let items = (batch * 100..(batch + 1) * 100).map(|event| Dispatch { item: item("flow", event), worker: None });
         broker.publish(items.collect()).await.unwrap();
         while count < (batch + 1) * 100 {
@@ -159,9 +161,10 @@ async fn rates_beside_a_backlog() {
     println!("published and taken in hundreds: {}/s", rate(count, begun));
     let mut gpu = open(&broker, "gpu", TagFilter::tags(["gpu"])).await;
     let (begun, mut count) = (Instant::now(), 0);
-    while count < 300_000 {
+    while count < total {
         for delivery in gpu.next(64).await.unwrap() {
             count += 1;
+            if count % 25_000 == 0 { println!("{count}: {:?}", begun.elapsed()); }
             (delivery.settle)(Settle::Ack);
         }
     }

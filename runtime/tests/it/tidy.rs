@@ -19,7 +19,7 @@ const EDGES: [(&str, &[&str]); 7] = [
 /// What core may not even name.
 const IMPURE: [&str; 6] = ["tokio", "rusqlite", "sqlx", "async-nats", "ractor", "rand"];
 /// What lies at the root.
-const ROOT: [&str; 22] = [
+const ROOT: [&str; 23] = [
     ".ci",
     ".config",
     ".github",

@@ -1,0 +1,8 @@
+//! Faults of a cluster, with real processes and real servers: what dies, what is wiped, what is stopped.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod broker_faults;
+mod node;
+mod node_faults;
+mod servers;
+mod store_faults;
