@@ -1,11 +1,12 @@
 //! Sharing the shards out among the nodes that live.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use outlast_broker::ShardMail;
 use outlast_core::{NodeId, ShardId};
-use outlast_storage::LeaseView;
+use outlast_storage::{LeaseView, NodeInfo};
 use tokio::sync::mpsc;
 
 use crate::node::Node;
@@ -66,7 +67,8 @@ pub(crate) async fn share_once(
     let view = node.store.renew(&node.id).await?;
     let lease = view.lease;
     node.renewed(sent, lease);
-    let (change, lost) = (rebalance(&node.id, &view), lost(node, &view));
+    let change = if node.leaving.load(Ordering::Relaxed) { Rebalance::default() } else { rebalance(&node.id, &view) };
+    let lost = lost(node, &view);
     let gone = node.see(view);
     if !lost.is_empty() {
         tracing::warn!(target: RUNTIME, shards = lost.len(), "other nodes have taken shards of this one");
@@ -108,6 +110,22 @@ async fn give_up(
 ) -> Result<(), outlast_storage::Error> {
     put_down(node, shards, mail).await;
     node.store.release(&node.id, shards).await
+}
+
+/// Before leaving: if others have code, they take the shards, and whatever still runs here is reported to them.
+pub(crate) async fn hand_over(node: &Arc<Node>, mail: &mpsc::UnboundedSender<ShardMail>) {
+    if !node.others_have_code() {
+        return;
+    }
+    node.leaving.store(true, Ordering::Relaxed);
+    let done = async {
+        // A node without code has no share.
+        node.store.join(NodeInfo { id: node.id.clone(), handlers: Vec::new(), worker: None }).await?;
+        give_up(node, &node.held(), mail).await
+    };
+    if let Err(error) = done.await {
+        tracing::warn!(target: RUNTIME, %error, "shards were not handed over; others take them when the lease has ended");
+    }
 }
 
 async fn put_down(node: &Arc<Node>, shards: &[ShardId], mail: &mpsc::UnboundedSender<ShardMail>) {

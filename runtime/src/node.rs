@@ -1,7 +1,7 @@
 //! What all parts of a node share: the provider, the code, the shards it holds and its warm instances.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,8 @@ pub(crate) struct Node {
     pub(crate) wheel: Wheel,
     pub(crate) stopping: CancellationToken,
     pub(crate) counters: Counters,
+    /// It takes no shard any more.
+    pub(crate) leaving: AtomicBool,
     /// Activities that the broker carries and might lose.
     pub(crate) outstanding: Outstanding,
     /// Tries of activities that no worker had registered.
@@ -77,6 +79,7 @@ impl Node {
             wheel: Wheel::default(),
             stopping: CancellationToken::new(),
             counters: Counters::default(),
+            leaving: AtomicBool::new(false),
             outstanding: Outstanding::default(),
             unregistered: Mutex::default(),
             shards: RwLock::default(),
@@ -130,6 +133,12 @@ impl Node {
     pub(crate) fn workers(&self) -> Vec<WorkerInfo> {
         let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
         view.iter().flat_map(|view| &view.nodes).filter_map(|node| node.worker.clone()).collect()
+    }
+
+    /// Whether another node that is alive runs orchestrations.
+    pub(crate) fn others_have_code(&self) -> bool {
+        let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
+        view.iter().flat_map(|view| &view.nodes).any(|node| node.id != self.id && !node.handlers.is_empty())
     }
 
     /// A shard whose owner has the code that this node lacks.

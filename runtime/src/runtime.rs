@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use outlast_broker::ShardMail;
 use outlast_client::{Client, Provider};
 use outlast_core::{NodeId, WorkerId};
 use outlast_storage::{NodeInfo, WorkerInfo};
@@ -43,6 +44,8 @@ pub struct Runtime {
     node: Arc<Node>,
     worker: Arc<Worker>,
     client: Client,
+    /// Where mail for this node's shards goes.
+    mail: mpsc::UnboundedSender<ShardMail>,
     tasks: TaskTracker,
 }
 
@@ -145,20 +148,20 @@ impl Runtime {
             stopped: CancellationToken::new(),
             options,
         });
-        let runtime = Self { node, worker, client, tasks: TaskTracker::new() };
-        runtime.spawn_tasks().await?;
+        let (mail, mailbox) = mpsc::unbounded_channel();
+        let runtime = Self { node, worker, client, mail, tasks: TaskTracker::new() };
+        runtime.spawn_tasks(mailbox).await?;
         Ok(Arc::new(runtime))
     }
 
-    async fn spawn_tasks(&self) -> Result<(), StartError> {
-        let (mail, mailbox) = mpsc::unbounded_channel();
+    async fn spawn_tasks(&self, mailbox: mpsc::UnboundedReceiver<ShardMail>) -> Result<(), StartError> {
         let node = &self.node;
         self.tasks.spawn(crate::owner::read_mail(Arc::clone(node), mailbox));
         // The first share is taken before the call returns: work that follows finds an owner.
-        crate::membership::share_once(node, &mail).await?;
+        crate::membership::share_once(node, &self.mail).await?;
         self.tasks.spawn(crate::owner::keep_time(Arc::clone(node)));
         self.tasks.spawn(crate::owner::watch_store(Arc::clone(node)));
-        self.tasks.spawn(crate::membership::keep_share(Arc::clone(node), mail));
+        self.tasks.spawn(crate::membership::keep_share(Arc::clone(node), self.mail.clone()));
         self.tasks.spawn(crate::shortages::watch(Arc::clone(node)));
         if node.broker.is_shared() {
             self.tasks.spawn(crate::outstanding::offer_again(Arc::clone(node)));
@@ -169,13 +172,14 @@ impl Runtime {
         Ok(())
     }
 
-    /// Stops: no new work, running activities get up to `timeout_ms` (default 1,000), then shards and sessions are free.
-    /// Returns as soon as all is quiet. Activities that did not finish run again elsewhere or after the next start.
+    /// Stops: no new work, other nodes take the shards at once, running activities get up to `timeout_ms` (default 1,000), then
+    /// sessions are free. Returns as soon as all is quiet. Activities that did not finish run again elsewhere or after the next start.
     pub async fn shutdown(self: Arc<Self>, timeout_ms: Option<u64>) {
         let timeout = timeout_ms.map_or(SHUTDOWN_DEFAULT, Duration::from_millis);
         self.worker.draining.cancel();
         self.worker.attempts.close();
         let quiet = async {
+            crate::membership::hand_over(&self.node, &self.mail).await;
             self.worker.attempts.wait().await;
             while !self.node.is_quiet() {
                 tokio::time::sleep(Duration::from_millis(1)).await;

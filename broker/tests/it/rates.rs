@@ -130,6 +130,10 @@ async fn rates_beside_a_backlog() {
     let memory_storage = std::env::var("MEM").is_ok();
     let total: u64 = std::env::var("TOTAL").unwrap().parse().unwrap();
     let broker = outlast_broker::jetstream::JetStreamBroker::connect(outlast_broker::jetstream::JetStreamOptions { memory_storage, ..server.options("backlog") }).await.unwrap();
+    if std::env::var("PIN").is_ok() {
+        let js = async_nats::jetstream::new(async_nats::connect(&server.url).await.unwrap());
+        js.publish("backlog.work.pin", "".into()).await.unwrap().await.unwrap();
+    }
     let begun = Instant::now();
     for batch in 0..total / 1000 {
         let waiting = (batch * 1_000..(batch + 1) * 1_000).map(|event| tagged("waits", event, "gpu"));

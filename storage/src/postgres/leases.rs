@@ -28,7 +28,11 @@ struct Renewed {
 impl LeaseStore for PostgresStore {
     async fn join(&self, node: NodeInfo) -> Result<(), Error> {
         let handlers = encode(&node);
-        self.joined.lock().unwrap_or_else(PoisonError::into_inner).push((node.id.clone(), handlers.clone()));
+        {
+            let mut joined = self.joined.lock().unwrap_or_else(PoisonError::into_inner);
+            joined.retain(|(id, _)| *id != node.id);
+            joined.push((node.id.clone(), handlers.clone()));
+        }
         self.renew_node(&node.id, handlers).await.map(drop)
     }
 

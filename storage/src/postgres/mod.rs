@@ -1,6 +1,6 @@
 //! The store of a cluster: Postgres holds everything durable, and its clock is the only clock.
 //!
-//! Whatever belongs to one durable step is one call of a function in the database (`sql/functions.sql`): one round trip,
+//! Whatever belongs to one durable step is one call of a function in the database (`sql/001_functions.sql`): one round trip,
 //! and never a transaction that waits for a client.
 
 mod calls;

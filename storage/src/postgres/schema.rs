@@ -7,10 +7,9 @@ use super::PostgresOptions;
 use super::connect::{Failure, Pool};
 use crate::Error;
 
-/// Steps in order. A step is never changed, only followed by others.
-const MIGRATIONS: [&str; 1] = [include_str!("sql/001_tables.sql")];
-/// Functions belong to the program: they are made anew with every migration.
-const FUNCTIONS: &str = include_str!("sql/functions.sql");
+/// Steps in order. A step is never changed, only followed by others. Programs of two versions share a schema while nodes
+/// are upgraded, so a function that changes its meaning gets a new name.
+const MIGRATIONS: [&[&str]; 1] = [&[include_str!("sql/001_tables.sql"), include_str!("sql/001_functions.sql")]];
 /// Longest name that Postgres keeps whole.
 const NAME_BYTES_MAX: usize = 63;
 
@@ -89,13 +88,14 @@ async fn migrate(pool: &Pool, options: &PostgresOptions) -> Result<(), Error> {
             tx.execute(AssertSqlSafe(head)).await.map_err(denied)?;
             let made: i64 = sqlx::query_scalar("SELECT count(*) FROM migrations").fetch_one(&mut *tx).await?;
             for (step, sql) in MIGRATIONS.iter().enumerate().skip(usize::try_from(made).unwrap_or(0)) {
-                tx.execute(AssertSqlSafe((*sql).to_owned())).await.map_err(denied)?;
+                for part in *sql {
+                    tx.execute(AssertSqlSafe((*part).to_owned())).await.map_err(denied)?;
+                }
                 sqlx::query("INSERT INTO migrations (step) VALUES ($1)")
                     .bind(i32::try_from(step + 1).unwrap_or(i32::MAX))
                     .execute(&mut *tx)
                     .await?;
             }
-            tx.execute(FUNCTIONS).await.map_err(denied)?;
             sqlx::query(
                 "INSERT INTO shards (id) SELECT generate_series(0, $1 - 1) WHERE NOT EXISTS (SELECT FROM shards)",
             )

@@ -1,11 +1,11 @@
 -- Statements that belong to one durable step, as functions: one round trip, and no transaction that a client could leave open.
 
-CREATE OR REPLACE FUNCTION now_ms() RETURNS int8 LANGUAGE sql VOLATILE
+CREATE FUNCTION now_ms() RETURNS int8 LANGUAGE sql VOLATILE
     RETURN floor(extract(epoch FROM clock_timestamp()) * 1000)::int8;
 
 -- Commits the turns of many instances. Outcomes, one per turn: 1 written, 2 fenced, 3 conflict. A failure of one turn that
 -- shows only while it is written raises, and the caller commits the group again in halves.
-CREATE OR REPLACE FUNCTION commit_turns(
+CREATE FUNCTION commit_turns(
     -- Per turn: its fence, what the row must be, and what it becomes.
     t_instance text[], t_shard int2[], t_epoch int8[], t_execution int8[], t_event int8[], t_leftover bool[], t_consumed int4[],
     s_orchestration text[], s_version text[], s_status text[], s_paused bool[], s_execution int8[], s_event int8[],
@@ -139,7 +139,7 @@ BEGIN
 END $$;
 
 -- Makes instances, each with its first message; `made` tells which ids were free.
-CREATE OR REPLACE FUNCTION start_instances(
+CREATE FUNCTION start_instances(
     ids text[], home_shards int2[], orchestrations text[], parents text[], message_ids text[], datas bytea[],
     OUT now int8, OUT made text[]
 ) LANGUAGE plpgsql AS $$
@@ -160,12 +160,12 @@ BEGIN
 END $$;
 
 -- Whether a message waits in the inbox or was applied.
-CREATE OR REPLACE FUNCTION is_known(to_instance text, with_message_id text) RETURNS bool LANGUAGE sql STABLE
+CREATE FUNCTION is_known(to_instance text, with_message_id text) RETURNS bool LANGUAGE sql STABLE
     RETURN EXISTS (SELECT FROM inbox WHERE instance = to_instance AND message_id = with_message_id)
         OR EXISTS (SELECT FROM history WHERE instance = to_instance AND message_id = with_message_id);
 
 -- Puts messages into inboxes. Outcomes: 0 no such instance, 1 written, 2 ended or known, 3 the queue is full.
-CREATE OR REPLACE FUNCTION send_messages(
+CREATE FUNCTION send_messages(
     receivers text[], message_ids text[], queues text[], datas bytea[], queue_max int4[],
     OUT now int8, OUT outcomes int2[], OUT shards int2[]
 ) LANGUAGE plpgsql AS $$
@@ -189,7 +189,7 @@ BEGIN
 END $$;
 
 -- An instance to start anew: a running one is told so, an ended one is made ready for its next execution.
-CREATE OR REPLACE FUNCTION replace_instance(
+CREATE FUNCTION replace_instance(
     instance_id text, new_orchestration text, new_message_id text, start_data bytea, replace_data bytea, OUT home int2
 ) LANGUAGE plpgsql AS $$
 DECLARE
@@ -211,14 +211,14 @@ BEGIN
 END $$;
 
 -- Announces a node or renews its lease, and tells who holds what.
-CREATE OR REPLACE FUNCTION renew_node(
+CREATE FUNCTION renew_node(
     node text, node_handlers text, lease_ms int8,
     OUT now int8, OUT node_ids text[], OUT node_handler_lists text[], OUT alive bool[], OUT owners text[], OUT epochs int8[]
 ) LANGUAGE plpgsql AS $$
 BEGIN
     now := now_ms();
     INSERT INTO nodes (id, handlers, lease_until) VALUES (node, node_handlers, renew_node.now + lease_ms)
-        ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until;
+        ON CONFLICT (id) DO UPDATE SET lease_until = excluded.lease_until, handlers = excluded.handlers;
     SELECT array_agg(n.id ORDER BY n.id), array_agg(n.handlers ORDER BY n.id),
            array_agg(n.lease_until >= renew_node.now ORDER BY n.id)
         INTO node_ids, node_handler_lists, alive FROM nodes n;
@@ -226,7 +226,7 @@ BEGIN
 END $$;
 
 -- Takes shards that are free; those of nodes whose lease has ended too, when `steal`.
-CREATE OR REPLACE FUNCTION acquire_shards(node text, wanted int2[], steal bool)
+CREATE FUNCTION acquire_shards(node text, wanted int2[], steal bool)
 RETURNS TABLE (shard int2, new_epoch int8) LANGUAGE plpgsql AS $$
 BEGIN
     -- Waits for commits of the former owners, and keeps them from beginning new ones.
@@ -239,13 +239,13 @@ BEGIN
         RETURNING s.id, s.epoch;
 END $$;
 
-CREATE OR REPLACE FUNCTION release_shards(node text, given int2[]) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION release_shards(node text, given int2[]) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM 1 FROM nodes n WHERE n.id = node FOR UPDATE;
     UPDATE shards SET owner = NULL WHERE id = ANY (given) AND owner = node;
 END $$;
 
-CREATE OR REPLACE FUNCTION leave(node text) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION leave(node text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM 1 FROM nodes n WHERE n.id = node FOR UPDATE;
     UPDATE shards SET owner = NULL WHERE owner = node;
@@ -254,7 +254,7 @@ BEGIN
 END $$;
 
 -- Forgets nodes that have been dead for long and hold nothing; returns them.
-CREATE OR REPLACE FUNCTION forget_dead_nodes(dead_for_ms int8) RETURNS SETOF text LANGUAGE plpgsql AS $$
+CREATE FUNCTION forget_dead_nodes(dead_for_ms int8) RETURNS SETOF text LANGUAGE plpgsql AS $$
 BEGIN
     DELETE FROM sessions WHERE worker IN (SELECT id FROM nodes WHERE lease_until < now_ms() - dead_for_ms);
     RETURN QUERY DELETE FROM nodes n WHERE n.lease_until < now_ms() - dead_for_ms
@@ -262,7 +262,7 @@ BEGIN
 END $$;
 
 -- What a node reports takes the place of what it reported before.
-CREATE OR REPLACE FUNCTION report_shortages(
+CREATE FUNCTION report_shortages(
     reporter text, reasons text[], instances text[], orchestrations text[], counts int4[], times int8[]
 ) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
@@ -272,7 +272,7 @@ BEGIN
 END $$;
 
 -- Takes a session unless a live worker used it less than `idle_ms` ago; returns who has it.
-CREATE OR REPLACE FUNCTION claim_session(wanted text, claimant text, idle_ms int8) RETURNS text LANGUAGE plpgsql AS $$
+CREATE FUNCTION claim_session(wanted text, claimant text, idle_ms int8) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     holder text;
 BEGIN
@@ -288,7 +288,7 @@ BEGIN
 END $$;
 
 -- An instance and its descendants, parents first.
-CREATE OR REPLACE FUNCTION tree_of(root text) RETURNS TABLE (member text, level int4) LANGUAGE sql STABLE AS $$
+CREATE FUNCTION tree_of(root text) RETURNS TABLE (member text, level int4) LANGUAGE sql STABLE AS $$
     WITH RECURSIVE tree(id, depth) AS (
         SELECT i.id, 0 FROM instances i WHERE i.id = root
         UNION SELECT i.id, t.depth + 1 FROM instances i JOIN tree t ON i.parent = t.id)
@@ -296,7 +296,7 @@ CREATE OR REPLACE FUNCTION tree_of(root text) RETURNS TABLE (member text, level 
 $$;
 
 -- Deletes a root with its descendants. Results: 0 done, 1 no such instance, 2 a child, 3 still running (`culprit`).
-CREATE OR REPLACE FUNCTION delete_tree(
+CREATE FUNCTION delete_tree(
     root text, forced bool,
     OUT result int2, OUT culprit text, OUT instances_deleted int8, OUT executions_deleted int8, OUT events_deleted int8,
     OUT messages_deleted int8
@@ -332,7 +332,7 @@ BEGIN
 END $$;
 
 -- Deletes histories of executions before the current one; null when there is no such instance.
-CREATE OR REPLACE FUNCTION prune_instance(
+CREATE FUNCTION prune_instance(
     pruned text, keep_last int8, completed_before int8, OUT executions int8, OUT events int8
 ) LANGUAGE plpgsql AS $$
 DECLARE
