@@ -60,6 +60,8 @@ pub enum ReportResult {
         /// Who ran it.
         run: AttemptInfo,
     },
+    /// It begins now; the answer tells whether it is wanted (`Settled(Applied)`).
+    Begun,
     /// The worker has no handler of this name.
     Unregistered {
         /// The name.

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use crate::ids::mix;
 use crate::journal::{Journal, NextExecution, OpKind, Outcome};
-use crate::{DurableFuture, Either2, EventId, EventKind, LimitExceeded, RetryPolicy, Token};
+use crate::{ActivityTimeouts, DurableFuture, Either2, EventId, EventKind, LimitExceeded, RetryPolicy, Token};
 
 /// Importance of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -341,6 +341,7 @@ impl OrchestrationContext {
             token,
             attempt: request.attempt,
             first_event_id: request.first_event.map(|id| id.0),
+            timeouts: ActivityTimeouts::default(),
         };
         DurableFuture::open(&self.journal, (event, OpKind::Activity { token }), result)
     }

@@ -138,6 +138,7 @@ impl OrchestrationContext {
                 token,
                 attempt: 1,
                 first_event_id: None,
+                timeouts: crate::ActivityTimeouts::default(),
             };
             DurableFuture::open(&self.journal, (event, OpKind::Activity { token }), crate::context::result)
         })

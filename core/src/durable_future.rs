@@ -5,9 +5,10 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use crate::journal::{Journal, OpKind, Outcome};
-use crate::{EventId, EventKind};
+use crate::{ActivityTimeouts, EventId, EventKind};
 
 /// Resolves when what it stands for has ended. Dropping it before that cancels what it stands for: an activity or child
 /// is cancelled, a timer forgotten, a wait or dequeue withdrawn, so that it takes no event.
@@ -44,22 +45,59 @@ impl<T> DurableFuture<T> {
     /// When the future stands for something other than an activity, or when it was awaited before: a tag is part of the
     /// scheduling event.
     pub fn with_tag(self, tag: impl Into<String>) -> Self {
-        let State::Open { id, .. } = &self.state else { return self };
         let tag = tag.into();
-        let mut state = self.journal.lock();
-        let checked = state.limits.check_name("tag", &tag);
-        let mut is_activity = false;
-        let amended = state.amend(*id, |kind| {
-            if let EventKind::ActivityScheduled { tag: slot, .. } = kind {
-                is_activity = true;
-                *slot = Some(tag);
-            }
-        });
-        drop(state);
+        let checked = self.journal.lock().limits.check_name("tag", &tag);
         if let Err(refused) = checked {
             panic!("with_tag: {refused}");
         }
-        assert!(amended && is_activity, "with_tag belongs to an activity, right behind the call that schedules it");
+        self.amend("with_tag", |kind| match kind {
+            EventKind::ActivityScheduled { tag: slot, .. } => {
+                *slot = Some(tag);
+                true
+            }
+            _ => false,
+        })
+    }
+
+    /// Gives an activity deadlines; one that is missed ends it with an error that begins with `timeout:`.
+    ///
+    /// # Panics
+    /// Like [`DurableFuture::with_tag`].
+    pub fn with_timeouts(self, timeouts: ActivityTimeouts) -> Self {
+        self.amend_timeouts("with_timeouts", |slot| timeouts.or(slot))
+    }
+
+    /// A worker has to start the activity within `limit`. Panics like [`DurableFuture::with_tag`].
+    pub fn with_schedule_to_start(self, limit: Duration) -> Self {
+        self.amend_timeouts("with_schedule_to_start", |slot| slot.schedule_to_start(limit))
+    }
+
+    /// The activity has to end within `limit` of its start. Panics like [`DurableFuture::with_tag`].
+    pub fn with_start_to_close(self, limit: Duration) -> Self {
+        self.amend_timeouts("with_start_to_close", |slot| slot.start_to_close(limit))
+    }
+
+    /// The activity has to call `heartbeat` at least this often. Panics like [`DurableFuture::with_tag`].
+    pub fn with_heartbeat_timeout(self, limit: Duration) -> Self {
+        self.amend_timeouts("with_heartbeat_timeout", |slot| slot.heartbeat(limit))
+    }
+
+    fn amend_timeouts(self, what: &str, change: impl FnOnce(ActivityTimeouts) -> ActivityTimeouts) -> Self {
+        self.amend(what, |kind| match kind {
+            EventKind::ActivityScheduled { timeouts, .. } => {
+                *timeouts = change(*timeouts);
+                true
+            }
+            _ => false,
+        })
+    }
+
+    /// Changes the event that schedules an activity, before the turn is over; `change` tells whether it is one.
+    fn amend(self, what: &str, change: impl FnOnce(&mut EventKind) -> bool) -> Self {
+        let State::Open { id, .. } = &self.state else { return self };
+        let mut is_activity = false;
+        let amended = self.journal.lock().amend(*id, |kind| is_activity = change(kind));
+        assert!(amended && is_activity, "{what} belongs to an activity, right behind the call that schedules it");
         self
     }
 

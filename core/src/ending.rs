@@ -344,7 +344,8 @@ pub(crate) fn item_of(
     kind: &EventKind,
     (state, traceparent): (&InstanceState, Option<String>),
 ) -> Option<ActivityItem> {
-    let EventKind::ActivityScheduled { name, input, session_id, tag, token, attempt, first_event_id } = kind else {
+    let EventKind::ActivityScheduled { name, input, session_id, tag, token, attempt, first_event_id, timeouts } = kind
+    else {
         return None;
     };
     let first_event = first_event_id.map_or(key.event, EventId);
@@ -357,6 +358,7 @@ pub(crate) fn item_of(
         tag: tag.clone(),
         session_id: session_id.clone(),
         attempt: *attempt,
+        timeouts: *timeouts,
         first_event,
         orchestration: state.orchestration.clone(),
         version: state.version.clone(),

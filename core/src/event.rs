@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ErrorDetails, EventId, ExecutionId, InstanceId, MessageId, Millis, Token};
+use crate::{ActivityTimeouts, ErrorDetails, EventId, ExecutionId, InstanceId, MessageId, Millis, Token};
 
 /// A fact as stored and as held in memory; instance and execution are known from where it lies.
 #[derive(Clone, Debug, PartialEq)]
@@ -167,6 +167,8 @@ pub enum EventKind {
         /// The scheduling event of the first attempt, when this is a later one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         first_event_id: Option<u64>,
+        #[serde(default, skip_serializing_if = "ActivityTimeouts::is_none")]
+        timeouts: ActivityTimeouts,
     },
     ActivityCompleted {
         result: String,
@@ -291,10 +293,11 @@ impl EventKind {
     pub(crate) fn comparable(&self) -> EventKind {
         let mut kind = self.clone();
         match &mut kind {
-            Self::ActivityScheduled { token, attempt, first_event_id, .. } => {
+            Self::ActivityScheduled { token, attempt, first_event_id, timeouts, .. } => {
                 *token = Token(0);
                 *attempt = 1;
                 *first_event_id = None;
+                *timeouts = ActivityTimeouts::default();
             }
             Self::SubOrchestrationScheduled { token, .. } => *token = Token(0),
             Self::TimerCreated { fire_at_ms } => *fire_at_ms = 0,

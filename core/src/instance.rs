@@ -174,6 +174,14 @@ impl WarmInstance {
         crate::ending::outstanding_activities(&self.id, &self.state, &self.cold)
     }
 
+    /// Whether the outcome of this activity is still waited for.
+    pub fn awaits(&self, event: EventId, token: Token) -> bool {
+        match &self.execution {
+            Some(execution) => execution.open_token(event) == Some(token),
+            None => self.outstanding().iter().any(|item| item.key.event == event && item.token == token),
+        }
+    }
+
     /// Drops messages that were applied before and keeps those that are held at rest (queues).
     fn sift(&mut self, messages: Vec<Incoming>, draft: &mut Draft) -> Vec<Incoming> {
         let ended = self.state.status != InstanceStatus::Running;

@@ -28,6 +28,7 @@ mod follow;
 mod fork;
 mod instance;
 mod replay_check;
+mod timeouts;
 mod turn;
 
 pub use combine::{Either2, Either3};
@@ -54,4 +55,5 @@ pub use replay_check::{ReplayDifference, check_replay};
 pub use retry::{BackoffStrategy, RetryPolicy, UnregisteredBackoffConfig};
 pub use status::{InstanceState, InstanceStatus, OrchestrationStatus};
 pub use tag::TagFilter;
+pub use timeouts::ActivityTimeouts;
 pub use turn::{ActivityItem, Effect, Expected, KvChange, LogLine, OutboundMessage, Turn, Verdict};

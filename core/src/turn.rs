@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ActivityKey, EventId, ExecutionId, HistoryEvent, InboxSeq, InstanceId, InstanceState, KvEntry, LogLevel, Message,
-    MessageId, Token,
+    ActivityKey, ActivityTimeouts, EventId, ExecutionId, HistoryEvent, InboxSeq, InstanceId, InstanceState, KvEntry,
+    LogLevel, Message, MessageId, Token,
 };
 
 /// One pass over an instance: messages in, events and effects out.
@@ -108,6 +108,9 @@ pub struct ActivityItem {
     pub session_id: Option<String>,
     /// Which attempt, from 1.
     pub attempt: u32,
+    /// Deadlines of the call.
+    #[serde(default)]
+    pub timeouts: ActivityTimeouts,
     /// The first scheduling event of its retry policy; the idempotency key derives from it.
     pub first_event: EventId,
     /// The orchestration's name.

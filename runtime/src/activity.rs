@@ -1,10 +1,11 @@
 //! The activities that a worker can run.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use outlast_core::{Registry, RegistryBuilder, RegistryError, VersionPolicy};
+use outlast_core::{ActivityTimeouts, Registry, RegistryBuilder, RegistryError, VersionPolicy};
 use semver::Version;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -19,11 +20,13 @@ pub type ActivityHandler =
 #[derive(Clone, Default)]
 pub struct ActivityRegistry {
     handlers: Registry<ActivityHandler>,
+    timeouts: Arc<BTreeMap<String, ActivityTimeouts>>,
 }
 
 /// Collects activities for a registry.
 pub struct ActivityRegistryBuilder {
     builder: RegistryBuilder<ActivityHandler>,
+    timeouts: BTreeMap<String, ActivityTimeouts>,
 }
 
 /// The version of an activity that is registered without one.
@@ -32,12 +35,13 @@ const VERSION: &str = "1.0.0";
 impl ActivityRegistry {
     /// Begins an empty registry.
     pub fn builder() -> ActivityRegistryBuilder {
-        ActivityRegistryBuilder { builder: Registry::builder() }
+        ActivityRegistryBuilder { builder: Registry::builder(), timeouts: BTreeMap::new() }
     }
 
     /// Begins with all that `registry` has.
     pub fn builder_from(registry: &Self) -> ActivityRegistryBuilder {
-        ActivityRegistryBuilder { builder: Registry::builder_from(&registry.handlers) }
+        let timeouts = (*registry.timeouts).clone();
+        ActivityRegistryBuilder { builder: Registry::builder_from(&registry.handlers), timeouts }
     }
 
     /// The handler that a name stands for: its latest version, or the one that its policy names.
@@ -48,6 +52,11 @@ impl ActivityRegistry {
     /// The handler of exactly this version.
     pub fn resolve_version(&self, name: &str, version: &Version) -> Option<ActivityHandler> {
         self.handlers.resolve_version(name, version)
+    }
+
+    /// Deadlines for calls that name none.
+    pub(crate) fn timeouts(&self, name: &str) -> ActivityTimeouts {
+        self.timeouts.get(name).copied().unwrap_or_default()
     }
 
     /// All versions of a name, oldest first.
@@ -90,13 +99,21 @@ impl ActivityRegistryBuilder {
         Fut: Future<Output = Result<String, String>> + Send + 'static,
     {
         let handler: ActivityHandler = Arc::new(move |ctx, input| Box::pin(activity(ctx, input)));
-        Self { builder: self.builder.insert(name.into(), version.as_ref(), handler) }
+        Self { builder: self.builder.insert(name.into(), version.as_ref(), handler), ..self }
+    }
+
+    /// Deadlines of an activity on this worker, for calls that name none. `schedule_to_start` has no meaning here: it ends
+    /// before a worker is known, so only calls can set it.
+    #[must_use]
+    pub fn set_timeouts(mut self, name: impl Into<String>, timeouts: ActivityTimeouts) -> Self {
+        self.timeouts.insert(name.into(), timeouts);
+        self
     }
 
     /// Which version a name stands for.
     #[must_use]
     pub fn set_policy(self, name: impl Into<String>, policy: VersionPolicy) -> Self {
-        Self { builder: self.builder.set_policy(name, policy) }
+        Self { builder: self.builder.set_policy(name, policy), ..self }
     }
 
     /// Adds an activity with JSON on both sides.
@@ -135,7 +152,7 @@ impl ActivityRegistryBuilder {
             }
             Err(error) => Box::pin(std::future::ready(Err(format!("input is not the expected JSON: {error}")))),
         });
-        Self { builder: self.builder.insert(name.into(), version.as_ref(), handler) }
+        Self { builder: self.builder.insert(name.into(), version.as_ref(), handler), ..self }
     }
 
     /// Adds several activities of one type.
@@ -151,17 +168,18 @@ impl ActivityRegistryBuilder {
 
     /// Adds all activities of another registry.
     #[must_use]
-    pub fn merge(self, other: ActivityRegistry) -> Self {
-        Self { builder: self.builder.merge(other.handlers) }
+    pub fn merge(mut self, other: ActivityRegistry) -> Self {
+        self.timeouts.extend(other.timeouts.iter().map(|(name, timeouts)| (name.clone(), *timeouts)));
+        Self { builder: self.builder.merge(other.handlers), timeouts: self.timeouts }
     }
 
     /// The registry. Panics when a registration was wrong, with all errors.
     pub fn build(self) -> ActivityRegistry {
-        ActivityRegistry { handlers: self.builder.build() }
+        ActivityRegistry { handlers: self.builder.build(), timeouts: Arc::new(self.timeouts) }
     }
 
     /// The registry, or all that was wrong with the registrations.
     pub fn build_result(self) -> Result<ActivityRegistry, Vec<RegistryError>> {
-        Ok(ActivityRegistry { handlers: self.builder.build_result()? })
+        Ok(ActivityRegistry { handlers: self.builder.build_result()?, timeouts: Arc::new(self.timeouts) })
     }
 }

@@ -1,12 +1,12 @@
 //! What activity code can do and know.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use outlast_client::Client;
 use outlast_core::ActivityItem;
 use tokio_util::sync::CancellationToken;
 
+use crate::heartbeat::Heartbeat;
 use crate::observability::ACTIVITY;
 
 /// The hands of activity code. Clones are the same context.
@@ -20,19 +20,7 @@ struct Inner {
     worker: String,
     cancelled: CancellationToken,
     client: Client,
-    heartbeats: Arc<Heartbeats>,
-}
-
-/// The last words of running attempts, for the attempt that follows; by idempotency key.
-#[derive(Default)]
-pub(crate) struct Heartbeats {
-    last: Mutex<BTreeMap<String, String>>,
-}
-
-impl Heartbeats {
-    pub(crate) fn forget(&self, key: &str) {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
-    }
+    heartbeat: Arc<Heartbeat>,
 }
 
 macro_rules! log {
@@ -57,9 +45,9 @@ impl ActivityContext {
         item: Arc<ActivityItem>,
         worker: String,
         cancelled: CancellationToken,
-        (client, heartbeats): (Client, Arc<Heartbeats>),
+        (client, heartbeat): (Client, Arc<Heartbeat>),
     ) -> Self {
-        Self { inner: Arc::new(Inner { item, worker, cancelled, client, heartbeats }) }
+        Self { inner: Arc::new(Inner { item, worker, cancelled, client, heartbeat }) }
     }
 
     /// Whether the result is no longer wanted.
@@ -127,16 +115,15 @@ impl ActivityContext {
         idempotency_key(&self.inner.item)
     }
 
-    /// Notes how far the work is; the next attempt can read it, also after this one has failed.
+    /// Notes how far the work is, and that it goes on. The next attempt can read the details, on any worker, also after this one
+    /// has failed or its worker has died; they are stored at most once a second.
     pub fn heartbeat(&self, details: impl Into<String>) {
-        let mut last = self.inner.heartbeats.last.lock().unwrap_or_else(PoisonError::into_inner);
-        last.insert(self.idempotency_key(), details.into());
+        self.inner.heartbeat.beat(details.into());
     }
 
-    /// What an earlier attempt (or this one) noted last, if its worker process still lives.
+    /// What this attempt noted last, or else the one before.
     pub fn last_heartbeat(&self) -> Option<String> {
-        let last = self.inner.heartbeats.last.lock().unwrap_or_else(PoisonError::into_inner);
-        last.get(&self.idempotency_key()).cloned()
+        self.inner.heartbeat.details()
     }
 
     /// The W3C trace context of the instance, if it was started with one.

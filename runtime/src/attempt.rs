@@ -1,29 +1,23 @@
 //! One attempt of an activity: run, report until the owner has committed, ack.
 
-use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outlast_broker::{Delivery, Report, ReportReply, ReportResult, Settle};
-use outlast_core::{
-    ActivityItem, ActivityOutcome, AppErrorKind, AttemptInfo, ErrorDetails, EventKind, HistoryEvent, Message,
-    MessageKind, ShardId,
-};
+use outlast_core::{ActivityItem, AttemptInfo, EventKind, HistoryEvent, Message, MessageKind, ShardId, Verdict};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::task::{AbortHandle, JoinError};
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
 
-use crate::ActivityContext;
-use crate::activity::ActivityHandler;
-use crate::activity_context::idempotency_key;
 use crate::dispatch::result_id;
+use crate::execute::execute;
 use crate::sessions::Claim;
 use crate::worker::Worker;
 
 /// Pause before a report is repeated.
 const REPORT_AGAIN: Duration = Duration::from_millis(20);
 const REPORT_AGAIN_MAX: Duration = Duration::from_secs(1);
+/// How often the owner is asked whether an item is still wanted.
+const ASK_TRIES: u32 = 5;
 
 pub(crate) async fn run(
     worker: Arc<Worker>,
@@ -31,12 +25,16 @@ pub(crate) async fn run(
     cancelled: CancellationToken,
     (slot, report): (OwnedSemaphorePermit, OwnedSemaphorePermit),
 ) {
-    let Delivery { mut item, queued_ms, settle, .. } = delivery;
-    if let Err(instead) = prepare(&worker, &mut item).await {
+    let Delivery { mut item, queued_ms, redelivered, settle } = delivery;
+    if let Err(instead) = prepare(&worker, &mut item, redelivered).await {
         worker.lock_running().remove(&item.key);
         return settle(instead);
     }
     let item = Arc::new(item);
+    if item.timeouts.get_schedule_to_start().is_some() && !redelivered {
+        let (worker, item) = (Arc::clone(&worker), Arc::clone(&item));
+        tokio::spawn(async move { ask(&worker, &item, ReportResult::Begun).await });
+    }
     let started = Instant::now();
     let result = match worker.activities.resolve_handler(&item.name) {
         None => {
@@ -44,7 +42,7 @@ pub(crate) async fn run(
             ReportResult::Unregistered { activity: item.name.clone() }
         }
         Some(handler) => {
-            let outcome = execute(&worker, &item, (handler, cancelled)).await;
+            let outcome = execute(&worker, &item, (handler, cancelled, redelivered)).await;
             let ran_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
             let run = AttemptInfo { worker: worker.id.as_str().to_owned(), attempt: item.attempt, queued_ms, ran_ms };
             ReportResult::Done { outcome, run }
@@ -65,18 +63,28 @@ pub(crate) async fn run(
     }
 }
 
-/// Makes sure that the item's session is held here and its input is at hand; otherwise says where it goes instead.
-async fn prepare(worker: &Arc<Worker>, item: &mut ActivityItem) -> Result<(), Settle> {
-    if let Some(session) = &item.session_id {
-        match worker.claim(session).await {
-            Claim::Mine => {}
-            Claim::Other(owner) => return Err(Settle::Forward(owner)),
-            Claim::Refused => {
-                tokio::time::sleep(REPORT_AGAIN).await;
-                return Err(Settle::Requeue);
-            }
+/// Makes sure that the item is wanted, its session is held here and its input is at hand; otherwise says where it goes instead.
+async fn prepare(worker: &Arc<Worker>, item: &mut ActivityItem, redelivered: bool) -> Result<(), Settle> {
+    if redelivered && !ask(worker, item, ReportResult::Begun).await {
+        return Err(Settle::Ack);
+    }
+    let Some(session) = item.session_id.clone() else { return read_input(worker, item).await };
+    match worker.claim(&session).await {
+        Claim::Mine => {}
+        Claim::Other(owner) => return Err(Settle::Forward(owner)),
+        Claim::Refused => {
+            tokio::time::sleep(REPORT_AGAIN).await;
+            return Err(Settle::Requeue);
         }
     }
+    let read = read_input(worker, item).await;
+    if read.is_err() {
+        worker.lock_sessions().end(&session);
+    }
+    read
+}
+
+async fn read_input(worker: &Arc<Worker>, item: &mut ActivityItem) -> Result<(), Settle> {
     if !item.input_stored {
         return Ok(());
     }
@@ -96,77 +104,19 @@ async fn prepare(worker: &Arc<Worker>, item: &mut ActivityItem) -> Result<(), Se
     }
 }
 
-/// Runs user code; a panic is an error, an abort after the grace period too.
-async fn execute(
-    worker: &Arc<Worker>,
-    item: &Arc<ActivityItem>,
-    (handler, cancelled): (ActivityHandler, CancellationToken),
-) -> ActivityOutcome {
-    let shared = (worker.client.clone(), Arc::clone(&worker.heartbeats));
-    let context = ActivityContext::new(Arc::clone(item), worker.id.as_str().to_owned(), cancelled.clone(), shared);
-    let span = tracing::info_span!(
-        target: crate::observability::ACTIVITY,
-        "activity",
-        instance = %item.key.instance,
-        execution = item.key.execution.0,
-        orchestration = %item.orchestration,
-        activity = %item.name,
-        worker = %worker.id,
-        attempt = item.attempt,
-    );
-    let input = item.input.clone();
-    // The closure itself may panic before it returns its future, so it is called inside the task.
-    let task = tokio::spawn(async move { handler(context, input).await }.instrument(span));
-    let abort = AbortOnDrop(task.abort_handle());
-    let grace = worker.options.activity_cancellation_grace_period;
-    let result = tokio::select! {
-        result = task => result,
-        () = overdue(cancelled, grace) => {
-            drop(abort);
-            return Err(application("activity was cancelled and aborted after its grace period".to_owned()));
+/// Tells the owner that the item begins; `false` when its outcome is not waited for. Without an answer it begins: running
+/// twice is allowed, not running is not.
+async fn ask(worker: &Arc<Worker>, item: &ActivityItem, result: ReportResult) -> bool {
+    let mut shard = ShardId::of(&item.key.instance, worker.shards);
+    for _ in 0..ASK_TRIES {
+        let report = Report { key: item.key.clone(), token: item.token, result: result.clone() };
+        match worker.broker.report(shard, report).await {
+            ReportReply::Settled(verdict) => return verdict == Verdict::Applied,
+            ReportReply::Moved(to) if to != shard => shard = to,
+            ReportReply::Moved(_) | ReportReply::TryAgain => tokio::time::sleep(REPORT_AGAIN * 5).await,
         }
-    };
-    let outcome = match result {
-        Ok(Ok(output)) => check_size(worker, output),
-        Ok(Err(error)) => Err(application(error)),
-        Err(join) => Err(application(panic_message(join))),
-    };
-    if outcome.is_ok() {
-        worker.heartbeats.forget(&idempotency_key(item));
     }
-    outcome
-}
-
-struct AbortOnDrop(AbortHandle);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-async fn overdue(cancelled: CancellationToken, grace: Duration) {
-    cancelled.cancelled().await;
-    tokio::time::sleep(grace).await;
-}
-
-fn check_size(worker: &Worker, output: String) -> ActivityOutcome {
-    match worker.options.limits.check_payload("activity result", &output) {
-        Ok(()) => Ok(output),
-        Err(refused) => Err(application(refused.to_string())),
-    }
-}
-
-fn application(message: String) -> ErrorDetails {
-    ErrorDetails::application(AppErrorKind::ActivityFailed, message)
-}
-
-fn panic_message(join: JoinError) -> String {
-    let Ok(panic) = join.try_into_panic() else { return "activity was aborted".to_owned() };
-    let panic: Box<dyn Any + Send> = panic;
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-    format!("activity panicked: {}", text.unwrap_or_else(|| "without a message".to_owned()))
+    true
 }
 
 /// A result that is too large for a message lies down in the inbox; its owner finds it there.

@@ -10,6 +10,8 @@ mod options;
 mod attempt;
 mod committer;
 mod dispatch;
+mod execute;
+mod heartbeat;
 mod instance_actor;
 mod mailbox;
 mod membership;
@@ -46,9 +48,9 @@ pub use runtime::{Runtime, StartError};
 
 pub use outlast_client::*;
 pub use outlast_core::{
-    AppErrorKind, AttemptInfo, BackoffStrategy, ConfigErrorKind, ContinueAsNew, DurableFuture, Either2, Either3,
-    ErrorDetails, Event, EventKind, INITIAL_EVENT_ID, INITIAL_EXECUTION_ID, KvEntry, LimitExceeded, Limits, LogLevel,
-    MAX_KV_KEYS, MAX_KV_VALUE_BYTES, OrchestrationContext, OrchestrationHandler, OrchestrationRegistry,
-    OrchestrationRegistryBuilder, OrchestrationStatus, RegistryError, ReplayDifference, RetryPolicy, TagFilter,
-    UnregisteredBackoffConfig, VersionPolicy,
+    ActivityTimeouts, AppErrorKind, AttemptInfo, BackoffStrategy, ConfigErrorKind, ContinueAsNew, DurableFuture,
+    Either2, Either3, ErrorDetails, Event, EventKind, INITIAL_EVENT_ID, INITIAL_EXECUTION_ID, KvEntry, LimitExceeded,
+    Limits, LogLevel, MAX_KV_KEYS, MAX_KV_VALUE_BYTES, OrchestrationContext, OrchestrationHandler,
+    OrchestrationRegistry, OrchestrationRegistryBuilder, OrchestrationStatus, RegistryError, ReplayDifference,
+    RetryPolicy, TagFilter, UnregisteredBackoffConfig, VersionPolicy,
 };

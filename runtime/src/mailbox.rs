@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use outlast_broker::ReportReply;
-use outlast_core::Message;
+use outlast_core::{ActivityKey, Message, Token};
 use tokio::sync::oneshot;
 
 /// Something for an instance to look at.
@@ -16,6 +16,8 @@ pub(crate) enum Inbound {
     Wake,
     /// A worker's result, and where its answer goes.
     Direct(Message, oneshot::Sender<ReportReply>),
+    /// A worker asks whether an activity is wanted.
+    Ask { key: ActivityKey, token: Token, answer: oneshot::Sender<ReportReply> },
 }
 
 /// Collected input of an instance; one run of the actor takes all of it.

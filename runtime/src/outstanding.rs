@@ -7,13 +7,18 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use outlast_core::{ActivityItem, ActivityKey, EventKind, ExecutionId, HistoryEvent, InstanceId, ShardId, WorkerId};
+use outlast_core::{
+    ActivityItem, ActivityKey, AppErrorKind, ErrorDetails, EventKind, ExecutionId, HistoryEvent, InstanceId, ShardId,
+    WorkerId,
+};
 
 use crate::node::Node;
 use crate::observability::RUNTIME;
 
 /// How often what is outstanding is looked through.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often is looked for what nobody has begun in time.
+const LATE_EVERY: Duration = Duration::from_millis(100);
 /// When an item is offered again for the first time.
 const FIRST_OFFER: Duration = Duration::from_secs(8);
 /// Longest time between two offers.
@@ -34,6 +39,8 @@ struct Entry {
     shard: ShardId,
     worker: Option<WorkerId>,
     since: Instant,
+    /// When it is given up unless a worker has begun it.
+    begin_by: Option<Instant>,
     offer_at: Instant,
     pause: Duration,
 }
@@ -47,8 +54,12 @@ impl Outstanding {
             item.input_stored = true;
         }
         let (now, mut items) = (Instant::now(), self.lock());
-        let since = items.get(&item.key).map_or(now, |entry| entry.since);
-        let entry = Entry { shard, worker: None, since, offer_at: now + FIRST_OFFER, pause: FIRST_OFFER, item };
+        let known = items.get(&item.key);
+        let since = known.map_or(now, |entry| entry.since);
+        let limit = item.timeouts.get_schedule_to_start();
+        let begin_by = known.map_or_else(|| limit.map(|limit| now + limit), |entry| entry.begin_by);
+        let entry =
+            Entry { shard, worker: None, since, begin_by, offer_at: now + FIRST_OFFER, pause: FIRST_OFFER, item };
         items.insert(entry.item.key.clone(), entry);
     }
 
@@ -57,6 +68,20 @@ impl Outstanding {
         if let Some(entry) = self.lock().get_mut(key) {
             entry.offer_at = Instant::now() + delay + FIRST_OFFER;
         }
+    }
+
+    /// A worker has begun it.
+    pub(crate) fn begun(&self, key: &ActivityKey) {
+        if let Some(entry) = self.lock().get_mut(key) {
+            entry.begin_by = None;
+        }
+    }
+
+    /// Takes out what nobody has begun in time.
+    fn take_late(&self) -> Vec<ActivityItem> {
+        let (now, mut items) = (Instant::now(), self.lock());
+        let is_late = |entry: &Entry| entry.begin_by.is_some_and(|at| at <= now);
+        items.extract_if(|_, entry| is_late(entry)).map(|(_, entry)| entry.item).collect()
     }
 
     /// Shows each item and since when it is outstanding.
@@ -166,6 +191,25 @@ pub(crate) async fn offer_again(node: Arc<Node>) {
             if let Err(error) = node.publish(items).await {
                 tracing::warn!(target: RUNTIME, %error, count = items.len(), "activities were not offered again");
                 break;
+            }
+        }
+    }
+}
+
+/// Ends activities that no worker has begun in time.
+pub(crate) async fn end_late(node: Arc<Node>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LATE_EVERY) => {}
+            () = node.stopping.cancelled() => return,
+        }
+        for item in node.outstanding.take_late() {
+            let limit = item.timeouts.get_schedule_to_start().unwrap_or_default();
+            let message = format!("timeout: no worker has begun the activity within {limit:?} (schedule_to_start)");
+            let details = ErrorDetails::application(AppErrorKind::ActivityFailed, message);
+            node.settle_activity(&item.key, item.token, Err(details));
+            if let Err(error) = node.broker.cancel(&item.key).await {
+                tracing::warn!(target: RUNTIME, %error, "a cancellation was not sent");
             }
         }
     }

@@ -54,6 +54,10 @@ fn take_report(node: &Arc<Node>, report: Report, answer: oneshot::Sender<ReportR
             };
             node.deliver_direct(&key.instance, Message { id, kind }, answer);
         }
+        ReportResult::Begun => {
+            node.outstanding.begun(&key);
+            node.deliver(&key.instance.clone(), Inbound::Ask { key, token, answer });
+        }
         ReportResult::Unregistered { activity } => {
             let _gone = answer.send(ReportReply::Settled(Verdict::Applied));
             node.retry_unregistered(key, (token, activity));

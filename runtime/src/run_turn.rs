@@ -125,12 +125,13 @@ impl InstanceRun {
 
     /// Reads what is missing in memory: everything when cold, the new inbox rows when warm.
     async fn load(&mut self, inbound: Vec<Inbound>) -> Result<(), Obstacle> {
-        let mut direct = Vec::new();
+        let (mut direct, mut asked) = (Vec::new(), Vec::new());
         let mut nudged = false;
         for inbound in inbound {
             match inbound {
                 Inbound::Nudge => nudged = true,
                 Inbound::Wake => {}
+                Inbound::Ask { key, token, answer } => asked.push((key, token, answer)),
                 Inbound::Direct(message, answer) => {
                     self.answers.insert(message.id.clone(), answer);
                     direct.push(Incoming { seq: None, message });
@@ -151,6 +152,15 @@ impl InstanceRun {
             Some(_) => {}
         }
         self.backlog.extend(direct);
+        let hydrated = self.warm.as_ref().filter(|_| self.node.lease_holds());
+        for (key, token, answer) in asked {
+            let reply = hydrated.map_or(ReportReply::TryAgain, |hydrated| {
+                let same = hydrated.stored.execution == key.execution;
+                let wanted = same && hydrated.instance.awaits(key.event, token);
+                ReportReply::Settled(if wanted { Verdict::Applied } else { Verdict::Unknown })
+            });
+            let _gone = answer.send(reply);
+        }
         Ok(())
     }
 

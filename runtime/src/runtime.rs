@@ -12,7 +12,6 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::activity_context::Heartbeats;
 use crate::node::{Counters, Node, NodeParts};
 use crate::sessions::SessionUse;
 use crate::worker::Worker;
@@ -138,7 +137,6 @@ impl Runtime {
             store,
             shards,
             client: client.clone(),
-            heartbeats: Arc::new(Heartbeats::default()),
             running: std::sync::Mutex::default(),
             sessions: std::sync::Mutex::new(SessionUse::default()),
             slots: Arc::new(Semaphore::new(options.worker_concurrency.max(1))),
@@ -163,6 +161,7 @@ impl Runtime {
         self.tasks.spawn(crate::owner::watch_store(Arc::clone(node)));
         self.tasks.spawn(crate::membership::keep_share(Arc::clone(node), self.mail.clone()));
         self.tasks.spawn(crate::shortages::watch(Arc::clone(node)));
+        self.tasks.spawn(crate::outstanding::end_late(Arc::clone(node)));
         if node.broker.is_shared() {
             self.tasks.spawn(crate::outstanding::offer_again(Arc::clone(node)));
         }

@@ -192,7 +192,7 @@ fn pop_idle(actors: &mut LruCache<InstanceId, Warm>) -> bool {
 
 /// Whoever sent it asks again, or finds it in the store.
 fn refuse(inbound: Inbound) {
-    if let Inbound::Direct(_, answer) = inbound {
+    if let Inbound::Direct(_, answer) | Inbound::Ask { answer, .. } = inbound {
         let _gone = answer.send(ReportReply::TryAgain);
     }
 }

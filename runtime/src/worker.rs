@@ -12,7 +12,6 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::activity_context::Heartbeats;
 use crate::sessions::SessionUse;
 use crate::{ActivityRegistry, RuntimeOptions};
 
@@ -28,7 +27,6 @@ pub(crate) struct Worker {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) shards: u16,
     pub(crate) client: Client,
-    pub(crate) heartbeats: Arc<Heartbeats>,
     pub(crate) running: Mutex<HashMap<ActivityKey, CancellationToken>>,
     pub(crate) sessions: Mutex<SessionUse>,
     pub(crate) slots: Arc<Semaphore>,

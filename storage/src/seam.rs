@@ -320,6 +320,12 @@ pub trait CallStore: Send + Sync + 'static {
     /// Puts a message into an instance's inbox; an `Enqueue` is refused with `QueueFull` at `queue_messages_max`.
     async fn send(&self, instance: &InstanceId, message: Message, queue_messages_max: usize) -> Result<Receipt, Error>;
 
+    /// Keeps what an activity of an instance said last, until the instance has ended.
+    async fn save_heartbeat(&self, instance: &InstanceId, activity: &str, details: String) -> Result<(), Error>;
+
+    /// What an activity said last.
+    async fn heartbeat(&self, instance: &InstanceId, activity: &str) -> Result<Option<String>, Error>;
+
     /// Makes an instance from a copied history (a fork). Its row is `state`; the id must be free.
     async fn import(
         &self,

@@ -17,6 +17,8 @@ use crate::Error;
 const LOOK_EVERY: Duration = Duration::from_millis(1_000);
 /// Shortest time between two alarms.
 const ALARM_EVERY: Duration = Duration::from_secs(5);
+/// How often the stream's anchor is made sure of.
+const ANCHOR_EVERY: Duration = Duration::from_secs(60);
 /// How often a delayed alarm is looked for.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -121,6 +123,8 @@ struct Seen {
     info: Info,
     server: String,
     connects: u64,
+    /// When the anchor was last made sure of.
+    anchored: Instant,
 }
 
 /// Looks until it is aborted.
@@ -177,7 +181,7 @@ fn note(hub: &Hub, audit: &[u8]) {
     }
     let purge = serde_json::from_str::<PurgeRequest>(&audit.request).unwrap_or_default();
     // Whoever forgets a worker hands out its items again by itself.
-    if !hub.subjects.is_of_worker(&purge.filter) {
+    if !hub.subjects.is_of_worker(&purge.filter) && purge.filter != hub.subjects.anchor() {
         hub.losses.alarm("somebody removed messages from the stream");
     }
 }
@@ -202,7 +206,15 @@ async fn look(hub: &Hub, seen: &mut Option<Seen>) -> Result<(), Error> {
             hub.create_streams().await?;
         }
     }
-    *seen = Some(Seen { info, server, connects });
+    let due = |seen: &Seen| seen.anchored.elapsed() >= ANCHOR_EVERY || hub.losses.due.load(Ordering::Acquire);
+    let anchored = match seen.as_ref() {
+        Some(seen) if !due(seen) => seen.anchored,
+        Some(_) | None => {
+            hub.anchor(&info).await?;
+            Instant::now()
+        }
+    };
+    *seen = Some(Seen { info, server, connects, anchored });
     hub.losses.checked.send_if_modified(|checked| std::mem::replace(checked, connects) != connects);
     Ok(())
 }

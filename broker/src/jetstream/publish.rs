@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::Info;
 use outlast_core::encode;
 
-use super::hub::Hub;
+use super::hub::{Hub, unavailable};
 use super::subjects::Lane;
 use crate::{Dispatch, Error};
 
@@ -14,6 +15,8 @@ use crate::{Dispatch, Error};
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Items that are sent before the first acknowledgement is awaited.
 const PIPELINE_MAX: usize = 1_024;
+/// Most sequences between the anchor and the end of the stream.
+const ANCHOR_SPAN_MAX: u64 = 10_000_000;
 /// Pause between attempts.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
@@ -52,6 +55,32 @@ impl Hub {
             }
         }
         Ok(())
+    }
+
+    /// Keeps a message that nobody takes at the front of the stream, and moves it when it has fallen far behind.
+    ///
+    /// Without it, whenever all that was delivered is acknowledged, a consumer stands at the very front, and there the
+    /// server (2.15, files) counts all subjects of its filter before each delivery: 300,000 waiting items came at 4,600/s,
+    /// with it at 45,000/s.
+    pub(crate) async fn anchor(&self, info: &Info) -> Result<(), Error> {
+        if self.options.memory_storage {
+            return Ok(());
+        }
+        self.answer(async {
+            let subject = self.subjects.anchor();
+            if info.state.last_sequence.saturating_sub(info.state.first_sequence) > ANCHOR_SPAN_MAX {
+                let stream = self.js.get_stream_no_info(self.subjects.work_stream()).await.map_err(unavailable)?;
+                stream.purge().filter(subject.clone()).await.map_err(unavailable)?;
+            }
+            let message = PublishMessage::build().expected_last_subject_sequence(0);
+            match self.js.send_publish(subject, message).await.map_err(unavailable)?.await {
+                Ok(acknowledgement) => self.note_acknowledged(acknowledgement.sequence),
+                Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => {}
+                Err(error) => return Err(unavailable(error)),
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// Gives back what found no stream.

@@ -134,6 +134,11 @@ impl Subjects {
         format!("{}.{}", lane.prefix(&self.namespace), item_token(item))
     }
 
+    /// The message of the stream of work that no consumer takes.
+    pub(crate) fn anchor(&self) -> String {
+        format!("{}.work.anchor", self.namespace)
+    }
+
     /// Whether `subject` lies in the lane of some worker.
     pub(crate) fn is_of_worker(&self, subject: &str) -> bool {
         subject.strip_prefix(&self.namespace).is_some_and(|rest| rest.starts_with(".work.worker."))

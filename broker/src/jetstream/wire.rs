@@ -23,6 +23,7 @@ pub(crate) struct ReportBody {
 
 #[derive(Serialize, Deserialize)]
 enum ResultBody {
+    Begun,
     Done { outcome: ActivityOutcome, run: AttemptInfo },
     Unregistered { activity: String },
 }
@@ -72,6 +73,7 @@ impl From<Report> for ReportBody {
     fn from(report: Report) -> Self {
         let result = match report.result {
             ReportResult::Done { outcome, run } => ResultBody::Done { outcome, run },
+            ReportResult::Begun => ResultBody::Begun,
             ReportResult::Unregistered { activity } => ResultBody::Unregistered { activity },
         };
         Self { key: report.key, token: report.token, result }
@@ -82,6 +84,7 @@ impl From<ReportBody> for Report {
     fn from(body: ReportBody) -> Self {
         let result = match body.result {
             ResultBody::Done { outcome, run } => ReportResult::Done { outcome, run },
+            ResultBody::Begun => ReportResult::Begun,
             ResultBody::Unregistered { activity } => ReportResult::Unregistered { activity },
         };
         Self { key: body.key, token: body.token, result }

@@ -127,19 +127,13 @@ async fn rates_of_reports() {
 #[ignore = "a measurement"]
 async fn rates_beside_a_backlog() {
     let server = Server::any();
-    let memory_storage = std::env::var("MEM").is_ok();
-    let total: u64 = std::env::var("TOTAL").unwrap().parse().unwrap();
-    let broker = outlast_broker::jetstream::JetStreamBroker::connect(outlast_broker::jetstream::JetStreamOptions { memory_storage, ..server.options("backlog") }).await.unwrap();
-    if std::env::var("PIN").is_ok() {
-        let js = async_nats::jetstream::new(async_nats::connect(&server.url).await.unwrap());
-        js.publish("backlog.work.pin", "".into()).await.unwrap().await.unwrap();
-    }
+    let broker = server.broker("backlog").await;
     let begun = Instant::now();
-    for batch in 0..total / 1000 {
+    for batch in 0..300_u64 {
         let waiting = (batch * 1_000..(batch + 1) * 1_000).map(|event| tagged("waits", event, "gpu"));
         broker.publish(waiting.map(|item| Dispatch { item, worker: None }).collect()).await.unwrap();
     }
-    println!("publishes in thousands by one task: {}/s", rate(total, begun));
+    println!("publishes in thousands by one task: {}/s", rate(300_000, begun));
     let mut source = open(&broker, "w", TagFilter::DefaultOnly).await;
     let mut waits = Vec::new();
     for event in 0..500 {
@@ -152,7 +146,7 @@ async fn rates_beside_a_backlog() {
     waits.sort();
     println!("publish and delivery, one by one: p50 {:?}, p99 {:?}", waits[250], waits[495]);
     let (begun, mut count) = (Instant::now(), 0);
-    for batch in 0..std::env::var("FLOW").unwrap().parse::<u64>().unwrap() {
+    for batch in 0..100_u64 {
         let items = (batch * 100..(batch + 1) * 100).map(|event| Dispatch { item: item("flow", event), worker: None });
         broker.publish(items.collect()).await.unwrap();
         while count < (batch + 1) * 100 {
@@ -165,10 +159,9 @@ async fn rates_beside_a_backlog() {
     println!("published and taken in hundreds: {}/s", rate(count, begun));
     let mut gpu = open(&broker, "gpu", TagFilter::tags(["gpu"])).await;
     let (begun, mut count) = (Instant::now(), 0);
-    while count < total {
+    while count < 300_000 {
         for delivery in gpu.next(64).await.unwrap() {
             count += 1;
-            if count % 25_000 == 0 { println!("{count}: {:?}", begun.elapsed()); }
             (delivery.settle)(Settle::Ack);
         }
     }

@@ -49,8 +49,7 @@ impl Cluster {
     }
 
     pub(crate) async fn provider(&self) -> Arc<ClusterProvider> {
-        let mut options =
-            ClusterOptions::new(&self.postgres, &self.nats).namespace(&self.namespace).lease(LEASE);
+        let mut options = ClusterOptions::new(&self.postgres, &self.nats).namespace(&self.namespace).lease(LEASE);
         options.postgres.connections = 4;
         options.nats.ack_wait = Duration::from_secs(3);
         Arc::new(ClusterProvider::connect(options).await.unwrap())
@@ -172,8 +171,7 @@ async fn child_process() {
     let Ok(settings) = std::env::var(SETTINGS) else { return };
     let words: Vec<&str> = settings.split(' ').collect();
     let [postgres, nats, namespace, role] = words[..] else { panic!("{settings}") };
-    let cluster =
-        Cluster { postgres: postgres.to_owned(), nats: nats.to_owned(), namespace: namespace.to_owned() };
+    let cluster = Cluster { postgres: postgres.to_owned(), nats: nats.to_owned(), namespace: namespace.to_owned() };
     let role = match role {
         "orchestrator" => Role::Orchestrator,
         "worker" => Role::Worker,

@@ -39,7 +39,8 @@ impl Server {
         let data = directory.path().join("db");
         let owner = unprivileged(directory.path());
         let mut initdb = as_owner(owner, &bin.join("initdb"));
-        let initdb = initdb.arg("-D").arg(&data).args(["-U", "outlast", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8"]);
+        let initdb =
+            initdb.arg("-D").arg(&data).args(["-U", "outlast", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8"]);
         assert!(initdb.current_dir(directory.path()).stdout(Stdio::null()).status().unwrap().success());
         let mut command = as_owner(owner, &bin.join("postgres"));
         command.arg("-D").arg(&data).args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1"]);

@@ -6,6 +6,7 @@ mod activities;
 mod basics;
 mod cancelling;
 mod children;
+mod deadlines;
 mod events;
 mod limits;
 mod management;

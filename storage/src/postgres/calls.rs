@@ -214,6 +214,32 @@ impl CallStore for PostgresStore {
         }
     }
 
+    async fn save_heartbeat(&self, instance: &InstanceId, activity: &str, details: String) -> Result<(), Error> {
+        // An instance that has ended keeps nothing.
+        let sql = "INSERT INTO heartbeats (instance, activity, details) \
+                   SELECT $1, $2, $3 FROM instances WHERE id = $1 AND status = 'Running' \
+                   ON CONFLICT (instance, activity) DO UPDATE SET details = excluded.details";
+        let (instance, activity) = (instance.as_str().to_owned(), activity.to_owned());
+        let done = self.pools.general.run(|db| {
+            Box::pin(async move {
+                sqlx::query(sql).bind(instance).bind(activity).bind(details).execute(&mut **db).await?;
+                Ok(())
+            })
+        });
+        done.await
+    }
+
+    async fn heartbeat(&self, instance: &InstanceId, activity: &str) -> Result<Option<String>, Error> {
+        let sql = "SELECT details FROM heartbeats WHERE instance = $1 AND activity = $2";
+        let (instance, activity) = (instance.as_str().to_owned(), activity.to_owned());
+        let read = self.pools.general.run(|db| {
+            Box::pin(async move {
+                Ok(sqlx::query_scalar(sql).bind(instance).bind(activity).fetch_optional(&mut **db).await?)
+            })
+        });
+        read.await
+    }
+
     async fn import(
         &self,
         instance: &InstanceId,

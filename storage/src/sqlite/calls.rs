@@ -36,6 +36,32 @@ impl CallStore for SqliteStore {
         self.connections.write(move |db, _| send(db, &instance, (&message, queue_messages_max))).await
     }
 
+    async fn save_heartbeat(&self, instance: &InstanceId, activity: &str, details: String) -> Result<(), Error> {
+        let (instance, activity) = (instance.clone(), activity.to_owned());
+        // An instance that has ended keeps nothing.
+        let sql = "INSERT OR REPLACE INTO heartbeats (instance, activity, details) \
+                   SELECT ?1, ?2, ?3 FROM instances WHERE id = ?1 AND status = 'Running'";
+        self.connections
+            .write(move |db, _| {
+                let row = params![instance.as_str(), activity, details];
+                db.prepare_cached(sql).and_then(|mut statement| statement.execute(row)).map(drop).map_err(sql_error)
+            })
+            .await
+    }
+
+    async fn heartbeat(&self, instance: &InstanceId, activity: &str) -> Result<Option<String>, Error> {
+        let (instance, activity) = (instance.clone(), activity.to_owned());
+        let sql = "SELECT details FROM heartbeats WHERE instance = ?1 AND activity = ?2";
+        self.connections
+            .read(move |db| {
+                let row = params![instance.as_str(), activity];
+                db.prepare_cached(sql)
+                    .and_then(|mut query| query.query_row(row, |row| row.get(0)).optional())
+                    .map_err(sql_error)
+            })
+            .await
+    }
+
     async fn import(
         &self,
         instance: &InstanceId,

@@ -136,6 +136,7 @@ fn delete_one(db: &Connection, id: &str, result: &mut DeleteInstanceResult) -> r
     result.events_deleted += db.prepare_cached("DELETE FROM history WHERE instance = ?1")?.execute([id])? as u64;
     result.queue_messages_deleted += db.prepare_cached("DELETE FROM inbox WHERE instance = ?1")?.execute([id])? as u64;
     db.prepare_cached("DELETE FROM kv WHERE instance = ?1")?.execute([id])?;
+    db.prepare_cached("DELETE FROM heartbeats WHERE instance = ?1")?.execute([id])?;
     result.instances_deleted += db.prepare_cached("DELETE FROM instances WHERE id = ?1")?.execute([id])? as u64;
     Ok(())
 }

@@ -97,6 +97,13 @@ CREATE TABLE shortages (
     since INTEGER NOT NULL,
     PRIMARY KEY (node, reason)
 ) STRICT, WITHOUT ROWID;
+
+CREATE TABLE heartbeats (
+    instance TEXT NOT NULL,
+    activity TEXT NOT NULL,
+    details TEXT NOT NULL,
+    PRIMARY KEY (instance, activity)
+) STRICT, WITHOUT ROWID;
 ";
 
 /// Brings a database to the current schema; a newer one is refused.

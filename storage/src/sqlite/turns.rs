@@ -255,6 +255,7 @@ fn write_turn(db: &Connection, fenced: &FencedTurn, (now, shards): (Millis, u16)
     }
     if fenced.turn.state.completed_at.is_some() {
         db.prepare_cached("DELETE FROM inbox WHERE instance = ?1")?.execute([id])?;
+        db.prepare_cached("DELETE FROM heartbeats WHERE instance = ?1")?.execute([id])?;
     }
     let mut wakes = Vec::new();
     for outbound in &fenced.turn.outbound {

@@ -104,6 +104,7 @@ BEGIN
                    WHERE t.completed IS NOT NULL AND outcomes[t.n] = 1);
     IF cardinality(ended) > 0 THEN
         DELETE FROM inbox x WHERE x.instance = ANY (ended);
+        DELETE FROM heartbeats h WHERE h.instance = ANY (ended);
     END IF;
 
     IF cardinality(m_turn) > 0 THEN
@@ -327,6 +328,7 @@ BEGIN
     WITH gone AS (DELETE FROM inbox x WHERE x.instance = ANY (members) RETURNING 1)
         SELECT count(*) INTO messages_deleted FROM gone;
     DELETE FROM kv WHERE kv.instance = ANY (members);
+    DELETE FROM heartbeats b WHERE b.instance = ANY (members);
     WITH gone AS (DELETE FROM instances i WHERE i.id = ANY (members) RETURNING 1)
         SELECT count(*) INTO instances_deleted FROM gone;
 END $$;

@@ -96,6 +96,13 @@ CREATE TABLE inbox (
 );
 CREATE INDEX inbox_arrivals ON inbox (shard, written_by, seq);
 
+CREATE TABLE heartbeats (
+    instance text NOT NULL,
+    activity text NOT NULL,
+    details text NOT NULL,
+    PRIMARY KEY (instance, activity)
+);
+
 CREATE TABLE kv (
     updated int8 NOT NULL,
     instance text NOT NULL,
