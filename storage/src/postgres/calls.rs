@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use outlast_core::{HistoryEvent, InstanceId, InstanceState, Message, MessageKind, Millis, ShardId, encode};
-use tokio::sync::{mpsc, oneshot};
 
 use super::PostgresStore;
+use super::batch::Batcher;
 use super::clock::ServerClock;
 use super::connect::Pool;
 use super::outgoing::{parent_of, queue_of, small};
@@ -15,25 +15,12 @@ use crate::{
     StartOutcome, StartReceipt, StartRequest,
 };
 
-/// Calls that are written together.
-const CALLS_PER_COMMIT_MAX: usize = 256;
-/// Bytes of messages that are written together, once there is more than one.
-const BYTES_PER_COMMIT_MAX: usize = 4 << 20;
 /// Instances that one bulk call touches when the caller names no limit.
 const BULK_LIMIT: u32 = 1_000;
-/// Calls that wait; beyond it callers wait with them.
-const CALLS_WAITING_MAX: usize = 4_096;
-
-/// The way to the tasks that write calls.
+/// Batched writes; one trip at a time keeps the order of a sender's messages.
 pub(super) struct Calls {
-    starts: mpsc::Sender<Call<Start, bool>>,
-    sends: mpsc::Sender<Call<Send, Sent>>,
-}
-
-struct Call<W, A> {
-    work: W,
-    bytes: usize,
-    answer: oneshot::Sender<Result<A, Error>>,
+    starts: Batcher<Start, bool>,
+    sends: Batcher<Send, Sent>,
 }
 
 /// A start as it is written.
@@ -59,59 +46,11 @@ struct Send {
 type Sent = (i16, Option<i16>);
 
 impl Calls {
-    pub(super) fn start(pool: Pool, clock: Arc<ServerClock>, _shards: u16) -> Self {
-        let (starts, start_calls) = mpsc::channel(CALLS_WAITING_MAX);
-        let (sends, send_calls) = mpsc::channel(CALLS_WAITING_MAX);
-        let (start_pool, start_clock) = (pool.clone(), Arc::clone(&clock));
-        tokio::spawn(write_calls(start_calls, move |batch: Vec<Start>| {
-            write_starts(start_pool.clone(), Arc::clone(&start_clock), batch)
-        }));
-        tokio::spawn(write_calls(send_calls, move |batch: Vec<Send>| {
-            write_sends(pool.clone(), Arc::clone(&clock), batch)
-        }));
-        Self { starts, sends }
-    }
-}
-
-async fn call<W, A>(calls: &mpsc::Sender<Call<W, A>>, work: W, bytes: usize) -> Result<A, Error> {
-    let (answer, answered) = oneshot::channel();
-    let closed = || Error::Unavailable("the store is closed".to_owned());
-    calls.send(Call { work, bytes, answer }).await.map_err(|_| closed())?;
-    answered.await.unwrap_or_else(|_| Err(closed()))
-}
-
-/// Whatever arrived during the last write is the next one.
-async fn write_calls<W, A, F>(mut calls: mpsc::Receiver<Call<W, A>>, write: impl Fn(Vec<W>) -> F)
-where
-    F: Future<Output = Result<Vec<A>, Error>>,
-{
-    let mut next = None;
-    loop {
-        let first = match next.take() {
-            Some(call) => Some(call),
-            None => calls.recv().await,
-        };
-        let Some(first) = first else { return };
-        let mut bytes = first.bytes;
-        let mut batch = vec![first];
-        while batch.len() < CALLS_PER_COMMIT_MAX {
-            let Ok(call) = calls.try_recv() else { break };
-            if bytes + call.bytes > BYTES_PER_COMMIT_MAX {
-                next = Some(call);
-                break;
-            }
-            bytes += call.bytes;
-            batch.push(call);
-        }
-        let (work, answers): (Vec<W>, Vec<_>) = batch.into_iter().map(|call| (call.work, call.answer)).unzip();
-        match write(work).await {
-            Ok(results) => answers.into_iter().zip(results).for_each(|(answer, result)| {
-                // A caller that has gone away does not need its answer.
-                let _gone = answer.send(Ok(result));
-            }),
-            Err(error) => answers.into_iter().for_each(|answer| {
-                let _gone = answer.send(Err(error.clone()));
-            }),
+    pub(super) fn start(pool: &Pool, clock: &Arc<ServerClock>) -> Self {
+        let (starts, sends) = ((pool.clone(), Arc::clone(clock)), (pool.clone(), Arc::clone(clock)));
+        Self {
+            starts: Batcher::start(1, move |batch| write_starts(starts.0.clone(), Arc::clone(&starts.1), batch)),
+            sends: Batcher::start(1, move |batch| write_sends(sends.0.clone(), Arc::clone(&sends.1), batch)),
         }
     }
 }
@@ -185,7 +124,7 @@ impl CallStore for PostgresStore {
             data,
         };
         let bytes = start.data.len();
-        if call(&self.calls.starts, start, bytes).await? {
+        if self.calls.starts.call(start, bytes).await? {
             return Ok(StartReceipt { shard, outcome: StartOutcome::Started });
         }
         self.existing(&request, &message.name).await
@@ -201,7 +140,7 @@ impl CallStore for PostgresStore {
             queue_max: i32::try_from(queue_messages_max).unwrap_or(i32::MAX),
         };
         let bytes = send.data.len();
-        let (outcome, shard) = call(&self.calls.sends, send, bytes).await?;
+        let (outcome, shard) = self.calls.sends.call(send, bytes).await?;
         let shard = shard.map(|shard| ShardId(shard.cast_unsigned()));
         match (outcome, shard) {
             (1, shard) => Ok(Receipt { nudge: shard }),

@@ -18,15 +18,7 @@ use crate::{
 #[async_trait]
 impl InspectStore for PostgresStore {
     async fn state(&self, instance: &InstanceId) -> Result<Option<InstanceState>, Error> {
-        let sql = concat!("SELECT ", state_columns!(), " FROM instances WHERE id = $1");
-        let id = instance.as_str().to_owned();
-        let read = self.pools.general.run(|db| {
-            Box::pin(async move {
-                let row = sqlx::query(sql).bind(id).fetch_optional(&mut **db).await?;
-                Ok(row.as_ref().map(state_of).transpose()?)
-            })
-        });
-        read.await
+        self.reads.states.call(instance.clone(), 0).await?
     }
 
     async fn info(&self, instance: &InstanceId) -> Result<Option<InstanceInfo>, Error> {

@@ -3,6 +3,7 @@
 //! Whatever belongs to one durable step is one call of a function in the database (`sql/001_functions.sql`): one round trip,
 //! and never a transaction that waits for a client.
 
+mod batch;
 mod calls;
 mod clock;
 mod commit;
@@ -10,6 +11,7 @@ mod connect;
 mod inspect;
 mod leases;
 mod outgoing;
+mod reads;
 mod rows;
 mod schema;
 mod serves;
@@ -24,6 +26,7 @@ use crate::Error;
 use calls::Calls;
 use clock::ServerClock;
 use connect::Pools;
+use reads::Reads;
 
 /// Settings of a Postgres store.
 #[derive(Clone, Debug)]
@@ -52,6 +55,7 @@ pub struct PostgresStore {
     pools: Pools,
     clock: Arc<ServerClock>,
     calls: Calls,
+    reads: Reads,
     lease: Duration,
     shards: u16,
     /// Since when every renewal has succeeded; an outage of the store must not look like the death of all others.
@@ -66,7 +70,8 @@ impl PostgresStore {
         let opened = connect::open(url, &options).await?;
         let clock = Arc::new(ServerClock::new(opened.now));
         Ok(Self {
-            calls: Calls::start(opened.pools.general.clone(), Arc::clone(&clock), opened.shards),
+            calls: Calls::start(&opened.pools.general, &clock),
+            reads: Reads::start(&opened.pools.general),
             pools: opened.pools,
             clock,
             lease: options.lease,

@@ -1,8 +1,7 @@
 //! Rows of the tables as values of core.
 
 use outlast_core::{
-    EventId, ExecutionId, HistoryEvent, InboxSeq, Incoming, InstanceId, InstanceState, InstanceStatus, Message,
-    MessageId, Millis, decode,
+    EventId, ExecutionId, HistoryEvent, InstanceId, InstanceState, InstanceStatus, MessageId, Millis, decode,
 };
 use sqlx::Row;
 use sqlx::postgres::PgRow;
@@ -72,12 +71,4 @@ pub(super) fn event_of(instance: &InstanceId, row: &PgRow) -> Result<HistoryEven
         at: Millis(unsigned(row, 3)?),
         kind,
     })
-}
-
-/// An inbox row of the columns `seq, data`.
-pub(super) fn incoming_of(instance: &InstanceId, row: &PgRow) -> Result<Incoming, Failure> {
-    let seq: i64 = row.try_get(0)?;
-    let data: &[u8] = row.try_get(1)?;
-    let message: Message = decode(data).map_err(|error| corrupt(instance, format!("inbox row {seq}: {error}")))?;
-    Ok(Incoming { seq: Some(InboxSeq(seq)), message })
 }

@@ -10,12 +10,8 @@ use sqlx::postgres::PgRow;
 use super::PostgresStore;
 use super::connect::Failure;
 use super::outgoing::small;
-use super::rows::{STATE_COLUMNS, event_columns, event_of, incoming_of, state_columns, state_of, unsigned};
+use super::rows::unsigned;
 use crate::{Arrivals, CommitReply, Due, Error, FencedTurn, InboxCursor, Loaded, TurnStore, Wake};
-
-/// An inbox from a transaction on, with the first transaction that may still be under way.
-const INBOX: &str = "SELECT seq, data, pg_snapshot_xmin(pg_current_snapshot())::text::int8 FROM inbox \
-                     WHERE instance = $1 AND written_by >= $2::text::xid8 ORDER BY seq";
 
 #[async_trait]
 impl TurnStore for PostgresStore {
@@ -24,46 +20,11 @@ impl TurnStore for PostgresStore {
     }
 
     async fn load(&self, instance: &InstanceId) -> Result<Option<Loaded>, Error> {
-        let id = instance.clone();
-        // Three reads without a transaction around them: if another owner commits in between, the commit that builds on this
-        // conflicts.
-        let read = self.pools.general.run(|db| {
-            Box::pin(async move {
-                let sql = concat!("SELECT ", state_columns!(), ", shard FROM instances WHERE id = $1");
-                let Some(row) = sqlx::query(sql).bind(id.as_str()).fetch_optional(&mut **db).await? else {
-                    return Ok(None);
-                };
-                let state = state_of(&row)?;
-                let shard = ShardId(row.try_get::<i16, _>(STATE_COLUMNS)?.cast_unsigned());
-                let mut history = Vec::new();
-                if state.last_event_id.0 > 0 {
-                    let sql = concat!(
-                        "SELECT ",
-                        event_columns!(),
-                        " FROM history WHERE instance = $1 AND execution = $2 ORDER BY event_id"
-                    );
-                    let execution = state.execution.0.cast_signed();
-                    let rows = sqlx::query(sql).bind(id.as_str()).bind(execution).fetch_all(&mut **db).await?;
-                    history = rows.iter().map(|row| event_of(&id, row)).collect::<Result<_, _>>()?;
-                }
-                let rows = sqlx::query(INBOX).bind(id.as_str()).bind("0").fetch_all(&mut **db).await?;
-                let (inbox, cursor) = inbox_of(&id, &rows, InboxCursor::default())?;
-                Ok(Some(Loaded { shard, state, history, inbox, cursor }))
-            })
-        });
-        read.await
+        self.reads.loads.call(instance.clone(), 0).await?
     }
 
     async fn inbox(&self, instance: &InstanceId, after: InboxCursor) -> Result<(Vec<Incoming>, InboxCursor), Error> {
-        let id = instance.clone();
-        let read = self.pools.general.run(|db| {
-            Box::pin(async move {
-                let from = after.transaction.to_string();
-                let rows = sqlx::query(INBOX).bind(id.as_str()).bind(from).fetch_all(&mut **db).await?;
-                inbox_of(&id, &rows, after)
-            })
-        });
-        read.await
+        self.reads.inboxes.call((instance.clone(), after), 0).await?
     }
 
     async fn due(&self, shards: &[ShardId], until: Millis, limit: usize) -> Result<Vec<Due>, Error> {
@@ -153,18 +114,6 @@ fn count(limit: usize) -> i64 {
 fn wake_of(row: &PgRow, first: usize) -> Result<Wake, Failure> {
     let shard = ShardId(row.try_get::<i16, _>(first)?.cast_unsigned());
     Ok(Wake { shard, instance: InstanceId::from(row.try_get::<String, _>(first + 1)?) })
-}
-
-fn inbox_of(
-    instance: &InstanceId,
-    rows: &[PgRow],
-    mut cursor: InboxCursor,
-) -> Result<(Vec<Incoming>, InboxCursor), Failure> {
-    if let Some(row) = rows.first() {
-        cursor.transaction = unsigned(row, 2)?;
-    }
-    let messages = rows.iter().map(|row| incoming_of(instance, row)).collect::<Result<_, _>>()?;
-    Ok((messages, cursor))
 }
 
 /// Within one look the next page begins after the last row; the next look begins with the oldest transaction that may still

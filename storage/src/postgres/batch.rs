@@ -1,0 +1,94 @@
+//! Calls that arrive together go to the database together: whatever arrived during the last trip makes up the next one.
+
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use crate::Error;
+
+/// Calls that share a trip.
+const CALLS_MAX: usize = 256;
+/// Bytes that share a trip, once there is more than one call.
+const BYTES_MAX: usize = 4 << 20;
+/// Calls that wait; beyond it callers wait with them.
+const WAITING_MAX: usize = 4_096;
+
+/// The way to a task that makes the trips.
+pub(super) struct Batcher<W, A> {
+    calls: mpsc::Sender<Call<W, A>>,
+}
+
+struct Call<W, A> {
+    work: W,
+    bytes: usize,
+    answer: oneshot::Sender<Result<A, Error>>,
+}
+
+impl<W: Send + 'static, A: Send + 'static> Batcher<W, A> {
+    /// At most `trips` are under way at once; with one, calls take effect in the order of their arrival.
+    pub(super) fn start<F>(trips: usize, trip: impl Fn(Vec<W>) -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = Result<Vec<A>, Error>> + Send + 'static,
+    {
+        let (calls, queue) = mpsc::channel(WAITING_MAX);
+        tokio::spawn(make_trips(queue, trips, trip));
+        Self { calls }
+    }
+
+    /// Makes one call; `bytes` is how much it carries.
+    pub(super) async fn call(&self, work: W, bytes: usize) -> Result<A, Error> {
+        let (answer, answered) = oneshot::channel();
+        let closed = || Error::Unavailable("the store is closed".to_owned());
+        self.calls.send(Call { work, bytes, answer }).await.map_err(|_| closed())?;
+        answered.await.unwrap_or_else(|_| Err(closed()))
+    }
+}
+
+async fn make_trips<W, A, F>(mut queue: mpsc::Receiver<Call<W, A>>, trips: usize, trip: impl Fn(Vec<W>) -> F)
+where
+    W: Send + 'static,
+    A: Send + 'static,
+    F: Future<Output = Result<Vec<A>, Error>> + Send + 'static,
+{
+    let free = Arc::new(Semaphore::new(trips));
+    let mut next = None;
+    loop {
+        let first = match next.take() {
+            Some(call) => Some(call),
+            None => queue.recv().await,
+        };
+        let Some(first) = first else { return };
+        let Ok(permit) = Arc::clone(&free).acquire_owned().await else { return };
+        let mut bytes = first.bytes;
+        let mut batch = vec![first];
+        while batch.len() < CALLS_MAX {
+            let Ok(call) = queue.try_recv() else { break };
+            if bytes + call.bytes > BYTES_MAX {
+                next = Some(call);
+                break;
+            }
+            bytes += call.bytes;
+            batch.push(call);
+        }
+        let (work, answers): (Vec<W>, Vec<_>) = batch.into_iter().map(|call| (call.work, call.answer)).unzip();
+        let results = trip(work);
+        let round = async move {
+            let results = results.await;
+            drop(permit);
+            tell(answers, results);
+        };
+        if trips == 1 { round.await } else { drop(tokio::spawn(round)) }
+    }
+}
+
+/// A caller that has gone away does not need its answer.
+fn tell<A>(answers: Vec<oneshot::Sender<Result<A, Error>>>, results: Result<Vec<A>, Error>) {
+    match results {
+        Ok(results) => answers.into_iter().zip(results).for_each(|(answer, result)| {
+            let _gone = answer.send(Ok(result));
+        }),
+        Err(error) => answers.into_iter().for_each(|answer| {
+            let _gone = answer.send(Err(error.clone()));
+        }),
+    }
+}
