@@ -140,11 +140,12 @@ pub(crate) async fn run(hub: Arc<Hub>) {
             changed = link.changed() => changed.is_ok(),
             () = hub.losses.look.notified() => true,
             audit = next(&mut audits) => {
-                match audit {
-                    Some(audit) => note(&hub, &audit.payload),
-                    None => audits = None,
+                // Looking is audited too, so only what concerns the work leads to another look.
+                let concerns = audit.as_ref().is_some_and(|audit| note(&hub, &audit.payload));
+                if audit.is_none() {
+                    audits = None;
                 }
-                true
+                concerns
             }
         };
         if now && hub.is_up() {
@@ -170,20 +171,23 @@ async fn next(audits: &mut Option<async_nats::Subscriber>) -> Option<async_nats:
     }
 }
 
-/// Somebody purged or deleted. Who may not hear of it hears nothing here, and sees less.
-fn note(hub: &Hub, audit: &[u8]) {
-    let Ok(audit) = serde_json::from_slice::<Audit>(audit) else { return };
-    if let Some(lane) = hub.subjects.deletes_consumer(&audit.subject) {
-        hub.forget_lane(&lane);
+/// Somebody purged or deleted; `false` when it was none of the work. Who may not hear of it hears nothing here, and sees
+/// less.
+fn note(hub: &Hub, audit: &[u8]) -> bool {
+    let Ok(audit) = serde_json::from_slice::<Audit>(audit) else { return false };
+    let deleted = hub.subjects.deletes_consumer(&audit.subject);
+    if let Some(lane) = &deleted {
+        hub.forget_lane(lane);
     }
     if !hub.subjects.removes_work(&audit.subject) {
-        return;
+        return deleted.is_some();
     }
     let purge = serde_json::from_str::<PurgeRequest>(&audit.request).unwrap_or_default();
     // Whoever forgets a worker hands out its items again by itself.
     if !hub.subjects.is_of_worker(&purge.filter) && purge.filter != hub.subjects.anchor() {
         hub.losses.alarm("somebody removed messages from the stream");
     }
+    true
 }
 
 async fn look(hub: &Hub, seen: &mut Option<Seen>) -> Result<(), Error> {

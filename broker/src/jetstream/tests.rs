@@ -1,6 +1,6 @@
 //! What can be shown without a server: names never collide, secrets are never shown.
 
-use outlast_core::{ActivityItem, ActivityKey, EventId, ExecutionId, InstanceId, Token};
+use outlast_core::{ActivityItem, ActivityKey, ActivityTimeouts, EventId, ExecutionId, InstanceId, Token};
 use proptest::prelude::*;
 
 use super::subjects::{Lane, Subjects, token};
@@ -19,6 +19,7 @@ fn item(instance: &str, numbers: [u64; 3]) -> ActivityItem {
         tag: None,
         session_id: None,
         attempt: 1,
+        timeouts: ActivityTimeouts::default(),
         first_event: EventId(event),
         orchestration: String::new(),
         version: String::new(),
