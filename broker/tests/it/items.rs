@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use outlast_broker::{Broker, Delivery, Dispatch, Settle, WorkSource, WorkerProfile};
-use outlast_core::{ActivityItem, ActivityKey, EventId, ExecutionId, InstanceId, TagFilter, Token, WorkerId};
+use outlast_core::{
+    ActivityItem, ActivityKey, ActivityTimeouts, EventId, ExecutionId, InstanceId, TagFilter, Token, WorkerId,
+};
 
 /// Long enough for anything that must happen.
 pub(crate) const SOON: Duration = Duration::from_secs(5);
@@ -24,6 +26,7 @@ pub(crate) fn item(instance: &str, event: u64) -> ActivityItem {
         tag: None,
         session_id: None,
         attempt: 1,
+        timeouts: ActivityTimeouts::default(),
         first_event: EventId(event),
         orchestration: "order".to_owned(),
         version: "1.0.0".to_owned(),
