@@ -138,9 +138,10 @@ impl Client {
     }
 }
 
-/// 128 random bits in hex.
+/// An id that no other message of the instance has.
 pub(crate) fn fresh_message_id() -> MessageId {
-    MessageId::new(uuid::Uuid::new_v4().simple().to_string())
+    // 96 random bits: unique among the messages of one instance is enough, and the id is stored with each of them.
+    MessageId::new(format!("{:024x}", uuid::Uuid::new_v4().as_u128() >> 32))
 }
 
 pub(crate) fn to_json<T: Serialize>(value: &T) -> Result<String, ClientError> {

@@ -9,7 +9,7 @@ use super::PostgresStore;
 use super::batch::Batcher;
 use super::clock::ServerClock;
 use super::connect::Pool;
-use super::outgoing::{parent_of, queue_of, small};
+use super::outgoing::{number_of, parent_of, queue_of, small};
 use crate::{
     CallStore, DeleteInstanceResult, Error, InstanceFilter, PruneOptions, PruneResult, Receipt, StartConflict,
     StartOutcome, StartReceipt, StartRequest,
@@ -359,11 +359,10 @@ async fn import(
     let sql = "INSERT INTO history (instance, execution, event_id, source_event_id, epoch, at, data) \
                SELECT $1, 1, e.event, e.source, 0, e.at, e.data FROM unnest($2::int4[], $3::int4[], $4::int8[], $5::bytea[]) \
                AS e(event, source, at, data)";
-    let event = |id: u64| i32::try_from(id).unwrap_or(i32::MAX);
     sqlx::query(sql)
         .bind(id.as_str())
-        .bind(history.iter().map(|e| event(e.event_id.0)).collect::<Vec<_>>())
-        .bind(history.iter().map(|e| e.source_event_id.map(|id| event(id.0))).collect::<Vec<_>>())
+        .bind(history.iter().map(|e| number_of(e.event_id.0)).collect::<Vec<_>>())
+        .bind(history.iter().map(|e| e.source_event_id.map(|id| number_of(id.0))).collect::<Vec<_>>())
         .bind(history.iter().map(|e| e.at.0.cast_signed()).collect::<Vec<_>>())
         .bind(history.iter().map(|e| encode(&e.kind)).collect::<Vec<_>>())
         .execute(&mut *tx)

@@ -9,6 +9,7 @@ use sqlx::postgres::PgRow;
 
 use super::PostgresStore;
 use super::connect::Failure;
+use super::outgoing::number_of;
 use super::rows::{STATE_COLUMNS, event_columns, event_of, optional_millis, state_columns, state_of, unsigned};
 use crate::inspect::execution_status;
 use crate::{
@@ -65,7 +66,7 @@ impl InspectStore for PostgresStore {
         let sql = concat!(
             "SELECT ",
             event_columns!(),
-            ", h.execution, n, started FROM history h JOIN (SELECT execution, count(*) AS n, min(at) AS started, \
+            ", h.execution::int8, n, started FROM history h JOIN (SELECT execution, count(*) AS n, min(at) AS started, \
              max(event_id) AS last FROM history WHERE instance = $1 GROUP BY execution) e \
              ON e.execution = h.execution AND e.last = h.event_id WHERE instance = $1 ORDER BY h.execution"
         );
@@ -85,7 +86,7 @@ impl InspectStore for PostgresStore {
             event_columns!(),
             " FROM history WHERE instance = $1 AND execution = $2 ORDER BY event_id"
         );
-        let (id, execution) = (instance.clone(), execution.0.cast_signed());
+        let (id, execution) = (instance.clone(), number_of(execution.0));
         let read = self.pools.general.run(|db| {
             Box::pin(async move {
                 let rows = sqlx::query(sql).bind(id.as_str()).bind(execution).fetch_all(&mut **db).await?;
@@ -106,8 +107,8 @@ impl InspectStore for PostgresStore {
             event_columns!(),
             " FROM history WHERE instance = $1 AND execution = $2 AND event_id = $3"
         );
-        let (id, execution) = (instance.clone(), execution.0.cast_signed());
-        let event = i32::try_from(event.0).unwrap_or(i32::MAX);
+        let (id, execution) = (instance.clone(), number_of(execution.0));
+        let event = number_of(event.0);
         let read = self.pools.general.run(|db| {
             Box::pin(async move {
                 let query = sqlx::query(sql).bind(id.as_str()).bind(execution).bind(event);

@@ -55,8 +55,8 @@ columns!(States {
 columns!(Events {
     turn: i32,
     instance: String,
-    epoch: i64,
-    execution: i64,
+    epoch: i32,
+    execution: i32,
     event: i32,
     terminal: bool,
     source: Option<i32>,
@@ -184,11 +184,11 @@ impl Group {
             let message = event.message_id.as_ref().filter(|_| !told_by_source);
             events.turn.push(number);
             events.instance.push(fenced.instance.as_str().to_owned());
-            events.epoch.push(fenced.epoch.0.cast_signed());
-            events.execution.push(execution.0.cast_signed());
-            events.event.push(event_number(event.event_id.0));
+            events.epoch.push(number_of(fenced.epoch.0));
+            events.execution.push(number_of(execution.0));
+            events.event.push(number_of(event.event_id.0));
             events.terminal.push(event.kind.is_terminal());
-            events.source.push(event.source_event_id.map(|id| event_number(id.0)));
+            events.source.push(event.source_event_id.map(|id| number_of(id.0)));
             events.message.push(message.map(|id| id.as_str().to_owned()));
             events.at.push(event.at.0.cast_signed());
             events.data.push(encode(&event.kind));
@@ -263,7 +263,8 @@ impl Messages {
     }
 }
 
-fn event_number(id: u64) -> i32 {
+/// Numbers of events, executions and epochs stay far below this.
+pub(super) fn number_of(id: u64) -> i32 {
     i32::try_from(id).unwrap_or(i32::MAX)
 }
 

@@ -12,7 +12,7 @@ CREATE FUNCTION commit_turns(
     s_bytes int8[], s_wake int8[], s_pending int4[], s_waits text[], s_stalled int4[], s_custom text[],
     s_custom_version int8[], s_output text[], s_completed int8[], s_shard int2[],
     -- Events.
-    e_turn int4[], e_instance text[], e_epoch int8[], e_execution int8[], e_event int4[], e_terminal bool[], e_source int4[],
+    e_turn int4[], e_instance text[], e_epoch int4[], e_execution int4[], e_event int4[], e_terminal bool[], e_source int4[],
     e_message text[], e_at int8[], e_data bytea[],
     -- Inbox rows that were applied.
     c_turn int4[], c_instance text[], c_seq int8[],
@@ -339,7 +339,7 @@ CREATE FUNCTION prune_instance(
 ) LANGUAGE plpgsql AS $$
 DECLARE
     latest int8;
-    chosen int8[];
+    chosen int4[];
 BEGIN
     SELECT i.execution INTO latest FROM instances i WHERE i.id = pruned;
     IF latest IS NULL THEN

@@ -59,10 +59,11 @@ CREATE INDEX instances_stalled ON instances (id) WHERE stalled > 0;
 CREATE INDEX instances_parent ON instances (parent) WHERE parent IS NOT NULL;
 CREATE INDEX instances_status ON instances (status, created);
 
+-- Two rows of this for each step: numbers are as small as limits allow.
 CREATE TABLE history (
-    execution int8 NOT NULL,
-    epoch int8 NOT NULL,
     at int8 NOT NULL,
+    execution int4 NOT NULL,
+    epoch int4 NOT NULL,
     event_id int4 NOT NULL CHECK (event_id >= 1),
     source_event_id int4 CHECK (source_event_id < event_id),
     terminal bool NOT NULL DEFAULT false,
