@@ -1,5 +1,6 @@
 //! What comes from outside: starts, messages, forks, deletion. Calls that arrive together are written together.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -57,10 +58,13 @@ impl Calls {
 
 /// Writes starts; tells of each whether its id was free.
 async fn write_starts(pool: Pool, clock: Arc<ServerClock>, batch: Vec<Start>) -> Result<Vec<bool>, Error> {
+    // Of two starts of one id the second finds it taken.
+    let mut firsts = HashSet::new();
+    let first: Vec<bool> = batch.iter().map(|start| firsts.insert(start.id.clone())).collect();
     let mut ids = Vec::with_capacity(batch.len());
     let (mut shards, mut names, mut parents) = (Vec::new(), Vec::new(), Vec::new());
     let (mut message_ids, mut datas) = (Vec::new(), Vec::new());
-    for start in batch {
+    for start in batch.into_iter().zip(&first).filter_map(|(start, first)| first.then_some(start)) {
         ids.push(start.id);
         shards.push(start.shard);
         names.push(start.orchestration);
@@ -68,7 +72,7 @@ async fn write_starts(pool: Pool, clock: Arc<ServerClock>, batch: Vec<Start>) ->
         message_ids.push(start.message_id);
         datas.push(start.data);
     }
-    let asked = ids.clone();
+    let mut asked = ids.clone().into_iter();
     let (now, made): (i64, Vec<String>) = pool
         .run(|db| {
             Box::pin(async move {
@@ -79,9 +83,8 @@ async fn write_starts(pool: Pool, clock: Arc<ServerClock>, batch: Vec<Start>) ->
         })
         .await?;
     clock.heard(Millis(now.cast_unsigned()));
-    // Of two starts of one id in a batch the first has made it.
-    let mut made: std::collections::HashSet<String> = made.into_iter().collect();
-    Ok(asked.iter().map(|id| made.remove(id)).collect())
+    let made: HashSet<String> = made.into_iter().collect();
+    Ok(first.into_iter().map(|first| first && asked.next().is_some_and(|id| made.contains(&id))).collect())
 }
 
 async fn write_sends(pool: Pool, clock: Arc<ServerClock>, batch: Vec<Send>) -> Result<Vec<Sent>, Error> {
