@@ -40,6 +40,9 @@ pub(crate) struct Entry {
     /// Why the entry is not in the backup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<String>,
+    /// Whether it was there when the plan was made and not any more when its turn came.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) vanished: bool,
 }
 
 impl Entry {
@@ -56,7 +59,13 @@ impl Entry {
             digest: None,
             target_hex: None,
             error: None,
+            vanished: false,
         }
+    }
+
+    /// Also a directory that could not be listed in full, if it was looked at: some of its children may be there.
+    pub(crate) fn can_be_restored(&self) -> bool {
+        self.error.is_none() || (self.kind == Kind::Directory && self.mtime_ns != 0)
     }
 
     /// The path as the file system knows it.

@@ -1,25 +1,26 @@
 //! The orchestration: plan, copy page by page, write the manifest.
 
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use outlast::{BackoffStrategy, OrchestrationContext, RetryPolicy};
 use serde::{Deserialize, Serialize};
 
-use crate::entry::to_hex;
+use crate::entry::{from_hex, to_hex};
 
 /// Batches that one execution fans out; the next one goes on, with an empty history.
 const BATCHES_PER_EXECUTION: u64 = 32;
-/// Unreadable paths that the result names; the manifest names all.
-const UNREADABLE_SHOWN: usize = 20;
+/// Missing entries that the result names; the manifest names all.
+const MISSING_SHOWN: usize = 20;
 
-/// The input of every execution of a backup.
+/// The input of every execution of a backup. The destination is not in it: it is where the state database lies, so that
+/// an unfinished backup can be moved.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Backup {
-    /// Paths as bytes in hex: they need not be UTF-8.
+    /// The path as bytes in hex: it need not be UTF-8.
     pub(crate) source_hex: String,
-    pub(crate) destination_hex: String,
     pub(crate) generation: u64,
     /// The first batch that is not done.
     pub(crate) next_batch: u64,
@@ -34,9 +35,20 @@ pub(crate) struct Progress {
     pub(crate) files: u64,
     pub(crate) done: u64,
     pub(crate) bytes: u64,
-    pub(crate) copied: u64,
     pub(crate) unreadable: u64,
-    pub(crate) first_unreadable: Vec<String>,
+    pub(crate) vanished: u64,
+    /// What is not in the backup, as it is shown.
+    pub(crate) first_missing: Vec<String>,
+    /// Known at the end.
+    pub(crate) written: Written,
+}
+
+/// The objects that a backup has put into the store, however often it was killed.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Written {
+    pub(crate) objects: u64,
+    /// Those among them that replaced a damaged one.
+    pub(crate) damaged: u64,
 }
 
 /// What was found in the source.
@@ -54,20 +66,19 @@ pub(crate) struct Batch {
 }
 
 impl Backup {
-    pub(crate) fn new(source: &Path, destination: &Path, generation: u64) -> anyhow::Result<Self> {
-        Ok(Self {
+    pub(crate) fn new(source: &Path, generation: u64) -> Self {
+        Self {
             source_hex: to_hex(source.as_os_str().as_bytes()),
-            destination_hex: to_hex(destination.as_os_str().as_bytes()),
             generation,
             next_batch: 0,
             batches: None,
             progress: Progress::default(),
-        })
+        }
     }
 
-    /// What tells backups of different directories apart.
-    pub(crate) fn fingerprint(&self) -> String {
-        format!("{}\\\"", self.source_hex)
+    /// The directory that is backed up.
+    pub(crate) fn source(&self) -> anyhow::Result<PathBuf> {
+        Ok(PathBuf::from(OsStr::from_bytes(&from_hex(&self.source_hex)?)))
     }
 
     /// The same job without what changes, so that activity inputs stay small.
@@ -102,7 +113,7 @@ pub(crate) async fn backup(ctx: OrchestrationContext, mut job: Backup) -> Result
     if end < batches {
         ctx.continue_as_new_typed(&job).await?;
     }
-    let _written: u64 = ctx.schedule_activity_with_retry_typed("WriteManifest", &job.bare(), patience()).await?;
+    job.progress.written = ctx.schedule_activity_with_retry_typed("WriteManifest", &job.bare(), patience()).await?;
     Ok(job.progress)
 }
 
@@ -121,9 +132,9 @@ impl Progress {
     fn add(&mut self, other: Self) {
         self.done += other.done;
         self.bytes += other.bytes;
-        self.copied += other.copied;
         self.unreadable += other.unreadable;
-        self.first_unreadable.extend(other.first_unreadable);
-        self.first_unreadable.truncate(UNREADABLE_SHOWN);
+        self.vanished += other.vanished;
+        self.first_missing.extend(other.first_missing);
+        self.first_missing.truncate(MISSING_SHOWN);
     }
 }

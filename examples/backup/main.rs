@@ -3,10 +3,13 @@
 //! `backup SRC DST` goes on where it was when it is started again after a crash; `backup --restore DST TARGET` brings the
 //! tree back, byte for byte.
 
+mod destination;
 mod entry;
 mod files;
 mod job;
 mod objects;
+mod places;
+mod plan;
 mod restore;
 
 use std::path::{Path, PathBuf};
@@ -20,18 +23,35 @@ use indicatif::{ProgressBar, ProgressStyle};
 use outlast::providers::sqlite::SqliteProvider;
 use outlast::runtime::Runtime;
 use outlast::{
-    ActivityRegistry, Client, ObservabilityConfig, OrchestrationRegistry, OrchestrationStatus, RuntimeOptions,
+    ActivityRegistry, Client, EventKind, ObservabilityConfig, OrchestrationRegistry, OrchestrationStatus,
+    RuntimeOptions,
 };
 
 use job::{Backup, Progress};
+use objects::Objects;
 
-/// Exit code of a backup that is complete but for entries that could not be read.
-const WITH_UNREADABLE: u8 = 3;
+/// Exit code of a backup that is done but for entries that could not be read or had vanished.
+const INCOMPLETE_BACKUP: u8 = 3;
+/// Exit code of a restore that is done but for entries that could not be restored.
+const INCOMPLETE_RESTORE: u8 = 4;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  not done; standard error says why
+  2  the arguments are wrong
+  3  backed up, but for the entries that standard error and the manifest name: unreadable, or vanished meanwhile
+  4  restored, but for the entries that standard error names: their objects are damaged or missing, or the target
+     did not take them";
 
 /// Back up SRC into DST, or bring a backup back.
+///
+/// A backup that was interrupted goes on where it was when it is started again. A destination that cannot be written is
+/// waited for, about twenty seconds.
 #[derive(Parser)]
+#[command(after_help = EXIT_CODES)]
 struct Arguments {
-    /// Bring the backup in FROM back into the new or empty directory TO.
+    /// Bring the backup in SRC back into the new or empty directory DST.
     #[arg(long)]
     restore: bool,
     /// The directory to back up; with --restore the backup.
@@ -46,58 +66,61 @@ struct Arguments {
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = if arguments.restore {
-        restore::restore(&arguments.from, &arguments.to).map(|count| {
-            println!("restored {count} entries into {}", arguments.to.display());
-            0
-        })
+        bring_back(&arguments.from, &arguments.to)
     } else {
         back_up(&arguments.from, &arguments.to).await
     };
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("backup failed: {error:#}");
+            let what = if arguments.restore { "restore" } else { "backup" };
+            eprintln!("{what} failed: {error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
-async fn back_up(source: &Path, destination: &Path) -> anyhow::Result<u8> {
-    let source = source.canonicalize().with_context(|| format!("{} cannot be read", source.display()))?;
-    ensure!(source.is_dir(), "{} is not a directory", source.display());
-    std::fs::create_dir_all(destination).with_context(|| format!("{} cannot be created", destination.display()))?;
-    let destination = destination.canonicalize()?;
-    ensure!(
-        !destination.starts_with(&source),
-        "{} lies inside of {}: choose another place",
-        destination.display(),
-        source.display()
-    );
-    ensure!(
-        !source.starts_with(&destination),
-        "{} lies inside of {}: choose another place",
-        source.display(),
-        destination.display()
-    );
-    let work = destination.join(".backup");
-    std::fs::create_dir_all(&work)?;
-
-    let provider =
-        Arc::new(SqliteProvider::new(&format!("sqlite:{}", work.join("state.sqlite").display()), None).await?);
-    let runtime = start(provider.clone()).await?;
-    let client = Client::new(provider);
-    let (instance, job) = next_job(&client, &source, &destination).await?;
-    client.start_orchestration_typed(&instance, "Backup", &job).await?;
-    let outcome = watch(&client, &instance).await;
-    runtime.shutdown(Some(10_000)).await;
-    report(outcome?)
+fn bring_back(backup: &Path, target: &Path) -> anyhow::Result<u8> {
+    let restored = restore::restore(backup, target)?;
+    println!("restored {} entries into {}", restored.made, target.display());
+    for failed in &restored.failed {
+        eprintln!("not restored: {failed}");
+    }
+    Ok(if restored.failed.is_empty() { 0 } else { INCOMPLETE_RESTORE })
 }
 
-async fn start(provider: Arc<SqliteProvider>) -> anyhow::Result<Arc<Runtime>> {
+async fn back_up(source: &Path, destination: &Path) -> anyhow::Result<u8> {
+    let unreadable = || format!("the source {} cannot be read", source.display());
+    let source = source.canonicalize().with_context(unreadable)?;
+    std::fs::read_dir(&source).with_context(unreadable)?;
+    let destination = destination::prepare(&source, destination)?;
+
+    let database = places::work_of(&destination).join("state.sqlite");
+    let database = database.to_str().context("the destination is UTF-8")?;
+    let provider = Arc::new(SqliteProvider::new(database, None).await?);
+    let client = Client::new(provider.clone());
+    let (instance, job) = next_job(&client, &source, &destination).await?;
+    let runtime = start(provider, Objects::open(&destination)?).await?;
+    client.start_orchestration_typed(&instance, "Backup", &job).await?;
+    let ended = watch(&client, &instance).await;
+    runtime.shutdown(Some(10_000)).await;
+    let ended = ended?;
+    if let Err(error) = places::clear(&destination) {
+        eprintln!("working files in {} cannot be removed: {error}", places::work_of(&destination).display());
+    }
+    match ended {
+        Ok(done) => Ok(report(&done)),
+        Err(reason) => bail!(reason),
+    }
+}
+
+async fn start(provider: Arc<SqliteProvider>, objects: Objects) -> anyhow::Result<Arc<Runtime>> {
+    let objects = Arc::new(objects);
+    let (planning, copying, listing) = (objects.clone(), objects.clone(), objects);
     let activities = ActivityRegistry::builder()
-        .register_typed("Plan", files::plan)
-        .register_typed("CopyBatch", files::copy_batch)
-        .register_typed("WriteManifest", files::write_manifest)
+        .register_typed("Plan", move |ctx, job| plan::plan(planning.clone(), ctx, job))
+        .register_typed("CopyBatch", move |ctx, batch| files::copy_batch(copying.clone(), ctx, batch))
+        .register_typed("WriteManifest", move |ctx, job| files::write_manifest(listing.clone(), ctx, job))
         .build();
     let orchestrations = OrchestrationRegistry::builder().register_typed("Backup", job::backup).build();
     let options = RuntimeOptions {
@@ -112,27 +135,42 @@ async fn start(provider: Arc<SqliteProvider>) -> anyhow::Result<Arc<Runtime>> {
 async fn next_job(client: &Client, source: &Path, destination: &Path) -> anyhow::Result<(String, Backup)> {
     for generation in 1.. {
         let instance = format!("backup-{generation}");
-        let job = Backup::new(source, destination, generation)?;
         match client.get_orchestration_status(&instance).await? {
-            OrchestrationStatus::NotFound => return Ok((instance, job)),
-            OrchestrationStatus::Running { .. } => {
-                let history = client.read_execution_history(&instance, 1).await?;
-                let same = history.first().is_none_or(|event| format!("{:?}", event.kind).contains(&job.fingerprint()));
-                ensure!(
-                    same,
-                    "{} holds an unfinished backup of another directory: finish that one first",
-                    destination.display()
-                );
-                return Ok((instance, job));
-            }
+            OrchestrationStatus::NotFound => return Ok((instance, Backup::new(source, generation))),
+            OrchestrationStatus::Running { .. } => match begun(client, &instance).await? {
+                Some(job) => {
+                    let begun = job.source()?;
+                    ensure!(
+                        begun == source,
+                        "{} holds an unfinished backup of {}: finish that one first, or delete {} to give it up \
+                         (what it has stored will be used)",
+                        destination.display(),
+                        begun.display(),
+                        places::work_of(destination).display()
+                    );
+                    return Ok((instance, job));
+                }
+                None => client.cancel_instance(&instance, "killed before it had begun").await?,
+            },
             OrchestrationStatus::Completed { .. } | OrchestrationStatus::Failed { .. } => {}
         }
     }
     bail!("no generation is free")
 }
 
-/// Shows progress until the backup has ended.
-async fn watch(client: &Client, instance: &str) -> anyhow::Result<Progress> {
+/// What a backup was started with; `None` when it was killed before its first turn.
+async fn begun(client: &Client, instance: &str) -> anyhow::Result<Option<Backup>> {
+    let history = client.read_execution_history(instance, 1).await?;
+    match history.first().map(|event| &event.kind) {
+        Some(EventKind::OrchestrationStarted { input, .. }) => {
+            Ok(Some(serde_json::from_str(input).context("the state database is of another program")?))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Shows progress until the backup has ended; a backup that has failed says why.
+async fn watch(client: &Client, instance: &str) -> anyhow::Result<Result<Progress, String>> {
     let style = ProgressStyle::with_template("{bar:40} {pos}/{len} files, {msg}, {elapsed}")?;
     let bar = ProgressBar::new(0).with_style(style);
     let mut version = 0;
@@ -153,25 +191,29 @@ async fn watch(client: &Client, instance: &str) -> anyhow::Result<Progress> {
             }
             OrchestrationStatus::Completed { output, .. } => {
                 bar.finish_and_clear();
-                return Ok(serde_json::from_str(&output)?);
+                return Ok(Ok(serde_json::from_str(&output)?));
             }
-            OrchestrationStatus::Failed { details, .. } => bail!("{}", details.display_message()),
+            OrchestrationStatus::Failed { details, .. } => return Ok(Err(details.display_message())),
             OrchestrationStatus::NotFound => bail!("the instance {instance} is gone"),
         }
     }
 }
 
-fn report(done: Progress) -> anyhow::Result<u8> {
+fn report(done: &Progress) -> u8 {
     println!(
-        "{} files, {} bytes, {} objects written, {} unreadable",
-        done.done, done.bytes, done.copied, done.unreadable
+        "{} files, {} bytes, {} objects written, {} unreadable, {} vanished",
+        done.done, done.bytes, done.written.objects, done.unreadable, done.vanished
     );
-    for path in &done.first_unreadable {
-        eprintln!("unreadable: {path}");
+    if done.written.damaged > 0 {
+        println!("{} of the objects written replace damaged ones: look after the disk", done.written.damaged);
     }
-    let more = done.unreadable.saturating_sub(done.first_unreadable.len() as u64);
+    for missing in &done.first_missing {
+        eprintln!("{missing}");
+    }
+    let missing = done.unreadable + done.vanished;
+    let more = missing.saturating_sub(done.first_missing.len() as u64);
     if more > 0 {
         eprintln!("and {more} more; the manifest names them all");
     }
-    Ok(if done.unreadable > 0 { WITH_UNREADABLE } else { 0 })
+    if missing > 0 { INCOMPLETE_BACKUP } else { 0 }
 }

@@ -1,4 +1,5 @@
-//! Goal: a backup that is killed again and again ends with the right manifest, and writes no object twice.
+//! Goal: a backup that is killed again and again ends with the right manifest, and writes no object twice; what goes wrong
+//! in the source, in the destination or with the arguments is told apart.
 //! Method: the built program runs on a small tree and is killed with SIGKILL at varied moments; objects that were finished
 //! before a kill must be the very same files afterwards, and the restored tree must equal the source.
 #![expect(clippy::unwrap_used, reason = "tests")]
@@ -9,15 +10,18 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
 use programs::program;
 
-/// Exit code of a backup that is complete but for unreadable entries.
-const WITH_UNREADABLE: i32 = 3;
+/// Exit code of a backup that is done but for some entries.
+const INCOMPLETE_BACKUP: i32 = 3;
+/// Exit code of a restore that is done but for some entries.
+const INCOMPLETE_RESTORE: i32 = 4;
 
 fn make_tree(root: &Path) {
     for n in 0..600 {
@@ -48,7 +52,7 @@ fn describe(root: &Path) -> BTreeMap<PathBuf, String> {
                 open.push(path.clone());
                 format!("directory {:o}", meta.mode())
             } else if meta.is_symlink() {
-                format!("link {:?}", fs::read_link(&path).unwrap())
+                format!("link {} {:?}", meta.mtime_nsec(), fs::read_link(&path).unwrap())
             } else if meta.is_file() {
                 format!("file {:o} {} {}", meta.mode(), meta.mtime_nsec(), digest(&fs::read(&path).unwrap()))
             } else {
@@ -79,20 +83,13 @@ fn objects(backup: &Path) -> BTreeMap<PathBuf, (u64, i64)> {
 
 #[test]
 fn a_killed_backup_goes_on_and_copies_nothing_twice() {
-    let program = program("backup");
     let root = tempfile::tempdir().unwrap();
     let (source, backup, target) = (root.path().join("src"), root.path().join("dst"), root.path().join("target"));
     make_tree(&source);
     let _socket = std::os::unix::net::UnixListener::bind(source.join("socket")).unwrap();
     let mut finished: BTreeMap<PathBuf, (u64, i64)> = BTreeMap::new();
     for n in 0..12_u64 {
-        let mut child = Command::new(&program)
-            .arg(&source)
-            .arg(&backup)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child = spawn(&source, &backup);
         std::thread::sleep(Duration::from_millis(60 + n * 37 % 200));
         child.kill().unwrap();
         child.wait().unwrap();
@@ -102,16 +99,19 @@ fn a_killed_backup_goes_on_and_copies_nothing_twice() {
         }
         finished = now;
     }
-    let last = Command::new(&program).arg(&source).arg(&backup).output().unwrap();
+    let last = back_up(&source, &backup);
     let errors = String::from_utf8_lossy(&last.stderr);
-    assert_eq!(last.status.code(), Some(WITH_UNREADABLE), "{errors}");
+    // However often it was killed, it knows what it has written.
+    let written = format!("{} objects written, 1 unreadable, 0 vanished", objects(&backup).len());
+    assert!(stdout(&last).contains(&written), "{written}: {}", stdout(&last));
+    assert_eq!(last.status.code(), Some(INCOMPLETE_BACKUP), "{errors}");
     assert!(errors.contains("unreadable: socket"), "{errors}");
+    assert_eq!(generations(&backup), 0, "the working files are gone");
     check_manifest(&source, &backup);
-    let restored = Command::new(&program).arg("--restore").arg(&backup).arg(&target).output().unwrap();
+    let restored = restore(&backup, &target);
     assert!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
     assert_eq!(describe(&target), describe(&source));
-    let again = Command::new(&program).arg("--restore").arg(&backup).arg(&target).output().unwrap();
-    assert!(String::from_utf8_lossy(&again.stderr).contains("not empty"));
+    assert!(stderr(&restore(&backup, &target)).contains("not empty"));
 }
 
 fn check_manifest(source: &Path, backup: &Path) {
@@ -134,8 +134,194 @@ fn check_manifest(source: &Path, backup: &Path) {
 #[test]
 fn a_source_that_is_not_there_is_a_clear_error() {
     let root = tempfile::tempdir().unwrap();
-    let result =
-        Command::new(program("backup")).arg(root.path().join("none")).arg(root.path().join("dst")).output().unwrap();
+    let result = back_up(&root.path().join("none"), &root.path().join("dst"));
     assert_eq!(result.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&result.stderr).contains("none cannot be read"));
+    assert!(stderr(&result).contains("none cannot be read"));
+}
+
+#[test]
+fn an_unfinished_backup_is_gone_on_with_by_its_own_source_only() {
+    let root = tempfile::tempdir().unwrap();
+    // The one path ends with the other: they must not be taken for the same.
+    let (source, other) =
+        (root.path().join("src"), root.path().join("far").join(root.path().strip_prefix("/").unwrap()));
+    let (backup, moved) = (root.path().join("dst?x=1 %20"), root.path().join("moved"));
+    make_tree(&source);
+    fs::create_dir_all(other.join("src")).unwrap();
+    let mut child = spawn(&source, &backup);
+    wait_for("some objects", || objects(&backup).len() > 10);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let before = objects(&backup);
+    for stranger in [other.join("src"), other] {
+        let refused = back_up(&stranger, &backup);
+        assert_eq!(refused.status.code(), Some(1), "{}", stderr(&refused));
+        let expected = format!("holds an unfinished backup of {}: finish that one first", source.display());
+        assert!(stderr(&refused).contains(&expected), "{}", stderr(&refused));
+    }
+    assert_eq!(objects(&backup), before, "a refused run does no work of the other backup");
+    fs::rename(&backup, &moved).unwrap();
+    let plan = plan_of(&moved);
+    fs::write(source.join("late"), "not in the plan").unwrap();
+    let done = back_up(&source, &moved);
+    assert!(done.status.success(), "{}", stderr(&done));
+    assert!(stdout(&done).starts_with("602 files"), "{}", stdout(&done));
+    assert_eq!(fs::read_to_string(moved.join("manifest.jsonl")).unwrap().lines().count(), plan, "its plan was found");
+    assert!(!backup.exists());
+}
+
+#[test]
+fn a_destination_that_comes_back_is_waited_for() {
+    let root = tempfile::tempdir().unwrap();
+    let (source, backup) = (root.path().join("src"), root.path().join("dst"));
+    make_tree(&source);
+    fs::create_dir_all(&backup).unwrap();
+    fs::write(backup.join("objects"), "in the way").unwrap();
+    let child = spawn(&source, &backup);
+    wait_for("a plan", || generations(&backup) == 1 && backup.join(".backup/1/plan.jsonl").exists());
+    std::thread::sleep(Duration::from_secs(1));
+    fs::remove_file(backup.join("objects")).unwrap();
+    let done = child.wait_with_output().unwrap();
+    assert!(done.status.success(), "{}", stderr(&done));
+    assert!(stdout(&done).starts_with("602 files"), "{}", stdout(&done));
+}
+
+#[test]
+fn a_destination_that_stays_away_is_named_and_no_file_is_called_unreadable() {
+    let root = tempfile::tempdir().unwrap();
+    let (source, backup) = (root.path().join("src"), root.path().join("dst"));
+    fs::create_dir_all(&source).unwrap();
+    fs::write(source.join("file"), "content").unwrap();
+    fs::create_dir_all(&backup).unwrap();
+    fs::write(backup.join("objects"), "in the way").unwrap();
+    let failed = back_up(&source, &backup);
+    assert_eq!(failed.status.code(), Some(1), "{}", stderr(&failed));
+    let object = backup.join("objects").join(&digest(b"content")[..2]);
+    let expected = [object.to_str().unwrap(), "cannot be written", "Not a directory"];
+    assert!(expected.iter().all(|text| stderr(&failed).contains(text)), "{}", stderr(&failed));
+    assert!(!stderr(&failed).contains("unreadable"), "{}", stderr(&failed));
+    assert!(!backup.join("manifest.jsonl").exists());
+}
+
+#[test]
+fn a_refused_run_changes_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let source = root.path().join("src");
+    fs::create_dir_all(source.join("inner")).unwrap();
+    symlink(&source, root.path().join("way")).unwrap();
+    let before = (describe(root.path()), fs::metadata(&source).unwrap().mtime_nsec());
+    let places = ["src/new/backup", "src/inner", "src", "way/new", "", "none/../src/new"];
+    for destination in places.map(|place| root.path().join(place)) {
+        let refused = back_up(&source, &destination);
+        assert_eq!(refused.status.code(), Some(1), "{}: {}", destination.display(), stdout(&refused));
+        let known = ["lies inside of", "leads through a directory that is not there"];
+        assert!(known.iter().any(|text| stderr(&refused).contains(text)), "{}", stderr(&refused));
+    }
+    assert_eq!((describe(root.path()), fs::metadata(&source).unwrap().mtime_nsec()), before);
+}
+
+#[test]
+fn a_damaged_object_is_written_anew_or_passed_over() {
+    let root = tempfile::tempdir().unwrap();
+    let (source, backup) = (root.path().join("src"), root.path().join("dst"));
+    make_tree(&source);
+    assert!(back_up(&source, &backup).status.success());
+    let sound = objects(&backup);
+    let (damaged, lost) = (object_of(&backup, "d0/e0/f0"), object_of(&backup, "d1/e1/f1"));
+    let mut bytes = fs::read(&damaged).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    fs::write(&damaged, bytes).unwrap();
+    fs::remove_file(&lost).unwrap();
+
+    let restored = restore(&backup, &root.path().join("partial"));
+    assert_eq!(restored.status.code(), Some(INCOMPLETE_RESTORE), "{}", stderr(&restored));
+    for name in ["not restored: d0/e0/f0: ", "not restored: d1/e1/f1: "] {
+        assert!(stderr(&restored).contains(name), "{}", stderr(&restored));
+    }
+    let failed = stderr(&restored).lines().count();
+    assert_eq!(describe(&root.path().join("partial")).len() + failed, describe(&source).len());
+
+    let again = back_up(&source, &backup);
+    assert!(again.status.success(), "{}", stderr(&again));
+    assert!(stdout(&again).contains("2 objects written"), "{}", stdout(&again));
+    assert!(stdout(&again).contains("1 of the objects written replace damaged ones"), "{}", stdout(&again));
+    let now = objects(&backup);
+    let kept = |path: &&PathBuf| **path != damaged && **path != lost;
+    assert!(sound.keys().filter(kept).all(|path| now.get(path) == sound.get(path)), "sound objects stay as they are");
+    let target = root.path().join("target");
+    assert!(restore(&backup, &target).status.success());
+    assert_eq!(describe(&target), describe(&source));
+}
+
+#[test]
+fn what_vanishes_behind_the_plan_is_not_called_unreadable() {
+    let root = tempfile::tempdir().unwrap();
+    let (source, backup) = (root.path().join("src"), root.path().join("dst"));
+    make_tree(&source);
+    // The store is out of reach until the plan is made and the file is gone.
+    fs::create_dir_all(&backup).unwrap();
+    fs::write(backup.join("objects"), "in the way").unwrap();
+    let child = spawn(&source, &backup);
+    wait_for("a plan", || backup.join(".backup/1/plan.jsonl").exists());
+    fs::remove_file(source.join("nothing")).unwrap();
+    fs::remove_file(backup.join("objects")).unwrap();
+    let done = child.wait_with_output().unwrap();
+    assert_eq!(done.status.code(), Some(INCOMPLETE_BACKUP), "{}", stderr(&done));
+    assert!(stdout(&done).contains("0 unreadable, 1 vanished"), "{}", stdout(&done));
+    assert!(stderr(&done).contains("vanished: nothing"), "{}", stderr(&done));
+}
+
+/// Looked for once: building anew takes a while.
+static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| program("backup"));
+
+fn spawn(source: &Path, backup: &Path) -> Child {
+    let mut command = Command::new(&*PROGRAM);
+    command.arg(source).arg(backup).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn back_up(source: &Path, backup: &Path) -> Output {
+    spawn(source, backup).wait_with_output().unwrap()
+}
+
+fn restore(backup: &Path, target: &Path) -> Output {
+    Command::new(&*PROGRAM).arg("--restore").arg(backup).arg(target).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn wait_for(what: &str, is_there: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !is_there() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{what} did not come");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Backups whose working files are there.
+fn generations(backup: &Path) -> usize {
+    let work = fs::read_dir(backup.join(".backup")).into_iter().flatten();
+    work.filter(|entry| entry.as_ref().unwrap().path().is_dir()).count()
+}
+
+/// Lines of the plan.
+fn plan_of(backup: &Path) -> usize {
+    let found = fs::read_dir(backup.join(".backup")).unwrap();
+    let plans = found.filter_map(|entry| fs::read_to_string(entry.unwrap().path().join("plan.jsonl")).ok());
+    plans.map(|plan| plan.lines().count()).last().unwrap()
+}
+
+/// Where the content of a file lies in the backup.
+fn object_of(backup: &Path, path: &str) -> PathBuf {
+    let manifest = fs::read_to_string(backup.join("manifest.jsonl")).unwrap();
+    let lines = manifest.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let entry = lines.into_iter().find(|entry| entry["path"] == path).unwrap();
+    let digest = entry["digest"].as_str().unwrap();
+    backup.join("objects").join(&digest[..2]).join(format!("{}.zst", &digest[2..]))
 }

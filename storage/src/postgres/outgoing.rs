@@ -32,7 +32,6 @@ columns!(Fences {
     execution: i64,
     event: i64,
     leftover: bool,
-    consumed: i32,
 });
 columns!(States {
     orchestration: String,
@@ -86,7 +85,7 @@ columns!(Messages {
 pub(super) const COMMIT: &str = "SELECT now, outcomes, wake_turn, wake_shard, wake_instance FROM commit_turns(\
     $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, \
     $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42, $43, $44, $45, $46, $47, $48, $49, $50, \
-    $51, $52, $53, $54, $55)";
+    $51, $52, $53, $54)";
 
 /// What `commit_turns` answers: the time, an outcome per turn, and by whom which instance in which shard is woken.
 pub(super) type Answer = (i64, Vec<i16>, Option<Vec<i32>>, Option<Vec<i16>>, Option<Vec<String>>);
@@ -135,7 +134,6 @@ impl Group {
         fences.execution.push(turn.expected.execution.0.cast_signed());
         fences.event.push(turn.expected.last_event_id.0.cast_signed());
         fences.leftover.push(turn.events.is_empty() && turn.outbound.is_empty() && turn.held.is_empty());
-        fences.consumed.push(int(turn.consumed.len()));
         self.add_state(fenced, shard);
         self.add_events(number, fenced);
         for seq in &turn.consumed {
