@@ -28,13 +28,13 @@ async fn a_node_that_was_stopped_past_its_lease_harms_nothing() {
     let cluster = Cluster::shared();
     let nodes: Vec<Node> = (0..2).map(|_| cluster.process(Role::Both)).collect();
     let mut load = Load::new(cluster.client().await, "i");
-    for round in 0..2 {
+    for node in &nodes {
         load.start(40).await;
         tokio::time::sleep(Duration::from_millis(500)).await;
-        nodes[round].signal("-STOP");
+        node.signal("-STOP");
         load.start(20).await;
         tokio::time::sleep(LEASE * 2).await;
-        nodes[round].signal("-CONT");
+        node.signal("-CONT");
     }
     load.finish().await;
 }

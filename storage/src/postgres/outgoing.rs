@@ -25,14 +25,7 @@ macro_rules! columns {
 
 type Query<O> = QueryAs<'static, Postgres, O, PgArguments>;
 
-columns!(Fences {
-    instance: String,
-    shard: i16,
-    epoch: i64,
-    execution: i64,
-    event: i64,
-    leftover: bool,
-});
+columns!(Fences { instance: String, shard: i16, epoch: i64, execution: i64, event: i64, leftover: bool });
 columns!(States {
     orchestration: String,
     version: String,

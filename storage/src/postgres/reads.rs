@@ -19,10 +19,13 @@ const TRIPS: usize = 2;
 /// What one instance gave; what is wrong with it is its own failure.
 type One<T> = Result<T, Error>;
 
+/// Rows of an inbox, and from where to read on.
+type Inbox = (Vec<Incoming>, InboxCursor);
+
 /// Batched reads.
 pub(super) struct Reads {
     pub(super) loads: Batcher<InstanceId, One<Option<Loaded>>>,
-    pub(super) inboxes: Batcher<(InstanceId, InboxCursor), One<(Vec<Incoming>, InboxCursor)>>,
+    pub(super) inboxes: Batcher<(InstanceId, InboxCursor), One<Inbox>>,
     pub(super) states: Batcher<InstanceId, One<Option<InstanceState>>>,
 }
 
@@ -97,14 +100,15 @@ fn history_of(id: &InstanceId, row: &PgRow, first: usize) -> Result<Vec<HistoryE
     let times: Vec<i64> = row.try_get(first + 3)?;
     let datas: Vec<Vec<u8>> = row.try_get(first + 4)?;
     let number = |id: i32| EventId(u64::from(id.cast_unsigned()));
-    let columns = events.into_iter().zip(sources).zip(messages).zip(times).zip(datas);
-    let event = |((((event, source), message), at), data): ((((i32, Option<i32>), Option<String>), i64), Vec<u8>)| {
+    let mut history = Vec::with_capacity(events.len());
+    for ((((event, source), message), at), data) in events.into_iter().zip(sources).zip(messages).zip(times).zip(datas)
+    {
         let event_id = number(event);
         let kind = decode(&data).map_err(|error| corrupt(id, format!("event {event_id}: {error}")))?;
         let (source_event_id, message_id) = (source.map(number), message.map(MessageId::from));
-        Ok(HistoryEvent { event_id, source_event_id, message_id, at: Millis(at.cast_unsigned()), kind })
-    };
-    columns.map(event).collect()
+        history.push(HistoryEvent { event_id, source_event_id, message_id, at: Millis(at.cast_unsigned()), kind });
+    }
+    Ok(history)
 }
 
 /// An inbox in two columns of arrays from `first` on; null when there is none.
@@ -119,10 +123,7 @@ fn inbox_of(id: &InstanceId, row: &PgRow, first: usize) -> Result<Vec<Incoming>,
 }
 
 /// Inbox rows of each that may not have been seen yet.
-async fn read_inboxes(
-    pool: Pool,
-    asked: Vec<(InstanceId, InboxCursor)>,
-) -> Result<Vec<One<(Vec<Incoming>, InboxCursor)>>, Error> {
+async fn read_inboxes(pool: Pool, asked: Vec<(InstanceId, InboxCursor)>) -> Result<Vec<One<Inbox>>, Error> {
     let sql = "SELECT a.n, pg_snapshot_xmin(pg_current_snapshot())::text::int8, x.* \
                FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS a(instance, since, n) \
                LEFT JOIN LATERAL (SELECT array_agg(seq ORDER BY seq), array_agg(data ORDER BY seq) FROM inbox \
