@@ -59,6 +59,12 @@ pub enum ClientError {
         /// Which queue, and its limit.
         message: String,
     },
+    /// The role by which the store is used has no right to this.
+    #[error("{message}")]
+    Forbidden {
+        /// What the store said.
+        message: String,
+    },
     /// The orchestration that a typed wait was for has failed.
     #[error("orchestration failed: {}", details.display_message())]
     OrchestrationFailed {
@@ -74,6 +80,7 @@ impl ClientError {
             Self::Provider { retryable, .. } => *retryable,
             Self::Timeout | Self::QueueFull { .. } => true,
             Self::ManagementNotAvailable
+            | Self::Forbidden { .. }
             | Self::InvalidInput { .. }
             | Self::InstanceStillRunning { .. }
             | Self::CannotDeleteSubOrchestration { .. }
@@ -81,6 +88,11 @@ impl ClientError {
             | Self::InstanceExists { .. }
             | Self::OrchestrationFailed { .. } => false,
         }
+    }
+
+    /// What a refusal means for a management call.
+    pub(crate) fn of_management(self) -> Self {
+        if matches!(self, Self::Forbidden { .. }) { Self::ManagementNotAvailable } else { self }
     }
 
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
@@ -99,6 +111,7 @@ impl From<Error> for ClientError {
         let message = error.to_string();
         match error {
             Error::Unavailable(_) => Self::Provider { message, retryable: true },
+            Error::Forbidden(_) => Self::Forbidden { message },
             Error::Corrupt { .. } | Error::Unusable(_) => Self::Provider { message, retryable: false },
             Error::InstanceNotFound(id) => Self::InstanceNotFound { instance_id: id.to_string() },
             Error::InstanceExists { instance, orchestration } => {

@@ -10,20 +10,20 @@ impl Client {
     /// Deletes a root instance with its descendants. Without `force` all of them must have ended.
     pub async fn delete_instance(&self, instance: &str, force: bool) -> Result<DeleteInstanceResult, ClientError> {
         let id = InstanceId::new(instance);
-        let deleted = self.insist(|| self.store.delete(&id, force)).await?;
+        let deleted = self.insist(|| self.store.delete(&id, force)).await.map_err(ClientError::of_management)?;
         self.broker.announce(&id, None);
         Ok(deleted)
     }
 
     /// Deletes ended root instances that match.
     pub async fn delete_instance_bulk(&self, filter: InstanceFilter) -> Result<DeleteInstanceResult, ClientError> {
-        self.insist(|| self.store.delete_bulk(filter.clone())).await
+        self.insist(|| self.store.delete_bulk(filter.clone())).await.map_err(ClientError::of_management)
     }
 
     /// Deletes histories of executions before the current one.
     pub async fn prune_executions(&self, instance: &str, options: PruneOptions) -> Result<PruneResult, ClientError> {
         let id = InstanceId::new(instance);
-        self.insist(|| self.store.prune(&id, options.clone())).await
+        self.insist(|| self.store.prune(&id, options.clone())).await.map_err(ClientError::of_management)
     }
 
     /// [`Client::prune_executions`] for all instances that match.
@@ -32,7 +32,7 @@ impl Client {
         filter: InstanceFilter,
         options: PruneOptions,
     ) -> Result<PruneResult, ClientError> {
-        self.insist(|| self.store.prune_bulk(filter.clone(), options.clone())).await
+        self.insist(|| self.store.prune_bulk(filter.clone(), options.clone())).await.map_err(ClientError::of_management)
     }
 
     /// Makes a new instance that shares the history of another up to `event_id` and goes on from there by itself.
@@ -52,7 +52,10 @@ impl Client {
         let (state, copied) =
             fork_history(&history, EventId(event_id)).map_err(|error| ClientError::invalid(error.to_string()))?;
         let id = InstanceId::new(new_instance);
-        let shard = self.insist(|| self.store.import(&id, state.clone(), copied.clone())).await?;
+        let shard = self
+            .insist(|| self.store.import(&id, state.clone(), copied.clone()))
+            .await
+            .map_err(ClientError::of_management)?;
         self.broker.nudge(shard, id);
         Ok(())
     }

@@ -44,6 +44,9 @@ pub enum Error {
         /// The limit in messages.
         max: usize,
     },
+    /// The role that the store is used by has no right to this.
+    #[error("the store does not allow this: {0}: use a role that was granted it")]
+    Forbidden(String),
     /// The store was opened with something it cannot work with.
     #[error("store cannot be used: {0}")]
     Unusable(String),

@@ -9,8 +9,8 @@ use outlast_broker::jetstream::JetStreamBroker;
 pub use outlast_broker::jetstream::{Auth, ClientCertificate, JetStreamOptions, Tls};
 use outlast_client::Provider;
 use outlast_storage::Store;
-pub use outlast_storage::postgres::PostgresOptions;
 use outlast_storage::postgres::PostgresStore;
+pub use outlast_storage::postgres::{PostgresOptions, Roles};
 use thiserror::Error;
 
 /// Postgres and NATS JetStream. Every process of the cluster connects with the same options.
@@ -68,6 +68,17 @@ impl ClusterOptions {
 }
 
 impl ClusterProvider {
+    /// Makes the schema or brings it up to date, for a role that may create tables. Then processes can connect with
+    /// `postgres.migrate = false` from roles that may not.
+    pub async fn migrate(options: &ClusterOptions) -> Result<(), ConnectError> {
+        Ok(PostgresStore::migrate(&options.postgres_url, &options.postgres).await?)
+    }
+
+    /// Gives roles their rights in the schema; after every migration.
+    pub async fn grant(options: &ClusterOptions, roles: &Roles) -> Result<(), ConnectError> {
+        Ok(PostgresStore::grant(&options.postgres_url, &options.postgres, roles).await?)
+    }
+
     /// Connects to both, checks that they are new enough and durable, and prepares schema and streams.
     pub async fn connect(options: ClusterOptions) -> Result<Self, ConnectError> {
         let store = PostgresStore::connect(&options.postgres_url, options.postgres).await?;

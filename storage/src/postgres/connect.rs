@@ -155,7 +155,8 @@ async fn check_server(pool: &Pool) -> Result<(), Error> {
 pub(super) fn sql_error(error: sqlx::Error) -> Error {
     let code = error.as_database_error().and_then(|error| error.code().map(|code| code.into_owned()));
     match code.as_deref() {
-        Some("28P01" | "28000" | "3D000" | "42501") => {
+        Some("42501") => Error::Forbidden(error.to_string()),
+        Some("28P01" | "28000" | "3D000") => {
             Error::Unusable(format!("Postgres refuses: {error}: check user, password, database and grants"))
         }
         Some("42P01" | "42883" | "3F000") => {

@@ -12,6 +12,7 @@ mod inspect;
 mod leases;
 mod outgoing;
 mod reads;
+mod roles;
 mod rows;
 mod schema;
 mod serves;
@@ -27,6 +28,7 @@ use calls::Calls;
 use clock::ServerClock;
 use connect::Pools;
 use reads::Reads;
+pub use roles::Roles;
 
 /// Settings of a Postgres store.
 #[derive(Clone, Debug)]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use outlast_core::{ShardId, WorkerId};
-use outlast_storage::postgres::{PostgresOptions, PostgresStore};
+use outlast_storage::postgres::{PostgresOptions, PostgresStore, Roles};
 use outlast_storage::{CallStore, Error, InboxCursor, LeaseStore, SessionClaim, TurnOutcome, TurnStore};
 use sqlx::{Connection, Executor};
 
@@ -155,4 +155,80 @@ async fn what_cannot_be_used_is_refused_with_the_reason() {
     database.execute("INSERT INTO migrations (step) VALUES (1000), (1001)").await;
     assert!(connect(&database.url, database.options.clone()).await.contains("upgrade the program"));
     database.drop_schema().await;
+}
+
+/// Roles of the test's own, and who acts in one of them.
+struct Granted {
+    database: Database,
+    roles: Roles,
+}
+
+impl Granted {
+    async fn new() -> Self {
+        let database = Database::new();
+        let owner = database.connect().await;
+        let name = |what: &str| format!("{}_{what}", database.options.schema);
+        let (runtime, worker, client, retention) = (name("runtime"), name("worker"), name("client"), name("retention"));
+        let roles = Roles { runtime, worker, client, retention };
+        for role in [&roles.runtime, &roles.worker, &roles.client, &roles.retention] {
+            database.execute(&format!("CREATE ROLE {role}")).await;
+        }
+        PostgresStore::grant(&database.url, &database.options, &roles).await.unwrap();
+        drop(owner);
+        Self { database, roles }
+    }
+
+    async fn acting_as(&self, role: &str) -> PostgresStore {
+        let options = PostgresOptions { migrate: false, ..self.database.options.clone() };
+        let url = format!("{}?options=-c%20role%3D{role}", self.database.url);
+        PostgresStore::connect(&url, options).await.unwrap()
+    }
+
+    async fn drop(self) {
+        self.database.drop_schema().await;
+        for role in [&self.roles.runtime, &self.roles.worker, &self.roles.client, &self.roles.retention] {
+            self.database.execute(&format!("DROP ROLE {role}")).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_have_what_they_need_and_no_more() {
+    let granted = Granted::new().await;
+    let roles = &granted.roles;
+    let (client, runtime) = (granted.acting_as(&roles.client).await, granted.acting_as(&roles.runtime).await);
+    let (worker, retention) = (granted.acting_as(&roles.worker).await, granted.acting_as(&roles.retention).await);
+    // Each does its work.
+    start(&client, "a").await;
+    client.send(&id("a"), enqueue("q", "queue"), 10).await.unwrap();
+    let owner = Owner::of_all(&runtime).await;
+    let mut turn = owner.turn(&runtime, "a", vec![crate::fixture::completed()]).await;
+    turn.turn.consumed = crate::fixture::inbox(&runtime, "a").await.iter().map(|(seq, _)| *seq).collect();
+    assert!(is_committed(&commit_one(&runtime, turn).await));
+    join(&worker, "worker").await;
+    let session = worker.claim_session("s", &WorkerId::new("worker"), LEASE).await.unwrap();
+    assert_eq!(session, SessionClaim::Mine);
+    worker.save_heartbeat(&id("a"), "activity", "details".to_owned()).await.unwrap();
+    worker.leave(&outlast_core::NodeId::new("worker")).await.unwrap();
+    // Nobody else may delete, and the worker starts nothing and owns nothing.
+    for store in [&client, &runtime, &worker] {
+        assert!(matches!(store.delete(&id("a"), false).await, Err(Error::Forbidden(_))));
+    }
+    let message = crate::fixture::start_message("m", "orchestration");
+    let on_conflict = outlast_storage::StartConflict::UseExisting;
+    let started = worker.start(outlast_storage::StartRequest { instance: id("b"), message, on_conflict }).await;
+    assert!(matches!(started, Err(Error::Forbidden(_))));
+    let taken = worker.acquire(&outlast_core::NodeId::new("worker"), &[ShardId(0)]).await;
+    assert!(matches!(taken, Err(Error::Forbidden(_))));
+    let mut db = granted.database.open().await;
+    for role in [&roles.runtime, &roles.retention] {
+        for sql in ["UPDATE history SET at = 0", "DELETE FROM history", "CREATE TABLE more (x int)"] {
+            db.execute(sqlx::AssertSqlSafe(format!("SET ROLE {role}"))).await.unwrap();
+            let refused = db.execute(sql).await;
+            assert!(refused.is_err(), "{role} may {sql}");
+        }
+    }
+    assert_eq!(retention.delete(&id("a"), false).await.unwrap().instances_deleted, 1);
+    drop((client, runtime, worker, retention, db));
+    granted.drop().await;
 }

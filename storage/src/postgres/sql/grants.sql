@@ -1,0 +1,30 @@
+-- What each role may do. {schema} and the roles' names are filled in; they are plain names.
+REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM PUBLIC;
+REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema} FROM PUBLIC;
+GRANT USAGE ON SCHEMA {schema} TO {runtime}, {worker}, {client}, {retention};
+GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {runtime}, {worker}, {client}, {retention};
+GRANT EXECUTE ON FUNCTION now_ms, is_known, tree_of TO {runtime}, {worker}, {client}, {retention};
+
+-- Nodes that run orchestrations: they add to histories and never change them.
+GRANT INSERT ON history TO {runtime};
+GRANT INSERT, UPDATE ON instances TO {runtime};
+GRANT UPDATE ON shards TO {runtime};
+GRANT INSERT, UPDATE, DELETE ON inbox, kv, heartbeats, nodes, sessions, shortages TO {runtime};
+GRANT EXECUTE ON FUNCTION commit_turns, start_instances, send_messages, replace_instance, renew_node, acquire_shards,
+    release_shards, leave, forget_dead_nodes, report_shortages, claim_session TO {runtime};
+
+-- Workers: their own node, sessions, heartbeats, and large results as messages.
+GRANT INSERT, UPDATE, DELETE ON nodes, sessions, heartbeats TO {worker};
+GRANT INSERT ON inbox TO {worker};
+GRANT EXECUTE ON FUNCTION renew_node, leave, claim_session, send_messages, report_shortages TO {worker};
+
+-- Clients: new instances and messages.
+GRANT INSERT ON instances, inbox TO {client};
+GRANT EXECUTE ON FUNCTION start_instances, send_messages, replace_instance TO {client};
+
+-- Retention: deletes, by these functions alone.
+GRANT EXECUTE ON FUNCTION delete_tree, prune_instance TO {retention};
+ALTER FUNCTION delete_tree SECURITY DEFINER SET search_path = {schema};
+ALTER FUNCTION prune_instance SECURITY DEFINER SET search_path = {schema};
+ALTER FUNCTION replace_instance SECURITY DEFINER SET search_path = {schema};
+ALTER FUNCTION leave SECURITY DEFINER SET search_path = {schema};
