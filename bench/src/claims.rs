@@ -11,7 +11,7 @@ use outlast::runtime::Runtime;
 use outlast::{ActivityContext, ActivityRegistry, Client, OrchestrationContext, OrchestrationRegistry, RuntimeOptions};
 use serde::{Deserialize, Serialize};
 
-use crate::measure::cpu_seconds;
+use crate::processes;
 
 const PATIENCE: Duration = Duration::from_secs(600);
 /// How long the idle process is watched.
@@ -146,11 +146,15 @@ fn options() -> RuntimeOptions {
 }
 
 fn scratch() -> anyhow::Result<tempfile::TempDir> {
-    Ok(tempfile::tempdir_in(std::env::current_exe()?.parent().context("the program lies in a directory")?)?)
+    Ok(tempfile::tempdir_in(crate::program_directory()?)?)
 }
 
 async fn open(directory: &Path) -> anyhow::Result<Arc<SqliteProvider>> {
     Ok(Arc::new(SqliteProvider::new(&format!("sqlite:{}", directory.join("db").display()), None).await?))
+}
+
+fn cpu_seconds() -> anyhow::Result<f64> {
+    processes::cpu_seconds(std::process::id())
 }
 
 fn resident_mib() -> anyhow::Result<f64> {

@@ -1,6 +1,13 @@
-//! What is run, the same on every peer.
+//! What is run, the same on every peer. Peers of the other workspace compile this file too.
 
 use clap::ValueEnum;
+
+/// Activities of one W3 instance.
+pub(crate) const FAN_OUT: usize = 500;
+/// Activities of one W2 instance.
+pub(crate) const CHAIN: usize = 10;
+/// The timer of W6.
+pub(crate) const TIMER: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// The workloads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -15,21 +22,21 @@ pub(crate) enum Workload {
     W4,
     /// A long history of activities in a row; milliseconds per step, first and last hundred.
     W5,
-    /// Timers of two seconds; lateness of the whole instance.
+    /// Timers of two seconds; lateness.
     W6,
 }
 
-/// What the command line says about size.
-#[derive(Clone, Copy, Debug, Default)]
+/// How much of a workload is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Size {
-    pub(crate) n: Option<usize>,
-    pub(crate) inflight: Option<usize>,
+    /// Instances; W5: steps.
+    pub(crate) n: usize,
+    /// Instances at once.
+    pub(crate) inflight: usize,
 }
 
 impl Workload {
-    pub(crate) const ALL: [Self; 6] = [Self::W1, Self::W2, Self::W3, Self::W4, Self::W5, Self::W6];
-
-    /// The name of the orchestration and of the column.
+    /// The name on the command line.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::W1 => "w1",
@@ -41,26 +48,27 @@ impl Workload {
         }
     }
 
-    /// Instances (W5: steps) and how many at once, where the command line is silent.
-    pub(crate) fn size(self, size: Size) -> (usize, usize) {
-        let (n, inflight) = match self {
-            Self::W1 => (10_000, 256),
-            Self::W2 => (1_500, 128),
-            Self::W3 => (20, 1),
-            Self::W4 => (1_000, 1),
-            Self::W5 => (1_000, 1),
-            Self::W6 => (2_000, 2_000),
-        };
-        (size.n.unwrap_or(n), size.inflight.unwrap_or(inflight))
+    /// The name of the orchestration.
+    pub(crate) fn orchestration(self) -> &'static str {
+        match self {
+            Self::W1 | Self::W2 | Self::W3 | Self::W5 | Self::W6 => self.name(),
+            Self::W4 => "w1",
+        }
     }
 
-    /// Durable steps in one instance of so many.
+    pub(crate) fn instances(self, n: usize) -> usize {
+        match self {
+            Self::W1 | Self::W2 | Self::W3 | Self::W4 | Self::W6 => n,
+            Self::W5 => 1,
+        }
+    }
+
+    /// Durable steps of so many instances.
     pub(crate) fn steps(self, n: usize) -> usize {
         match self {
-            Self::W1 | Self::W4 | Self::W6 => n,
-            Self::W2 => n * 10,
-            Self::W3 => n * 500,
-            Self::W5 => n,
+            Self::W1 | Self::W4 | Self::W5 | Self::W6 => n,
+            Self::W2 => n * CHAIN,
+            Self::W3 => n * FAN_OUT,
         }
     }
 }

@@ -37,7 +37,7 @@ const LANE_KNOWN_FOR: Duration = Duration::from_secs(300);
 /// How long cancellations are kept for workers that cannot be reached.
 const CONTROL_AGE_MAX: Duration = Duration::from_secs(600);
 /// Most bytes of kept cancellations.
-const CONTROL_BYTES_MAX: i64 = 64 << 20;
+const CONTROL_BYTES_MAX: i64 = 8 << 20;
 
 /// Shared by a broker, its sources and its tasks.
 pub(crate) struct Hub {

@@ -4,5 +4,6 @@
 mod broker_faults;
 mod node;
 mod node_faults;
+mod scale;
 mod servers;
 mod store_faults;

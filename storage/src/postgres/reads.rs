@@ -13,8 +13,10 @@ use super::connect::{Failure, Pool, corrupt};
 use super::rows::{STATE_COLUMNS, state_columns, state_of, unsigned};
 use crate::{Error, InboxCursor, Loaded};
 
-/// Trips of one kind that are under way at once.
-const TRIPS: usize = 2;
+/// Trips that are under way at once: a long history must not hold up the others.
+const LOADS: usize = 2;
+/// Short reads share more of a trip when there is one at a time.
+const LOOKS: usize = 1;
 
 /// What one instance gave; what is wrong with it is its own failure.
 type One<T> = Result<T, Error>;
@@ -33,9 +35,9 @@ impl Reads {
     pub(super) fn start(pool: &Pool) -> Self {
         let (loads, inboxes, states) = (pool.clone(), pool.clone(), pool.clone());
         Self {
-            loads: Batcher::start(TRIPS, move |ids| load(loads.clone(), ids)),
-            inboxes: Batcher::start(TRIPS, move |asked| read_inboxes(inboxes.clone(), asked)),
-            states: Batcher::start(TRIPS, move |ids| read_states(states.clone(), ids)),
+            loads: Batcher::start(LOADS, move |ids| load(loads.clone(), ids)),
+            inboxes: Batcher::start(LOADS, move |asked| read_inboxes(inboxes.clone(), asked)),
+            states: Batcher::start(LOOKS, move |ids| read_states(states.clone(), ids)),
         }
     }
 }

@@ -1,0 +1,2 @@
+-- Bytes of WAL so far, known at once and exactly.
+SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint
