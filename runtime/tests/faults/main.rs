@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod broker_faults;
+mod figures;
 mod node;
 mod node_faults;
 mod scale;

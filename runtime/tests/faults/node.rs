@@ -22,6 +22,7 @@ pub(crate) struct Cluster {
     pub(crate) postgres: String,
     pub(crate) nats: String,
     pub(crate) namespace: String,
+    pub(crate) lease: Duration,
 }
 
 /// What a node process does.
@@ -37,7 +38,7 @@ impl Cluster {
     pub(crate) fn on(postgres: &str, nats: &str) -> Self {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos();
         let namespace = format!("f{}_{now}", std::process::id());
-        Self { postgres: postgres.to_owned(), nats: nats.to_owned(), namespace }
+        Self { postgres: postgres.to_owned(), nats: nats.to_owned(), namespace, lease: LEASE }
     }
 
     /// On the servers that the environment names.
@@ -49,7 +50,7 @@ impl Cluster {
     }
 
     pub(crate) async fn provider(&self) -> Arc<ClusterProvider> {
-        let mut options = ClusterOptions::new(&self.postgres, &self.nats).namespace(&self.namespace).lease(LEASE);
+        let mut options = ClusterOptions::new(&self.postgres, &self.nats).namespace(&self.namespace).lease(self.lease);
         options.postgres.connections = 4;
         options.nats.ack_wait = Duration::from_secs(3);
         Arc::new(ClusterProvider::connect(options).await.unwrap())
@@ -71,7 +72,8 @@ impl Cluster {
             Role::Worker => "worker",
             Role::Both => "both",
         };
-        let settings = [&self.postgres, &self.nats, &self.namespace, role].join(" ");
+        let lease = self.lease.as_millis().to_string();
+        let settings = [&self.postgres, &self.nats, &self.namespace, &lease, role].join(" ");
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "node::child_process", "--nocapture"])
             .env(SETTINGS, settings)
@@ -128,7 +130,10 @@ fn activities() -> ActivityRegistry {
         .register("UntilCancelled", |ctx: ActivityContext, told: String| async move {
             ctx.get_client().raise_event(&told, "begun", "").await.map_err(|error| error.to_string())?;
             ctx.cancelled().await;
-            ctx.get_client().raise_event(&told, "cancelled", "").await.map_err(|error| error.to_string())?;
+            ctx.get_client()
+                .raise_event(&told, "cancelled", wall_ms().to_string())
+                .await
+                .map_err(|error| error.to_string())?;
             Ok(String::new())
         })
         .build()
@@ -158,11 +163,20 @@ fn orchestrations() -> OrchestrationRegistry {
         .register("Witness", |ctx: OrchestrationContext, _: String| async move {
             ctx.schedule_wait("begun").await;
             ctx.set_custom_status("begun");
-            ctx.schedule_wait("cancelled").await;
-            Ok("cancelled".to_owned())
+            Ok(ctx.schedule_wait("cancelled").await)
+        })
+        .register("Due", |ctx: OrchestrationContext, ms: String| async move {
+            let wait = ms.parse().map_err(|_| "milliseconds")?;
+            ctx.schedule_timer(Duration::from_millis(wait)).await;
+            Ok(String::new())
         })
         .register("Wait", |ctx: OrchestrationContext, _: String| async move { Ok(ctx.schedule_wait("go").await) })
         .build()
+}
+
+/// Milliseconds by the machine's clock, which all processes of a test share.
+pub(crate) fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as u64
 }
 
 /// The child: a node until it is killed.
@@ -170,8 +184,10 @@ fn orchestrations() -> OrchestrationRegistry {
 async fn child_process() {
     let Ok(settings) = std::env::var(SETTINGS) else { return };
     let words: Vec<&str> = settings.split(' ').collect();
-    let [postgres, nats, namespace, role] = words[..] else { panic!("{settings}") };
-    let cluster = Cluster { postgres: postgres.to_owned(), nats: nats.to_owned(), namespace: namespace.to_owned() };
+    let [postgres, nats, namespace, lease, role] = words[..] else { panic!("{settings}") };
+    let lease = Duration::from_millis(lease.parse().unwrap());
+    let (postgres, nats, namespace) = (postgres.to_owned(), nats.to_owned(), namespace.to_owned());
+    let cluster = Cluster { postgres, nats, namespace, lease };
     let role = match role {
         "orchestrator" => Role::Orchestrator,
         "worker" => Role::Worker,

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use outlast::runtime::Runtime;
 use outlast::{
-    ActivityContext, ActivityRegistry, OrchestrationContext, OrchestrationRegistry, OrchestrationStatus, RuntimeOptions,
-    TagFilter,
+    ActivityContext, ActivityRegistry, OrchestrationContext, OrchestrationRegistry, OrchestrationStatus,
+    RuntimeOptions, TagFilter,
 };
 
 use crate::node::{Cluster, PATIENCE};
