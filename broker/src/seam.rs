@@ -22,8 +22,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use outlast_core::{
-    ActivityItem, ActivityKey, ActivityOutcome, AttemptInfo, InstanceId, InstanceState, OrchestrationStatus, ShardId,
-    TagFilter, Token, Verdict, WorkerId,
+    ActivityItem, ActivityKey, ActivityOutcome, AttemptInfo, ExecutionId, InstanceId, InstanceState,
+    OrchestrationStatus, ShardId, TagFilter, Token, Verdict, WorkerId,
 };
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -160,6 +160,8 @@ pub struct News {
     pub version: u64,
     /// The status that was committed just before; `None` when it has to be read.
     pub status: Option<OrchestrationStatus>,
+    /// The execution that the status is of: news may be late, and the id may have begun anew.
+    pub execution: ExecutionId,
 }
 
 /// Pushed changes of one instance. Their loss costs time only.
@@ -203,6 +205,11 @@ pub trait Broker: Send + Sync + 'static {
     /// broker lives as long as all its workers, loses nothing and gives sessions out itself.
     fn is_shared(&self) -> bool {
         false
+    }
+
+    /// Whether it is reached at this moment, as far as is known.
+    fn is_connected(&self) -> bool {
+        true
     }
 
     /// Largest input in bytes that travels with an item; a larger one is read from the history by the worker, and results

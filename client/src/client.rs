@@ -92,6 +92,19 @@ impl Client {
 
     /// Starts an instance and says whether it is new.
     pub async fn start_with(&self, start: StartOptions) -> Result<StartOutcome, ClientError> {
+        #[cfg(feature = "telemetry")]
+        {
+            let mut start = start;
+            let span = crate::trace::StartSpan::begin(&mut start);
+            let result = self.start(start).await;
+            span.end(&result);
+            result
+        }
+        #[cfg(not(feature = "telemetry"))]
+        self.start(start).await
+    }
+
+    async fn start(&self, start: StartOptions) -> Result<StartOutcome, ClientError> {
         let limits = &self.options.limits;
         limits.check_instance(&start.instance)?;
         limits.check_name("orchestration name", &start.orchestration)?;

@@ -7,6 +7,8 @@ mod options;
 mod provider;
 mod query;
 mod signal;
+#[cfg(feature = "telemetry")]
+pub mod trace;
 mod wait;
 
 pub use client::Client;

@@ -49,13 +49,10 @@ impl Client {
         if history.is_empty() {
             return Err(not_found(instance));
         }
-        let (state, copied) =
+        let fork =
             fork_history(&history, EventId(event_id)).map_err(|error| ClientError::invalid(error.to_string()))?;
         let id = InstanceId::new(new_instance);
-        let shard = self
-            .insist(|| self.store.import(&id, state.clone(), copied.clone()))
-            .await
-            .map_err(ClientError::of_management)?;
+        let shard = self.insist(|| self.store.import(&id, fork.clone())).await.map_err(ClientError::of_management)?;
         self.broker.nudge(shard, id);
         Ok(())
     }

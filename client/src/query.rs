@@ -31,9 +31,14 @@ pub struct Problem {
 impl Client {
     /// Where an instance stands.
     pub async fn get_orchestration_status(&self, instance: &str) -> Result<OrchestrationStatus, ClientError> {
-        let id = InstanceId::new(instance);
-        let state = self.store.state(&id).await?;
-        Ok(state.map_or(OrchestrationStatus::NotFound, |state| state.to_status()))
+        Ok(self.look_at(instance).await?.0)
+    }
+
+    /// Where an instance stands, and in which execution.
+    pub(crate) async fn look_at(&self, instance: &str) -> Result<(OrchestrationStatus, ExecutionId), ClientError> {
+        let state = self.store.state(&InstanceId::new(instance)).await?;
+        let not_found = (OrchestrationStatus::NotFound, ExecutionId(0));
+        Ok(state.map_or(not_found, |state| (state.to_status(), state.execution)))
     }
 
     /// A value of an instance, read from the store.

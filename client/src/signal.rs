@@ -61,7 +61,7 @@ impl Client {
     ) -> Result<(), ClientError> {
         let reason = reason.into();
         self.options.limits.check_payload("reason", &reason)?;
-        self.send(instance.into(), MessageKind::Cancel { reason }).await
+        self.send(instance.into(), MessageKind::Cancel { child: None, reason }).await
     }
 
     /// Ends an instance at once, like a cancel.

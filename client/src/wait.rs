@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use outlast_core::{InstanceId, OrchestrationStatus};
+use outlast_core::{ExecutionId, InstanceId, OrchestrationStatus};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use crate::{Client, ClientError};
+
+/// A wait that nobody sits out.
+const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 86_400);
 
 /// What pushed news mean for a wait.
 enum Told<T> {
@@ -32,7 +35,10 @@ impl Client {
         timeout: Duration,
     ) -> Result<OrchestrationStatus, ClientError> {
         let ended = |status: &OrchestrationStatus| status.is_terminal().then(|| status.clone());
-        let look = || async { Ok(ended(&self.get_orchestration_status(instance).await?)) };
+        let look = || async {
+            let (status, execution) = self.look_at(instance).await?;
+            Ok((ended(&status), execution))
+        };
         self.wait(instance, (timeout, self.options.poll_interval), |status| ended(status).into(), look).await
     }
 
@@ -67,13 +73,16 @@ impl Client {
             };
             changed.then(|| status.clone())
         };
-        let look = || async { Ok(changed(&self.get_orchestration_status(instance).await?)) };
+        let look = || async {
+            let (status, execution) = self.look_at(instance).await?;
+            Ok((changed(&status), execution))
+        };
         self.wait(instance, (timeout, poll_interval), |status| changed(status).into(), look).await
     }
 
     /// Waits until the key has a value.
     pub async fn wait_for_kv_value(&self, instance: &str, key: &str, timeout: Duration) -> Result<String, ClientError> {
-        let look = || self.get_kv_value(instance, key);
+        let look = || async { Ok((self.get_kv_value(instance, key).await?, ExecutionId(0))) };
         self.wait(instance, (timeout, self.options.poll_interval), |_| Told::Look, look).await
     }
 
@@ -90,7 +99,7 @@ impl Client {
 
     /// Looks until `look` finds something, or `told` finds it in pushed news. Subscribes before the first look, so that no
     /// change falls in between.
-    async fn wait<T, L: Future<Output = Result<Option<T>, ClientError>>>(
+    async fn wait<T, L: Future<Output = Result<(Option<T>, ExecutionId), ClientError>>>(
         &self,
         instance: &str,
         (timeout, poll): (Duration, Duration),
@@ -98,11 +107,12 @@ impl Client {
         look: impl Fn() -> L,
     ) -> Result<T, ClientError> {
         let mut news = self.broker.watch(&InstanceId::new(instance));
-        let deadline = Instant::now() + timeout;
+        let deadline = after(timeout);
+        let mut execution = ExecutionId(0);
         loop {
             match look().await {
-                Ok(Some(found)) => return Ok(found),
-                Ok(None) => {}
+                Ok((Some(found), _)) => return Ok(found),
+                Ok((None, seen)) => execution = seen,
                 Err(error) if error.is_retryable() && Instant::now() < deadline => {}
                 Err(error) => return Err(error),
             }
@@ -110,7 +120,7 @@ impl Client {
             if now >= deadline {
                 return Err(ClientError::Timeout);
             }
-            let next_look = deadline.min(now + poll.max(Duration::from_millis(1)));
+            let next_look = deadline.min(after(poll.max(Duration::from_millis(1))));
             loop {
                 let changed = tokio::select! {
                     changed = news.changed() => changed,
@@ -120,7 +130,14 @@ impl Client {
                     news = self.broker.watch(&InstanceId::new(instance));
                     break;
                 }
-                let status = news.borrow_and_update().status.clone();
+                let (status, of) = {
+                    let news = news.borrow_and_update();
+                    (news.status.clone(), news.execution)
+                };
+                if status.is_some() && of < execution {
+                    // Late news of a life that is over.
+                    continue;
+                }
                 match status.as_ref().map_or(Told::Look, &told) {
                     Told::Found(found) => return Ok(found),
                     Told::NotYet => {}
@@ -129,6 +146,12 @@ impl Client {
             }
         }
     }
+}
+
+/// That long from now; for ever is some decades.
+fn after(wait: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(wait).unwrap_or_else(|| now + FOR_EVER)
 }
 
 pub(crate) fn from_json<T: DeserializeOwned>(what: &str, text: &str) -> Result<T, ClientError> {

@@ -331,6 +331,11 @@ impl OrchestrationContext {
                 drop(state);
                 return DurableFuture::settled(&self.journal, Err(refused.to_string()));
             }
+            if request.name == crate::KV_READ_ACTIVITY {
+                drop(state);
+                let refused = format!("activity name {:?} is reserved: use get_kv_value_from_instance", request.name);
+                return DurableFuture::settled(&self.journal, Err(refused));
+            }
             Token::derive(state.turn_seed, state.next_event)
         };
         let event = EventKind::ActivityScheduled {

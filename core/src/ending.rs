@@ -5,7 +5,7 @@ use crate::instance::{Draft, WarmInstance, waits};
 use crate::journal::OpKind;
 use crate::{
     ActivityItem, ActivityKey, AppErrorKind, Carried, Effect, ErrorDetails, EventId, EventKind, Handlers, HistoryEvent,
-    Incoming, InstanceId, InstanceState, InstanceStatus, KvChange, KvEntry, Message, MessageId, MessageKind,
+    Incoming, InstanceId, InstanceState, InstanceStatus, KvChange, KvEntry, Message, MessageId, MessageKind, Millis,
     OutboundMessage, ParentLink, StartMessage, Token, Turn, Verdict,
 };
 
@@ -63,7 +63,7 @@ impl WarmInstance {
         for (index, incoming) in messages.into_iter().enumerate() {
             draft.consume(&incoming, if index == position { Verdict::Applied } else { Verdict::AlreadyDone });
             match incoming.message.kind {
-                MessageKind::Cancel { reason: text } if index == position => {
+                MessageKind::Cancel { reason: text, .. } if index == position => {
                     reason = text;
                     id = Some(incoming.message.id);
                 }
@@ -91,15 +91,20 @@ impl WarmInstance {
         }
     }
 
-    /// Cancels what runs; the new start becomes the first message of the next execution, whose state is empty.
+    /// Cancels what runs. The message stays in the inbox, with all that came after it, and begins the next execution, whose
+    /// state is empty; what was queued for this life goes with it.
     pub(crate) fn replace(&mut self, draft: &mut Draft, mut messages: Vec<Incoming>, position: usize) {
-        let replace = messages[position].message.clone();
-        let MessageKind::Replace(start) = replace.kind else { return };
-        let reason = "replaced by a new start".to_owned();
-        messages[position].message.kind = MessageKind::Cancel { reason };
+        let MessageKind::Replace(start) = messages[position].message.kind.clone() else { return };
+        for late in messages.split_off(position).into_iter().filter(|late| late.seq.is_none()) {
+            draft.consume(&late, Verdict::Unknown);
+        }
+        let held = std::mem::take(&mut self.queues).into_values().flatten();
+        draft.turn.consumed.extend(held.map(|(seq, _)| seq));
+        let kind = MessageKind::Cancel { child: None, reason: "replaced by a new start".to_owned() };
+        let id = MessageId::new(format!("replaced:{}", self.state.execution));
+        messages.push(Incoming { seq: None, message: Message { id, kind } });
         self.cancel(draft, messages, position);
-        let id = MessageId::new(format!("{}:start", replace.id));
-        draft.turn.held.push(Message { id, kind: MessageKind::Start(start.clone()) });
+        draft.turn.reload = true;
         draft.turn.kv.push(KvChange::ClearAll);
         self.state = InstanceState {
             orchestration: start.name,
@@ -294,7 +299,11 @@ impl Draft {
 
 fn cancel_message(child: InstanceId, token: Token, reason: String) -> OutboundMessage {
     let id = MessageId::new(format!("cancel:{:016x}", token.0));
-    OutboundMessage { to: child, message: Message { id, kind: MessageKind::Cancel { reason } }, when_taken: None }
+    OutboundMessage {
+        to: child,
+        message: Message { id, kind: MessageKind::Cancel { child: Some(token), reason } },
+        when_taken: None,
+    }
 }
 
 fn outcome_message(child: &InstanceId, parent: ParentLink, result: Result<String, ErrorDetails>) -> OutboundMessage {
@@ -333,7 +342,7 @@ pub(crate) fn outstanding_activities(
     events
         .filter_map(|event| {
             let key = ActivityKey { instance: instance.clone(), execution: state.execution, event: event.event_id };
-            item_of(key, &event.kind, (state, traceparent.clone()))
+            item_of(key, &event.kind, (state, traceparent.clone(), event.at))
         })
         .collect()
 }
@@ -342,7 +351,7 @@ pub(crate) fn outstanding_activities(
 pub(crate) fn item_of(
     key: ActivityKey,
     kind: &EventKind,
-    (state, traceparent): (&InstanceState, Option<String>),
+    (state, traceparent, scheduled_at): (&InstanceState, Option<String>, Millis),
 ) -> Option<ActivityItem> {
     let EventKind::ActivityScheduled { name, input, session_id, tag, token, attempt, first_event_id, timeouts } = kind
     else {
@@ -358,6 +367,7 @@ pub(crate) fn item_of(
         tag: tag.clone(),
         session_id: session_id.clone(),
         attempt: *attempt,
+        scheduled_at,
         timeouts: *timeouts,
         first_event,
         orchestration: state.orchestration.clone(),

@@ -28,6 +28,12 @@ pub(crate) struct Execution {
     pub(crate) begun: bool,
 }
 
+impl Drop for Execution {
+    fn drop(&mut self) {
+        self.drop_future();
+    }
+}
+
 /// What a poll came to.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Polled {
@@ -146,9 +152,17 @@ impl Execution {
         let polled = self.settle(result, rounds);
         if polled != Polled::Waiting {
             // Drops inside of the code must not look like decisions, so the journal is closed first.
-            self.future = None;
+            self.drop_future();
         }
         polled
+    }
+
+    /// Code may panic while its values are dropped. It has nothing to say any more, so nothing follows from that.
+    fn drop_future(&mut self) {
+        let future = self.future.take();
+        if catch_unwind(AssertUnwindSafe(|| drop(future))).is_err() {
+            self.journal.lock().polling = false;
+        }
     }
 
     fn settle(&self, result: Result<Poll<Result<String, String>>, Box<dyn Any + Send>>, rounds: u32) -> Polled {

@@ -116,16 +116,18 @@ impl WarmInstance {
         let mut draft = Draft::new(self, &input);
         let mut messages = std::mem::take(&mut self.parked);
         messages.extend(input.messages);
-        let messages = self.sift(messages, &mut draft);
+        let mut messages = self.sift(messages, &mut draft);
         if self.state.status != InstanceStatus::Running {
+            return self.decided(draft);
+        }
+        self.begin_replaced(&mut messages);
+        // A new start ends this life whatever else has come; a cancel that came later is for the new one.
+        if let Some(position) = messages.iter().position(|m| matches!(m.message.kind, MessageKind::Replace(_))) {
+            self.replace(&mut draft, messages, position);
             return self.decided(draft);
         }
         if let Some(position) = messages.iter().position(|m| matches!(m.message.kind, MessageKind::Cancel { .. })) {
             self.cancel(&mut draft, messages, position);
-            return self.decided(draft);
-        }
-        if let Some(position) = messages.iter().position(|m| matches!(m.message.kind, MessageKind::Replace(_))) {
-            self.replace(&mut draft, messages, position);
             return self.decided(draft);
         }
         let messages = self.park_while_paused(&mut draft, messages);
@@ -135,7 +137,13 @@ impl WarmInstance {
         if self.execution.is_none()
             && let Err(missing) = self.revive(&mut draft, &messages, handlers)
         {
-            return self.unregistered(missing, messages);
+            if draft.turn.events.is_empty() && draft.turn.consumed.is_empty() {
+                return self.unregistered(missing, messages);
+            }
+            // What was decided so far stands; the next turn, due at once, finds the code missing.
+            self.hold(&mut draft.turn, messages);
+            self.state.wake_at = Some(draft.now);
+            return self.decided(draft);
         }
         self.run(&mut draft, messages, handlers);
         self.decided(draft)
@@ -182,18 +190,38 @@ impl WarmInstance {
         }
     }
 
-    /// Drops messages that were applied before and keeps those that are held at rest (queues).
+    /// Drops messages that were applied before or are for somebody else, and keeps those that are held at rest (queues).
     fn sift(&mut self, messages: Vec<Incoming>, draft: &mut Draft) -> Vec<Incoming> {
         let ended = self.state.status != InstanceStatus::Running;
+        let started_by = messages.iter().find_map(|incoming| match &incoming.message.kind {
+            MessageKind::Start(start) => start.parent.as_ref().map(|parent| parent.token),
+            _ => None,
+        });
+        let parent = self.parent.as_ref().map(|parent| parent.token).or(started_by);
         let mut kept = Vec::with_capacity(messages.len());
         for incoming in messages {
-            if !ended && !self.applied.contains(&incoming.message.id) {
+            let foreign = matches!(incoming.message.kind, MessageKind::Cancel { child: Some(token), .. } if Some(token) != parent);
+            if !ended && !foreign && !self.applied.contains(&incoming.message.id) {
                 kept.push(incoming);
                 continue;
             }
             draft.consume(&incoming, Verdict::AlreadyDone);
         }
         kept
+    }
+
+    /// The message that ended the life before is the start of this one.
+    fn begin_replaced(&self, messages: &mut [Incoming]) {
+        if self.state.last_event_id.0 > 0 || self.execution.is_some() {
+            return;
+        }
+        let begins =
+            |incoming: &&mut Incoming| matches!(incoming.message.kind, MessageKind::Start(_) | MessageKind::Replace(_));
+        if let Some(first) = messages.iter_mut().find(begins)
+            && let MessageKind::Replace(start) = &first.message.kind
+        {
+            first.message.kind = MessageKind::Start(start.clone());
+        }
     }
 
     /// Keeps messages for later: rows stay in the inbox, what came directly becomes a row.

@@ -39,7 +39,7 @@ pub use encoding::{DecodeError, decode, encode};
 pub use error::{AppErrorKind, ConfigErrorKind, ErrorDetails};
 pub use event::{AttemptInfo, Carried, Event, EventKind, HistoryEvent, KvEntry};
 pub use follow::OutsideWake;
-pub use fork::{ForkError, fork_history};
+pub use fork::{Fork, ForkError, fork_history};
 pub use ids::{
     ActivityKey, Epoch, EventId, ExecutionId, INITIAL_EVENT_ID, INITIAL_EXECUTION_ID, InboxSeq, InstanceId, MessageId,
     Millis, NodeId, ShardId, Token, WorkerId,

@@ -43,6 +43,9 @@ pub enum MessageKind {
     },
     /// End the instance and its tree.
     Cancel {
+        /// The token under which a parent started it; a cancel with another one is for somebody else.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        child: Option<Token>,
         /// Why.
         reason: String,
     },

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ActivityKey, ActivityTimeouts, EventId, ExecutionId, HistoryEvent, InboxSeq, InstanceId, InstanceState, KvEntry,
-    LogLevel, Message, MessageId, Token,
+    LogLevel, Message, MessageId, Millis, Token,
 };
 
 /// One pass over an instance: messages in, events and effects out.
@@ -35,6 +35,8 @@ pub struct Turn {
     pub verdicts: Vec<(MessageId, Verdict)>,
     /// The next turn can follow at once, without a message.
     pub again: bool,
+    /// Rows that this turn left in the inbox are for what comes next: memory is to be made anew from the store.
+    pub reload: bool,
 }
 
 impl Turn {
@@ -108,6 +110,9 @@ pub struct ActivityItem {
     pub session_id: Option<String>,
     /// Which attempt, from 1.
     pub attempt: u32,
+    /// When it was scheduled, by the store's clock.
+    #[serde(default)]
+    pub scheduled_at: Millis,
     /// Deadlines of the call.
     #[serde(default)]
     pub timeouts: ActivityTimeouts,

@@ -31,10 +31,7 @@ pub(crate) async fn run(
         return settle(instead);
     }
     let item = Arc::new(item);
-    if item.timeouts.get_schedule_to_start().is_some() && !redelivered {
-        let (worker, item) = (Arc::clone(&worker), Arc::clone(&item));
-        tokio::spawn(async move { ask(&worker, &item, ReportResult::Begun).await });
-    }
+    crate::meter::begun(&item, queued_ms);
     let started = Instant::now();
     let result = match worker.activities.resolve_handler(&item.name) {
         None => {
@@ -42,7 +39,12 @@ pub(crate) async fn run(
             ReportResult::Unregistered { activity: item.name.clone() }
         }
         Some(handler) => {
+            if item.timeouts.get_schedule_to_start().is_some() && !redelivered {
+                let (worker, item) = (Arc::clone(&worker), Arc::clone(&item));
+                tokio::spawn(async move { ask(&worker, &item, ReportResult::Begun).await });
+            }
             let outcome = execute(&worker, &item, (handler, cancelled, redelivered)).await;
+            crate::meter::ran(&item, started.elapsed());
             let ran_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
             let run = AttemptInfo { worker: worker.id.as_str().to_owned(), attempt: item.attempt, queued_ms, ran_ms };
             ReportResult::Done { outcome, run }
@@ -54,7 +56,9 @@ pub(crate) async fn run(
     if let Some(session) = &item.session_id {
         worker.lock_sessions().end(session);
     }
-    let settled = deliver_report(&worker, &item, result).await;
+    // An attempt that this worker's own end has cut short has failed nobody: it runs again elsewhere.
+    let cut_short = worker.stopped.is_cancelled() && matches!(&result, ReportResult::Done { outcome: Err(_), .. });
+    let settled = !cut_short && deliver_report(&worker, &item, result).await;
     drop(report);
     if settled {
         settle(Settle::Ack);

@@ -53,8 +53,10 @@ impl Committer {
 
 async fn commit_group(store: &dyn Store, turns: Vec<FencedTurn>, answers: Vec<oneshot::Sender<Committed>>) {
     let count = turns.len();
+    let measured = crate::meter::Commit::begin(count);
     match store.commit(turns).await {
         Ok(reply) => {
+            measured.done();
             for (answer, outcome) in answers.into_iter().zip(reply.outcomes) {
                 // An actor that is gone needs no answer.
                 let _gone = answer.send(Committed::Outcome(outcome));

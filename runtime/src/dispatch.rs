@@ -75,6 +75,7 @@ impl Node {
             }
         }
         if !items.is_empty() {
+            crate::meter::dispatched(&items);
             self.dispatch(items, shown.shard).await;
         }
         for wake in wakes {
@@ -91,7 +92,8 @@ impl Node {
             return;
         }
         self.counters.dispatched.fetch_add(items.len() as u64, std::sync::atomic::Ordering::Relaxed);
-        items.iter().for_each(|item| self.outstanding.add(item, shard));
+        let now = self.store.now();
+        items.iter().for_each(|item| self.outstanding.add(item, (shard, now)));
         let count = items.len();
         let Err(error) = self.publish(&items).await else { return };
         tracing::warn!(target: RUNTIME, %error, count, "activities were not published, trying again");
@@ -124,7 +126,9 @@ impl Node {
     /// Reads another instance's value for an orchestration and brings it back as the activity's result.
     fn read_kv(self: &Arc<Self>, item: ActivityItem) {
         let node = Arc::clone(self);
+        let reading = self.reads.begin();
         tokio::spawn(async move {
+            let _reading = reading;
             let Ok((instance, key)) = serde_json::from_str::<(String, String)>(&item.input) else { return };
             let value = loop {
                 match node.store.kv(&InstanceId::new(&instance), Some(&key)).await {
@@ -163,13 +167,15 @@ impl Node {
 
     /// A worker has no handler of this name: try again later, give up after so many times.
     pub(crate) fn retry_unregistered(self: &Arc<Self>, key: ActivityKey, (token, name): (Token, String)) {
+        // A worker that lacks it says so; while another one has it, that is no reason to give up.
+        let served = self.workers().iter().any(|worker| worker.activities.contains(&name));
         let tries = {
             let mut tries = self.unregistered.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let count = tries.entry(key.clone()).or_insert(0);
             *count += 1;
             *count
         };
-        if tries >= self.options.max_attempts {
+        if tries >= self.options.max_attempts && !served {
             self.unregistered.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&key);
             let details = ErrorDetails::Poison {
                 attempt_count: tries,

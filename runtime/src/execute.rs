@@ -33,6 +33,7 @@ pub(crate) async fn execute(
         worker = %worker.id,
         attempt = item.attempt,
     );
+    crate::spans::join(&span, item.traceparent.as_deref());
     let input = item.input.clone();
     // The closure itself may panic before it returns its future, so it is called inside the task.
     let task = tokio::spawn(async move { handler(context, input).await }.instrument(span));

@@ -41,8 +41,10 @@ impl Heartbeat {
 
     pub(crate) fn beat(&self, details: String) {
         let mut state = self.lock();
-        state.saved = state.details.as_ref() == Some(&details);
-        state.details = Some(details);
+        if state.details.as_ref() != Some(&details) {
+            state.details = Some(details);
+            state.saved = false;
+        }
         state.beaten = Instant::now();
     }
 

@@ -15,12 +15,15 @@ mod heartbeat;
 mod instance_actor;
 mod mailbox;
 mod membership;
+mod meter;
 mod node;
 mod outstanding;
 mod owner;
+mod readiness;
 mod run_turn;
 mod sessions;
 mod shortages;
+mod spans;
 mod warm;
 mod wheel;
 mod worker;
@@ -28,6 +31,8 @@ mod worker;
 pub mod observability;
 pub mod providers;
 pub mod runtime;
+#[cfg(feature = "telemetry")]
+pub mod telemetry;
 pub mod testing;
 
 /// Compiles and runs the samples of the guide.
@@ -44,6 +49,7 @@ pub use activity::{ActivityHandler, ActivityRegistry, ActivityRegistryBuilder};
 pub use activity_context::ActivityContext;
 pub use observability::{LogFormat, ObservabilityConfig};
 pub use options::RuntimeOptions;
+pub use readiness::NotReady;
 pub use runtime::{Runtime, StartError};
 
 pub use outlast_client::*;

@@ -83,6 +83,7 @@ pub(crate) async fn share_once(
     if !change.acquire.is_empty() {
         let acquired = node.store.acquire(&node.id, &change.acquire).await?;
         let shards: Vec<ShardId> = acquired.iter().map(|held| held.shard).collect();
+        crate::meter::shards_taken(acquired.len());
         for held in &acquired {
             node.hold(held.shard, held.epoch);
         }

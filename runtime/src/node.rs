@@ -30,6 +30,8 @@ pub(crate) struct Node {
     pub(crate) counters: Counters,
     /// It takes no shard any more.
     pub(crate) leaving: AtomicBool,
+    /// Values of other instances that are being read.
+    pub(crate) reads: UnderWay,
     /// Activities that the broker carries and might lose.
     pub(crate) outstanding: Outstanding,
     /// Tries of activities that no worker had registered.
@@ -39,6 +41,8 @@ pub(crate) struct Node {
     pub(crate) warm: Mutex<WarmSet>,
     /// Until when this node may speak for its shards, by its own clock.
     lease_until: Mutex<Option<Instant>>,
+    /// When the store was asked for the last renewal that succeeded.
+    renewed_at: Mutex<Instant>,
 }
 
 /// Counts since the start of the node.
@@ -48,6 +52,21 @@ pub(crate) struct Counters {
     pub(crate) commits_failed: AtomicU64,
     pub(crate) hydrations: AtomicU64,
     pub(crate) dispatched: AtomicU64,
+}
+
+/// Counts what is under way.
+#[derive(Clone, Default)]
+pub(crate) struct UnderWay(Arc<()>);
+
+impl UnderWay {
+    /// Something begins; it ends when the value is dropped.
+    pub(crate) fn begin(&self) -> Self {
+        self.clone()
+    }
+
+    pub(crate) fn is_none(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
 }
 
 impl Counters {
@@ -80,18 +99,26 @@ impl Node {
             stopping: CancellationToken::new(),
             counters: Counters::default(),
             leaving: AtomicBool::new(false),
+            reads: UnderWay::default(),
             outstanding: Outstanding::default(),
             unregistered: Mutex::default(),
             shards: RwLock::default(),
             view: RwLock::default(),
             warm: Mutex::default(),
             lease_until: Mutex::new(Some(Instant::now())),
+            renewed_at: Mutex::new(Instant::now()),
         })
     }
 
     /// A renewal that was sent at `sent` has succeeded.
     pub(crate) fn renewed(&self, sent: Instant, lease: Duration) {
         *self.lease_until.lock().unwrap_or_else(PoisonError::into_inner) = sent.checked_add(lease);
+        *self.renewed_at.lock().unwrap_or_else(PoisonError::into_inner) = sent;
+    }
+
+    /// For how long the store has renewed nothing.
+    pub(crate) fn silence(&self) -> Duration {
+        self.renewed_at.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 
     /// Whether nobody else can hold this node's shards. Commits are fenced by the store; answers without a commit ask here.

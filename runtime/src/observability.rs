@@ -3,6 +3,11 @@
 use std::io::IsTerminal;
 use std::sync::Once;
 
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+
 /// Target of what orchestration code logs.
 pub(crate) const ORCHESTRATION: &str = "outlast::orchestration";
 /// Target of what activity code logs.
@@ -53,17 +58,24 @@ impl ObservabilityConfig {
             return;
         }
         INSTALLED.call_once(|| {
-            let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(self.default_filter()));
-            let terminal = std::io::stderr().is_terminal();
-            let builder =
-                tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);
             // A program that has a subscriber of its own keeps it.
-            let _kept = match self.log_format {
-                LogFormat::Pretty => builder.try_init(),
-                LogFormat::Compact => builder.compact().try_init(),
-                LogFormat::Json => builder.json().try_init(),
-            };
+            let _kept = tracing_subscriber::registry().with(self.lines()).try_init();
         });
+    }
+
+    /// Writes log lines to standard error.
+    pub(crate) fn lines<S>(&self) -> Box<dyn Layer<S> + Send + Sync>
+    where
+        S: tracing::Subscriber + for<'span> LookupSpan<'span>,
+    {
+        let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+            .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(self.default_filter()));
+        let terminal = std::io::stderr().is_terminal();
+        let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(terminal);
+        match self.log_format {
+            LogFormat::Pretty => lines.with_filter(filter).boxed(),
+            LogFormat::Compact => lines.compact().with_filter(filter).boxed(),
+            LogFormat::Json => lines.json().with_filter(filter).boxed(),
+        }
     }
 }

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use outlast_core::{
-    ActivityItem, ActivityKey, AppErrorKind, ErrorDetails, EventKind, ExecutionId, HistoryEvent, InstanceId, ShardId,
-    WorkerId,
+    ActivityItem, ActivityKey, AppErrorKind, ErrorDetails, EventKind, ExecutionId, HistoryEvent, InstanceId, Millis,
+    ShardId, WorkerId,
 };
 
 use crate::node::Node;
@@ -47,7 +47,7 @@ struct Entry {
 
 impl Outstanding {
     /// Notes what is handed out.
-    pub(crate) fn add(&self, item: &ActivityItem, shard: ShardId) {
+    pub(crate) fn add(&self, item: &ActivityItem, (shard, time): (ShardId, Millis)) {
         let mut item = item.clone();
         if item.input.len() > KEPT_INPUT_BYTES_MAX {
             item.input = String::new();
@@ -57,7 +57,10 @@ impl Outstanding {
         let known = items.get(&item.key);
         let since = known.map_or(now, |entry| entry.since);
         let limit = item.timeouts.get_schedule_to_start();
-        let begin_by = known.map_or_else(|| limit.map(|limit| now + limit), |entry| entry.begin_by);
+        // Counted from its scheduling, also by an owner that takes over.
+        let waited = Duration::from_millis(time.0.saturating_sub(item.scheduled_at.0));
+        let begin_by =
+            known.map_or_else(|| limit.map(|limit| now + limit.saturating_sub(waited)), |entry| entry.begin_by);
         let entry =
             Entry { shard, worker: None, since, begin_by, offer_at: now + FIRST_OFFER, pause: FIRST_OFFER, item };
         items.insert(entry.item.key.clone(), entry);
@@ -192,6 +195,7 @@ pub(crate) async fn offer_again(node: Arc<Node>) {
                 tracing::warn!(target: RUNTIME, %error, count = items.len(), "activities were not offered again");
                 break;
             }
+            crate::meter::redispatched(items);
         }
     }
 }

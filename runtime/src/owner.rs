@@ -165,16 +165,16 @@ async fn admit(node: &Arc<Node>, instance: &InstanceId, inbound: Inbound) {
 
 /// Looks for messages that other processes wrote, and lets idle instances go.
 pub(crate) async fn watch_store(node: Arc<Node>) {
-    let mut seen = InboxCursor::default();
+    let (mut seen, mut written) = (InboxCursor::default(), 0);
     let mut passivated = tokio::time::Instant::now();
     loop {
-        let written = tokio::select! {
-            written = node.store.written_elsewhere(ELSEWHERE_TIMEOUT) => written,
+        let now = tokio::select! {
+            now = node.store.written_elsewhere(written, ELSEWHERE_TIMEOUT) => now,
             () = node.stopping.cancelled() => return,
         };
-        if written {
+        if now != written {
             match sweep(&node, &node.held(), seen).await {
-                Ok(last) => seen = last,
+                Ok(last) => (seen, written) = (last, now),
                 Err(error) => tracing::warn!(target: RUNTIME, %error, "inboxes could not be read, trying again"),
             }
         }

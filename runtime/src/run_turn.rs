@@ -7,7 +7,7 @@ use std::time::Duration;
 use outlast_broker::ReportReply;
 use outlast_core::{
     Decision, Epoch, ErrorDetails, InboxSeq, Incoming, InstanceId, InstanceState, InstanceStatus, Limits, MessageId,
-    ShardId, Snapshot, Turn, TurnInput, Verdict, WarmInstance,
+    MessageKind, ShardId, Snapshot, Turn, TurnInput, Verdict, WarmInstance,
 };
 use outlast_storage::{FencedTurn, InboxCursor, Loaded, TurnOutcome, Wake};
 use tokio::sync::oneshot;
@@ -38,6 +38,7 @@ pub(crate) struct InstanceRun {
     /// Read from the inbox and not applied yet.
     backlog: VecDeque<Incoming>,
     answers: HashMap<MessageId, oneshot::Sender<ReportReply>>,
+    trace: crate::spans::InstanceTrace,
     again: bool,
     failures: u32,
 }
@@ -68,7 +69,8 @@ enum Obstacle {
 impl InstanceRun {
     pub(crate) fn new(node: Arc<Node>, instance: InstanceId) -> Self {
         let (backlog, answers) = (VecDeque::new(), HashMap::new());
-        Self { node, instance, warm: None, backlog, answers, again: false, failures: 0 }
+        let trace = crate::spans::InstanceTrace::default();
+        Self { node, instance, warm: None, backlog, answers, trace, again: false, failures: 0 }
     }
 
     /// Whether there is work that no mailbox announces.
@@ -106,6 +108,7 @@ impl InstanceRun {
     async fn try_turn(&mut self, inbound: Vec<Inbound>) -> Result<After, Obstacle> {
         self.load(inbound).await?;
         let Some(hydrated) = self.warm.as_mut() else { return Err(Obstacle::Missing) };
+        self.trace.turn_begins();
         let input = TurnInput {
             now: self.node.store.now(),
             seed: crate::dispatch::random_bits(),
@@ -143,7 +146,11 @@ impl InstanceRun {
             Some(after) if nudged => {
                 let read = self.node.store.inbox(&self.instance, after).await;
                 let (rows, cursor) = read.map_err(|error| self.again(&error))?;
-                if let Some(hydrated) = self.warm.as_mut() {
+                // The id was deleted and started again: what is in memory was another life.
+                let begun = self.warm.as_ref().is_some_and(|hydrated| hydrated.stored.last_event_id.0 > 0);
+                if begun && rows.iter().any(|row| matches!(row.message.kind, MessageKind::Start(_))) {
+                    self.hydrate().await?;
+                } else if let Some(hydrated) = self.warm.as_mut() {
                     hydrated.cursor = cursor;
                     let new = rows.into_iter().filter(|row| row.seq.is_none_or(|seq| hydrated.waiting.insert(seq)));
                     self.backlog.extend(new);
@@ -166,7 +173,9 @@ impl InstanceRun {
 
     async fn hydrate(&mut self) -> Result<(), Obstacle> {
         let loaded = self.node.store.load(&self.instance).await.map_err(|error| self.again(&error))?;
-        let Some(Loaded { shard, state, history, inbox, cursor }) = loaded else { return Err(Obstacle::Missing) };
+        let Some(loaded) = loaded else { return Err(Obstacle::Missing) };
+        self.trace = crate::spans::InstanceTrace::of(&loaded);
+        let Loaded { shard, state, history, inbox, cursor } = loaded;
         let Some(epoch) = self.node.epoch(shard) else { return Err(Obstacle::Elsewhere(shard)) };
         Counters::count(&self.node.counters.hydrations);
         let waiting = inbox.iter().filter_map(|row| row.seq).collect();
@@ -223,7 +232,7 @@ impl InstanceRun {
 
     async fn commit(&mut self, mut turn: Turn, move_to: Option<ShardId>) -> Result<After, Obstacle> {
         let hydrated = self.warm.as_mut().expect("decided just now");
-        let shown = Shown {
+        let mut shown = Shown {
             instance: self.instance.clone(),
             shard: move_to.unwrap_or(hydrated.shard),
             execution: turn.expected.execution,
@@ -231,7 +240,7 @@ impl InstanceRun {
             logs: std::mem::take(&mut turn.logs),
             effects: std::mem::take(&mut turn.effects),
         };
-        let verdicts = std::mem::take(&mut turn.verdicts);
+        let (verdicts, reload) = (std::mem::take(&mut turn.verdicts), turn.reload);
         self.again = turn.again;
         let wakes = if turn.is_empty(&hydrated.stored) && move_to.is_none() {
             if !verdicts.is_empty() && !self.node.lease_holds() {
@@ -240,6 +249,7 @@ impl InstanceRun {
             }
             Vec::new()
         } else {
+            let span = self.trace.turn(&mut shown, &mut turn);
             let before = std::mem::replace(&mut hydrated.stored, turn.state.clone());
             let (held, kv) = (!turn.held.is_empty(), !turn.kv.is_empty());
             for seq in &turn.consumed {
@@ -251,6 +261,8 @@ impl InstanceRun {
             let fenced = FencedTurn { instance, shard, epoch, before: before.clone(), turn, move_to };
             let outcome = self.node.committer.commit(fenced).await;
             let mut wakes = self.check(outcome).await?;
+            span.committed();
+            crate::meter::turn_committed();
             self.node.outstanding.remove(&outcomes);
             Counters::count(&self.node.counters.turns);
             if held {
@@ -265,6 +277,12 @@ impl InstanceRun {
             }
         }
         self.node.carry_out(shown, wakes).await;
+        if reload {
+            self.warm = None;
+            self.backlog.clear();
+            self.node.deliver(&self.instance, Inbound::Nudge);
+            return Ok(After::Leave);
+        }
         self.after(move_to)
     }
 

@@ -130,6 +130,7 @@ impl Runtime {
             orchestrations,
             options: options.clone(),
         });
+        crate::meter::watch(&node);
         let worker = Arc::new(Worker {
             id: WorkerId::new(&name),
             activities,
@@ -215,7 +216,12 @@ impl Runtime {
     /// Whether no turn and no activity of this runtime is under way, and none waits to be tried again.
     pub(crate) fn is_quiet(&self) -> bool {
         let retried = self.node.unregistered.lock().unwrap_or_else(std::sync::PoisonError::into_inner).len();
-        retried == 0 && self.node.is_quiet() && self.worker.attempts.is_empty()
+        retried == 0 && self.node.reads.is_none() && self.node.is_quiet() && self.worker.attempts.is_empty()
+    }
+
+    /// Whether this node can be given work now, as far as it knows.
+    pub fn readiness(&self) -> Result<(), crate::NotReady> {
+        self.node.readiness()
     }
 
     /// Counts since the start.

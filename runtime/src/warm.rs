@@ -51,6 +51,14 @@ impl Node {
         self.lock_warm().waiting.len()
     }
 
+    /// How much waits in all mailboxes.
+    #[cfg(feature = "telemetry")]
+    pub(crate) fn mailbox_depth(&self) -> usize {
+        let warm = self.lock_warm();
+        let mailboxes = warm.actors.iter().map(|(_, entry)| &entry.mailbox).chain(warm.waiting.values());
+        mailboxes.map(|mailbox| mailbox.lock().inbound.len()).sum()
+    }
+
     /// Brings something to an instance, whose actor is made when there is none and room for it.
     pub(crate) fn deliver(self: &Arc<Self>, instance: &InstanceId, inbound: Inbound) {
         if self.stopping.is_cancelled() {

@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use outlast_core::{
-    Epoch, HistoryEvent, InboxSeq, Incoming, InstanceId, InstanceState, Message, Millis, NodeId, ShardId, TagFilter,
-    Turn, WorkerId,
+    Epoch, Fork, HistoryEvent, InboxSeq, Incoming, InstanceId, InstanceState, Message, Millis, NodeId, ShardId,
+    TagFilter, Turn, WorkerId,
 };
 
 use crate::{Error, InspectStore};
@@ -148,8 +148,9 @@ pub trait TurnStore: Send + Sync + 'static {
     /// Running instances of these shards with `pending > 0`, by id after `after`, at most `limit`.
     async fn pending(&self, shards: &[ShardId], after: Option<&InstanceId>, limit: usize) -> Result<Vec<Wake>, Error>;
 
-    /// Returns when a process other than this one may have written, or after `timeout`; the value says which.
-    async fn written_elsewhere(&self, timeout: Duration) -> bool;
+    /// Returns when a process other than this one may have written since `seen`, or after `timeout`; the value is what to
+    /// have seen the next time, another one than `seen` when something may have been written.
+    async fn written_elsewhere(&self, seen: u64, timeout: Duration) -> u64;
 
     /// The store's time, never going back.
     fn now(&self) -> Millis;
@@ -326,13 +327,8 @@ pub trait CallStore: Send + Sync + 'static {
     /// What an activity said last.
     async fn heartbeat(&self, instance: &InstanceId, activity: &str) -> Result<Option<String>, Error>;
 
-    /// Makes an instance from a copied history (a fork). Its row is `state`; the id must be free.
-    async fn import(
-        &self,
-        instance: &InstanceId,
-        state: InstanceState,
-        history: Vec<HistoryEvent>,
-    ) -> Result<ShardId, Error>;
+    /// Makes an instance from a copied beginning; the id must be free.
+    async fn import(&self, instance: &InstanceId, fork: Fork) -> Result<ShardId, Error>;
 
     /// Deletes a root instance with all its descendants. Without `force` all of them must have ended.
     async fn delete(&self, instance: &InstanceId, force: bool) -> Result<crate::DeleteInstanceResult, Error>;

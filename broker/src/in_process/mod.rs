@@ -141,7 +141,8 @@ impl Broker for InProcessBroker {
             watches.senders.remove(instance);
         } else {
             sender.send_modify(|news| {
-                *news = News { version: news.version + 1, status: state.map(InstanceState::to_status) };
+                let execution = state.map_or(news.execution, |state| state.execution);
+                *news = News { version: news.version + 1, status: state.map(InstanceState::to_status), execution };
             });
         }
     }

@@ -163,6 +163,10 @@ impl Broker for JetStreamBroker {
         true
     }
 
+    fn is_connected(&self) -> bool {
+        self.hub.is_up()
+    }
+
     fn payload_bytes_max(&self) -> usize {
         PAYLOAD_BYTES_MAX
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use async_nats::Subscriber;
 use futures::StreamExt as _;
-use outlast_core::{InstanceId, InstanceState, OrchestrationStatus, decode, encode};
+use outlast_core::{InstanceId, InstanceState, decode, encode};
 use tokio::sync::watch;
 
 use super::hub::Hub;
@@ -31,7 +31,7 @@ impl NewsDesk {
         if !self.hub.is_up() {
             return;
         }
-        let status = state.map(|state| StatusBody::from(state.to_status()));
+        let status = state.map(|state| StatusBody::new(state.to_status(), state.execution));
         let mut body = encode(&NewsBody { status });
         if body.len() > STATUS_BYTES_MAX {
             body = encode(&NewsBody { status: None });
@@ -79,7 +79,7 @@ async fn listen(desk: Weak<NewsDesk>, hub: Arc<Hub>, instance: InstanceId, sende
         tokio::select! {
             biased;
             letter = next(&mut letters) => match letter {
-                Some(letter) => tell(&sender, decode::<NewsBody>(&letter.payload).ok().and_then(|body| body.status).map(Into::into)),
+                Some(letter) => tell(&sender, decode::<NewsBody>(&letter.payload).ok().and_then(|body| body.status)),
                 None => letters = None,
             },
             changed = link.changed() => {
@@ -99,8 +99,11 @@ async fn listen(desk: Weak<NewsDesk>, hub: Arc<Hub>, instance: InstanceId, sende
     }
 }
 
-fn tell(sender: &watch::Sender<News>, status: Option<OrchestrationStatus>) {
-    sender.send_modify(|news| *news = News { version: news.version + 1, status });
+fn tell(sender: &watch::Sender<News>, body: Option<StatusBody>) {
+    sender.send_modify(|news| {
+        let execution = body.as_ref().map_or(news.execution, |body| body.execution);
+        *news = News { version: news.version + 1, status: body.map(Into::into), execution };
+    });
 }
 
 async fn next(letters: &mut Option<Subscriber>) -> Option<async_nats::Message> {

@@ -19,6 +19,7 @@ fn item(instance: &str, numbers: [u64; 3]) -> ActivityItem {
         tag: None,
         session_id: None,
         attempt: 1,
+        scheduled_at: Default::default(),
         timeouts: ActivityTimeouts::default(),
         first_event: EventId(event),
         orchestration: String::new(),

@@ -1,7 +1,8 @@
 //! The bodies of messages: a version byte, then MessagePack. A body with a newer version is for newer nodes.
 
 use outlast_core::{
-    ActivityKey, ActivityOutcome, AttemptInfo, ErrorDetails, InstanceId, OrchestrationStatus, ShardId, Token, Verdict,
+    ActivityKey, ActivityOutcome, AttemptInfo, ErrorDetails, ExecutionId, InstanceId, OrchestrationStatus, ShardId,
+    Token, Verdict,
 };
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +60,7 @@ pub(crate) struct StatusBody {
     end: EndBody,
     custom_status: Option<String>,
     custom_status_version: u64,
+    pub(crate) execution: ExecutionId,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -111,8 +113,8 @@ impl From<ReplyBody> for ReportReply {
     }
 }
 
-impl From<OrchestrationStatus> for StatusBody {
-    fn from(status: OrchestrationStatus) -> Self {
+impl StatusBody {
+    pub(crate) fn new(status: OrchestrationStatus, execution: ExecutionId) -> Self {
         let (end, custom_status, custom_status_version) = match status {
             OrchestrationStatus::NotFound => (EndBody::NotFound, None, 0),
             OrchestrationStatus::Running { custom_status, custom_status_version } => {
@@ -125,13 +127,13 @@ impl From<OrchestrationStatus> for StatusBody {
                 (EndBody::Failed { details }, custom_status, custom_status_version)
             }
         };
-        Self { end, custom_status, custom_status_version }
+        Self { end, custom_status, custom_status_version, execution }
     }
 }
 
 impl From<StatusBody> for OrchestrationStatus {
     fn from(body: StatusBody) -> Self {
-        let StatusBody { end, custom_status, custom_status_version } = body;
+        let StatusBody { end, custom_status, custom_status_version, .. } = body;
         match end {
             EndBody::NotFound => Self::NotFound,
             EndBody::Running => Self::Running { custom_status, custom_status_version },

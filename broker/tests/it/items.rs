@@ -26,6 +26,7 @@ pub(crate) fn item(instance: &str, event: u64) -> ActivityItem {
         tag: None,
         session_id: None,
         attempt: 1,
+        scheduled_at: Default::default(),
         timeouts: ActivityTimeouts::default(),
         first_event: EventId(event),
         orchestration: "order".to_owned(),

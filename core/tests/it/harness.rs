@@ -182,7 +182,7 @@ fn play(bench: &mut Bench, line: &str) -> Turn {
             let (execution, token) = (bench.state.execution, token.expect("the child is in the history"));
             bench.send(MessageKind::ChildDone { execution, event, token, result: Ok(rest_text) })
         }
-        "cancel" => bench.send(MessageKind::Cancel { reason: line["cancel ".len()..].to_owned() }),
+        "cancel" => bench.send(MessageKind::Cancel { child: None, reason: line["cancel ".len()..].to_owned() }),
         "pause" => bench.send(MessageKind::Pause),
         "resume" => bench.send(MessageKind::Resume),
         "advance" => {

@@ -10,6 +10,7 @@ mod deadlines;
 mod events;
 mod limits;
 mod management;
+mod replacing;
 mod routing;
 mod state;
 mod versions;

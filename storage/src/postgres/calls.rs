@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use outlast_core::{HistoryEvent, InstanceId, InstanceState, Message, MessageKind, Millis, ShardId, encode};
+use outlast_core::{Fork, InstanceId, Message, MessageKind, Millis, ShardId, encode};
 
 use super::PostgresStore;
 use super::batch::Batcher;
@@ -182,15 +182,10 @@ impl CallStore for PostgresStore {
         read.await
     }
 
-    async fn import(
-        &self,
-        instance: &InstanceId,
-        state: InstanceState,
-        history: Vec<HistoryEvent>,
-    ) -> Result<ShardId, Error> {
+    async fn import(&self, instance: &InstanceId, fork: Fork) -> Result<ShardId, Error> {
         let shard = ShardId::of(instance, self.shards);
-        let (id, orchestration) = (instance.clone(), state.orchestration.clone());
-        let made = self.pools.general.run(|db| Box::pin(import(db, (id, shard), (state, history)))).await?;
+        let (id, orchestration) = (instance.clone(), fork.state.orchestration.clone());
+        let made = self.pools.general.run(|db| Box::pin(import(db, (id, shard), fork))).await?;
         if made { Ok(shard) } else { Err(Error::InstanceExists { instance: instance.clone(), orchestration }) }
     }
 
@@ -337,7 +332,7 @@ impl PostgresStore {
 async fn import(
     db: &mut sqlx::pool::PoolConnection<sqlx::Postgres>,
     (id, shard): (InstanceId, ShardId),
-    (state, history): (InstanceState, Vec<HistoryEvent>),
+    Fork { state, history, kv }: Fork,
 ) -> Result<bool, super::connect::Failure> {
     let mut tx = sqlx::Connection::begin(&mut **db).await?;
     let sql = "INSERT INTO instances (execution, last_event_id, wake_at, custom_status_version, created, updated, pending, \
@@ -368,6 +363,15 @@ async fn import(
         .bind(history.iter().map(|e| e.source_event_id.map(|id| number_of(id.0))).collect::<Vec<_>>())
         .bind(history.iter().map(|e| e.at.0.cast_signed()).collect::<Vec<_>>())
         .bind(history.iter().map(|e| encode(&e.kind)).collect::<Vec<_>>())
+        .execute(&mut *tx)
+        .await?;
+    let sql = "INSERT INTO kv (instance, key, value, updated) \
+               SELECT $1, k.key, k.value, k.updated FROM unnest($2::text[], $3::text[], $4::int8[]) AS k(key, value, updated)";
+    sqlx::query(sql)
+        .bind(id.as_str())
+        .bind(kv.iter().map(|entry| entry.key.clone()).collect::<Vec<_>>())
+        .bind(kv.iter().map(|entry| entry.value.clone()).collect::<Vec<_>>())
+        .bind(kv.iter().map(|entry| entry.last_updated_at_ms.cast_signed()).collect::<Vec<_>>())
         .execute(&mut *tx)
         .await?;
     tx.commit().await?;

@@ -88,9 +88,9 @@ impl TurnStore for PostgresStore {
     }
 
     /// Nudges bring news at once; this look is for those that were lost.
-    async fn written_elsewhere(&self, timeout: Duration) -> bool {
+    async fn written_elsewhere(&self, seen: u64, timeout: Duration) -> u64 {
         tokio::time::sleep(timeout).await;
-        true
+        seen.wrapping_add(1)
     }
 
     fn now(&self) -> Millis {

@@ -1,7 +1,7 @@
 //! What comes from outside: starts, messages, forks, deletion.
 
 use async_trait::async_trait;
-use outlast_core::{HistoryEvent, InstanceId, InstanceState, Message, MessageKind, ShardId, encode};
+use outlast_core::{Fork, InstanceId, Message, MessageKind, ShardId, encode};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::connection::sql_error;
@@ -62,28 +62,23 @@ impl CallStore for SqliteStore {
             .await
     }
 
-    async fn import(
-        &self,
-        instance: &InstanceId,
-        state: InstanceState,
-        history: Vec<HistoryEvent>,
-    ) -> Result<ShardId, Error> {
+    async fn import(&self, instance: &InstanceId, fork: Fork) -> Result<ShardId, Error> {
         let (instance, now, shards) = (instance.clone(), self.clock.now(), self.shards);
         self.connections
             .write(move |db, _| {
                 let shard = ShardId::of(&instance, shards);
                 let start = outlast_core::StartMessage {
-                    name: state.orchestration.clone(),
+                    name: fork.state.orchestration.clone(),
                     version: None,
                     input: String::new(),
                     parent: None,
                     traceparent: None,
                 };
                 if !insert_instance(db, (&instance, shard), &start, now).map_err(sql_error)? {
-                    let (instance, orchestration) = (instance.clone(), state.orchestration.clone());
+                    let (instance, orchestration) = (instance.clone(), fork.state.orchestration.clone());
                     return Err(Error::InstanceExists { instance, orchestration });
                 }
-                import(db, &instance, (&state, &history)).map_err(sql_error)?;
+                import(db, &instance, &fork).map_err(sql_error)?;
                 Ok(shard)
             })
             .await
@@ -136,7 +131,8 @@ fn replace(db: &Connection, request: &StartRequest, shard: ShardId) -> rusqlite:
     let MessageKind::Start(start) = &request.message.kind else { return Ok(()) };
     let id = request.instance.as_str();
     let sql = "UPDATE instances SET status = 'Running', completed = NULL, output = NULL, execution = execution + 1, \
-               last_event_id = 0, history_bytes = 0, orchestration = ?1, version = '', custom_status = NULL, \
+               last_event_id = 0, history_bytes = 0, stalled = 0, wake_at = NULL, pending = 0, paused = 0, waits = '', \
+               orchestration = ?1, version = '', custom_status = NULL, \
                custom_status_version = custom_status_version + 1, parent = NULL WHERE id = ?2 AND status <> 'Running'";
     let message = if db.prepare_cached(sql)?.execute(params![start.name, id])? == 1 {
         db.prepare_cached("DELETE FROM kv WHERE instance = ?1")?.execute([id])?;
@@ -179,11 +175,8 @@ fn send(db: &Connection, instance: &InstanceId, (message, queue_max): (&Message,
     Ok(Receipt { nudge: Some(ShardId(shard)) })
 }
 
-fn import(
-    db: &Connection,
-    instance: &InstanceId,
-    (state, history): (&InstanceState, &[HistoryEvent]),
-) -> rusqlite::Result<()> {
+fn import(db: &Connection, instance: &InstanceId, fork: &Fork) -> rusqlite::Result<()> {
+    let state = &fork.state;
     let sql = "UPDATE instances SET version = ?1, paused = ?2, last_event_id = ?3, wake_at = ?4, pending = ?5, \
                custom_status = ?6, custom_status_version = ?7 WHERE id = ?8";
     db.prepare_cached(sql)?.execute(params![
@@ -199,7 +192,7 @@ fn import(
     let sql = "INSERT INTO history (instance, execution, event_id, source_event_id, epoch, at, data) \
                VALUES (?1, 1, ?2, ?3, 0, ?4, ?5)";
     let mut insert = db.prepare_cached(sql)?;
-    for event in history {
+    for event in &fork.history {
         insert.execute(params![
             instance.as_str(),
             event.event_id.0.cast_signed(),
@@ -207,6 +200,11 @@ fn import(
             event.at.0.cast_signed(),
             encode(&event.kind),
         ])?;
+    }
+    let sql = "INSERT INTO kv (instance, key, value, updated) VALUES (?1, ?2, ?3, ?4)";
+    let mut insert = db.prepare_cached(sql)?;
+    for entry in &fork.kv {
+        insert.execute(params![instance.as_str(), entry.key, entry.value, entry.last_updated_at_ms.cast_signed()])?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use outlast_core::Millis;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{oneshot, watch};
 
 use crate::Error;
 
@@ -87,7 +87,8 @@ pub(super) struct Connections {
 #[derive(Default)]
 pub(super) struct Elsewhere {
     pub(super) watched: AtomicBool,
-    pub(super) written: Notify,
+    /// Rises with every look that found something.
+    pub(super) written: watch::Sender<u64>,
 }
 
 /// A database that is ready.
@@ -195,7 +196,7 @@ fn data_version(db: &Connection) -> i64 {
 fn notice(db: &Connection, seen: i64, elsewhere: &Elsewhere) -> i64 {
     let now = data_version(db);
     if now != seen {
-        elsewhere.written.notify_one();
+        elsewhere.written.send_modify(|written| *written += 1);
     }
     now
 }

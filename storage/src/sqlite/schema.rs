@@ -98,6 +98,8 @@ CREATE TABLE shortages (
     PRIMARY KEY (node, reason)
 ) STRICT, WITHOUT ROWID;
 
+ALTER TABLE inbox ADD COLUMN replaces INTEGER NOT NULL DEFAULT 0;
+
 CREATE TABLE heartbeats (
     instance TEXT NOT NULL,
     activity TEXT NOT NULL,

@@ -140,10 +140,15 @@ impl TurnStore for SqliteStore {
             .await
     }
 
-    async fn written_elsewhere(&self, timeout: Duration) -> bool {
+    async fn written_elsewhere(&self, seen: u64, timeout: Duration) -> u64 {
         let elsewhere = &self.connections.elsewhere;
         elsewhere.watched.store(true, Ordering::Relaxed);
-        tokio::time::timeout(timeout, elsewhere.written.notified()).await.is_ok()
+        let mut written = elsewhere.written.subscribe();
+        match tokio::time::timeout(timeout, written.wait_for(|written| *written != seen)).await {
+            Ok(Ok(written)) => *written,
+            // The writing thread is gone, or nothing was written.
+            Ok(Err(_)) | Err(_) => seen,
+        }
     }
 
     fn now(&self) -> Millis {
@@ -254,6 +259,10 @@ fn write_turn(db: &Connection, fenced: &FencedTurn, (now, shards): (Millis, u16)
         db.prepare_cached("UPDATE inbox SET shard = ?1 WHERE instance = ?2")?.execute(params![shard.0, id])?;
     }
     if fenced.turn.state.completed_at.is_some() {
+        // A new start that this turn has not seen must not go with the rest.
+        if db.prepare_cached("SELECT 1 FROM inbox WHERE instance = ?1 AND replaces = 1")?.exists([id])? {
+            return Err(Refusal::Conflict);
+        }
         db.prepare_cached("DELETE FROM inbox WHERE instance = ?1")?.execute([id])?;
         db.prepare_cached("DELETE FROM heartbeats WHERE instance = ?1")?.execute([id])?;
     }
@@ -404,8 +413,10 @@ pub(super) fn insert_message(
         MessageKind::Enqueue { queue, .. } => Some(queue.as_str()),
         _ => None,
     };
-    let sql = "INSERT OR IGNORE INTO inbox (shard, instance, message_id, queue, data) VALUES (?1, ?2, ?3, ?4, ?5)";
-    let added =
-        db.prepare_cached(sql)?.execute(params![shard.0, to.as_str(), message.id.as_str(), queue, encode(message)])?;
+    let replaces = matches!(message.kind, MessageKind::Replace(_));
+    let sql = "INSERT OR IGNORE INTO inbox (shard, instance, message_id, queue, replaces, data) \
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+    let row = params![shard.0, to.as_str(), message.id.as_str(), queue, replaces, encode(message)];
+    let added = db.prepare_cached(sql)?.execute(row)?;
     Ok(added == 1)
 }

@@ -1,7 +1,9 @@
 //! Guarantees 4 and 5: what comes from outside is durable when the call returns, and applied at most once.
 
-use outlast_core::{EventKind, ExecutionId, MessageId, ShardId};
-use outlast_storage::{Error, InstanceFilter, PruneOptions, StartConflict, StartOutcome, StartRequest, Store};
+use outlast_core::{EventKind, ExecutionId, Fork, KvEntry, MessageId, ShardId};
+use outlast_storage::{
+    Error, InstanceFilter, PruneOptions, StartConflict, StartOutcome, StartRequest, Store, TurnOutcome,
+};
 
 use crate::fixture::{
     Owner, commit_one, completed, enqueue, history, id, inbox, is_committed, on_every_store, raise, start,
@@ -87,7 +89,11 @@ async fn an_ended_id_can_be_started_anew(store: &dyn Store) {
     let again = |message: &'static str| store.start(request("a", message, "new", StartConflict::TerminateExisting));
     assert_eq!(again("m1").await.unwrap().outcome, StartOutcome::Replaced);
     assert_eq!(inbox(store, "a").await.len(), 2);
-    let end = owner.turn(store, "a", vec![completed()]).await;
+    // An end that has not seen the new start does not swallow it.
+    let mut end = owner.turn(store, "a", vec![completed()]).await;
+    assert!(matches!(commit_one(store, end.clone()).await, TurnOutcome::Conflict));
+    assert_eq!(inbox(store, "a").await.len(), 2);
+    end.turn.consumed = inbox(store, "a").await.iter().map(|(seq, _)| *seq).collect();
     assert!(is_committed(&commit_one(store, end).await));
     assert_eq!(again("m2").await.unwrap().outcome, StartOutcome::Replaced);
     let row = state(store, "a").await;
@@ -101,10 +107,13 @@ async fn a_copy_needs_a_free_id(store: &dyn Store) {
     let turn = owner.turn(store, "a", vec![status_updated("one"), status_updated("two")]).await;
     assert!(is_committed(&commit_one(store, turn).await));
     let (row, events) = (state(store, "a").await, history(store, "a").await);
-    let taken = store.import(&id("a"), row.clone(), events.clone()).await;
+    let kv = vec![KvEntry { key: "k".to_owned(), value: "v".to_owned(), last_updated_at_ms: 7 }];
+    let copy = Fork { state: row.clone(), history: events.clone(), kv: kv.clone() };
+    let taken = store.import(&id("a"), copy.clone()).await;
     assert!(matches!(taken, Err(Error::InstanceExists { .. })));
-    store.import(&id("copy"), row.clone(), events.clone()).await.unwrap();
+    store.import(&id("copy"), copy).await.unwrap();
     assert_eq!(history(store, "copy").await, events);
+    assert_eq!(store.kv(&id("copy"), None).await.unwrap(), kv);
     assert_eq!(state(store, "copy").await.last_event_id, row.last_event_id);
 }
 

@@ -100,6 +100,10 @@ BEGIN
     ended := ARRAY(SELECT t.instance FROM unnest(t_instance, s_completed) WITH ORDINALITY AS t(instance, completed, n)
                    WHERE t.completed IS NOT NULL AND outcomes[t.n] = 1);
     IF cardinality(ended) > 0 THEN
+        -- A new start that a turn has not seen must not go with the rest.
+        IF EXISTS (SELECT FROM inbox x WHERE x.instance = ANY (ended) AND x.replaces) THEN
+            RAISE EXCEPTION 'a new start has come in' USING ERRCODE = 'OL001';
+        END IF;
         DELETE FROM inbox x WHERE x.instance = ANY (ended);
         DELETE FROM heartbeats h WHERE h.instance = ANY (ended);
     END IF;
@@ -198,12 +202,13 @@ BEGIN
     END IF;
     IF NOT running THEN
         UPDATE instances SET status = 'Running', completed = NULL, output = NULL, execution = execution + 1,
-            last_event_id = 0, history_bytes = 0, orchestration = new_orchestration, version = '', custom_status = NULL,
+            last_event_id = 0, history_bytes = 0, stalled = 0, wake_at = NULL, pending = 0, paused = false, waits = '',
+            orchestration = new_orchestration, version = '', custom_status = NULL,
             custom_status_version = custom_status_version + 1, parent = NULL WHERE id = instance_id;
         DELETE FROM kv WHERE instance = instance_id;
     END IF;
-    INSERT INTO inbox (shard, instance, message_id, data)
-        VALUES (home, instance_id, new_message_id, CASE WHEN running THEN replace_data ELSE start_data END)
+    INSERT INTO inbox (shard, instance, message_id, replaces, data)
+        VALUES (home, instance_id, new_message_id, running, CASE WHEN running THEN replace_data ELSE start_data END)
         ON CONFLICT (instance, message_id) DO NOTHING;
 END $$;
 

@@ -91,6 +91,8 @@ CREATE TABLE inbox (
     instance text NOT NULL,
     message_id text NOT NULL,
     queue text,
+    -- A new start that ends what runs.
+    replaces bool NOT NULL DEFAULT false,
     data bytea NOT NULL,
     PRIMARY KEY (instance, seq),
     UNIQUE (instance, message_id)

@@ -1,0 +1,44 @@
+//! Whether a node can be given work, as far as it knows.
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::node::Node;
+
+/// A store that has answered no renewal for so long is away; renewals come at least every half second.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
+
+/// Why a node cannot be given work now.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum NotReady {
+    /// It is stopping, or has stopped.
+    #[error("the node is stopping")]
+    Stopping,
+    /// Its lease has ended and was not renewed.
+    #[error("the lease is lost")]
+    LeaseLost,
+    /// The store has not answered lately.
+    #[error("the store has not answered for {0:?}")]
+    StoreSilent(Duration),
+    /// There is no connection to the broker.
+    #[error("the broker is not connected")]
+    BrokerAway,
+}
+
+impl Node {
+    /// What stands in the way of work.
+    pub(crate) fn readiness(&self) -> Result<(), NotReady> {
+        if self.stopping.is_cancelled() || self.leaving.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(NotReady::Stopping);
+        }
+        if !self.lease_holds() {
+            return Err(NotReady::LeaseLost);
+        }
+        let silence = self.silence();
+        if silence > SILENCE_MAX {
+            return Err(NotReady::StoreSilent(silence));
+        }
+        if !self.broker.is_connected() { Err(NotReady::BrokerAway) } else { Ok(()) }
+    }
+}

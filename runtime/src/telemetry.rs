@@ -1,0 +1,268 @@
+//! Traces, metrics and health of a process, by OpenTelemetry (feature `telemetry`).
+//!
+//! Every instance is one trace, over all processes and executions: the start by a client, turns of the orchestration,
+//! attempts of activities. It begins with the caller's current span, or with `StartOptions::traceparent`. A replay adds
+//! no span. Spans of `tracing` inside activities, from level `INFO`, are part of it.
+//!
+//! Metrics go to the same collector and to `/metrics`; `deploy/README.md` lists them. Install telemetry before the runtime is started:
+//!
+//! ```no_run
+//! use outlast::runtime::Runtime;
+//! use outlast::telemetry::{Telemetry, TelemetryOptions};
+//! # async fn serve(
+//! #     provider: std::sync::Arc<outlast::providers::sqlite::SqliteProvider>,
+//! #     activities: outlast::ActivityRegistry,
+//! #     orchestrations: outlast::OrchestrationRegistry,
+//! #     asked_to_stop: impl Future<Output = ()>,
+//! # ) -> Result<(), Box<dyn std::error::Error>> {
+//! let telemetry = Telemetry::install(TelemetryOptions {
+//!     service_name: "render-farm".to_owned(),
+//!     otlp_endpoint: Some("http://127.0.0.1:4318".to_owned()),
+//!     ..TelemetryOptions::default()
+//! })?;
+//! let runtime = Runtime::start_with_store(provider, activities, orchestrations).await;
+//!
+//! // `/livez`, `/readyz` and `/metrics`, on a port that only probes and scrapers reach.
+//! let listener = tokio::net::TcpListener::bind("127.0.0.1:9090").await?;
+//! let router = telemetry.router(&runtime);
+//! let server = tokio::spawn(async move { axum::serve(listener, router).await });
+//!
+//! asked_to_stop.await;
+//! runtime.shutdown(None).await;
+//! server.abort();
+//! telemetry.shutdown().await?;
+//! # Ok(())
+//! # }
+//! ```
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use opentelemetry::trace::TracerProvider;
+use opentelemetry::{KeyValue, global, metrics::MeterProvider};
+use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, hyper::HyperClient};
+use opentelemetry_otlp::{MetricExporter, SpanExporter, WithExportConfig, WithHttpConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
+use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
+use thiserror::Error;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::{ObservabilityConfig, Runtime};
+
+/// Longest wait for the collector's answer.
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The name under which spans and metrics are made.
+const SCOPE: &str = "outlast";
+
+/// Telemetry is installed once per process.
+static INSTALLED: AtomicBool = AtomicBool::new(false);
+
+/// What is exported, and where to.
+#[derive(Clone, Debug)]
+pub struct TelemetryOptions {
+    /// The resource's `service.name`.
+    pub service_name: String,
+    /// Other attributes of the resource, for instance `deployment.environment.name`.
+    pub attributes: Vec<(String, String)>,
+    /// The collector, for OTLP over HTTP without TLS: `http://127.0.0.1:4318`. `None` exports nothing, `/metrics` works.
+    pub otlp_endpoint: Option<String>,
+    /// How often metrics are exported to the collector (default 60 s).
+    pub metrics_every: Duration,
+    /// Part of the traces that begin here and are kept (default 1.0: all); for others their beginning has decided.
+    pub sample_ratio: f64,
+    /// Log lines. With `install_subscriber: false` the program adds [`Telemetry::layer`] to a subscriber of its own.
+    pub observability: ObservabilityConfig,
+}
+
+impl Default for TelemetryOptions {
+    fn default() -> Self {
+        Self {
+            service_name: SCOPE.to_owned(),
+            attributes: Vec::new(),
+            otlp_endpoint: None,
+            metrics_every: Duration::from_secs(60),
+            sample_ratio: 1.0,
+            observability: ObservabilityConfig::default(),
+        }
+    }
+}
+
+/// Why telemetry does not work.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// [`Telemetry::install`] was called before.
+    #[error("telemetry is installed already")]
+    Installed,
+    /// The program has a `tracing` subscriber.
+    #[error("the program has a subscriber: set `install_subscriber` to false and add `Telemetry::layer` to it")]
+    Subscriber,
+    /// The collector's address cannot be used.
+    #[error("the collector's address {0:?} is not like http://127.0.0.1:4318")]
+    Endpoint(String),
+    /// Exports need a tokio runtime.
+    #[error("telemetry with a collector must be installed inside a tokio runtime")]
+    Outside(#[from] tokio::runtime::TryCurrentError),
+    /// An exporter could not be made.
+    #[error("an exporter could not be made: {0}")]
+    Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
+    /// What was recorded could not all be exported.
+    #[error("telemetry was lost: {0}")]
+    Export(#[from] OTelSdkError),
+}
+
+/// The installed telemetry of this process.
+pub struct Telemetry {
+    traces: SdkTracerProvider,
+    metrics: SdkMeterProvider,
+    registry: prometheus::Registry,
+}
+
+impl Telemetry {
+    /// Sets up spans, metrics and log lines for the whole process. Call it once, inside the tokio runtime that lives longest:
+    /// exports run there.
+    pub fn install(options: TelemetryOptions) -> Result<Self, Error> {
+        if INSTALLED.swap(true, Ordering::SeqCst) {
+            return Err(Error::Installed);
+        }
+        Self::install_first(&options).inspect_err(|_| INSTALLED.store(false, Ordering::SeqCst))
+    }
+
+    fn install_first(options: &TelemetryOptions) -> Result<Self, Error> {
+        let registry = prometheus::Registry::new();
+        let (traces, metrics) = providers(options, registry.clone())?;
+        let telemetry = Self { traces, metrics, registry };
+        if options.observability.install_subscriber {
+            let subscriber = tracing_subscriber::registry().with(options.observability.lines()).with(telemetry.layer());
+            subscriber.try_init().map_err(|_| Error::Subscriber)?;
+        }
+        global::set_text_map_propagator(TraceContextPropagator::new());
+        global::set_tracer_provider(telemetry.traces.clone());
+        global::set_meter_provider(telemetry.metrics.clone());
+        crate::meter::install(&telemetry.metrics.meter(SCOPE));
+        Ok(telemetry)
+    }
+
+    /// Exports the spans of `tracing`: for a subscriber of the program's own.
+    pub fn layer<S>(&self) -> impl Layer<S> + Send + Sync + use<S>
+    where
+        S: tracing::Subscriber + for<'span> LookupSpan<'span> + Send + Sync,
+    {
+        let tracer: SdkTracer = self.traces.tracer(SCOPE);
+        let layer = tracing_opentelemetry::layer().with_tracer(tracer);
+        let layer = layer.with_location(false).with_threads(false).with_tracked_inactivity(false);
+        // The actors' own spans belong to no trace of an instance.
+        layer.with_filter(Targets::new().with_default(LevelFilter::INFO).with_target("ractor", LevelFilter::OFF))
+    }
+
+    /// `/livez`, `/readyz` and `/metrics`. It does not keep the runtime alive.
+    pub fn router(&self, runtime: &Arc<Runtime>) -> Router {
+        let metrics = Router::new().route("/metrics", get(scrape)).with_state(self.registry.clone());
+        health_router(runtime).merge(metrics)
+    }
+
+    /// Exports what was recorded until now.
+    pub async fn flush(&self) -> Result<(), Error> {
+        let (traces, metrics) = (self.traces.clone(), self.metrics.clone());
+        aside(move || traces.force_flush().and(metrics.force_flush())).await
+    }
+
+    /// Exports what was recorded and ends.
+    pub async fn shutdown(self) -> Result<(), Error> {
+        aside(move || self.traces.shutdown().and(self.metrics.shutdown())).await
+    }
+}
+
+/// `/livez` answers as long as the process does; `/readyz` answers 503 with the reason while the node cannot be given work.
+pub fn health_router(runtime: &Arc<Runtime>) -> Router {
+    let ready = Router::new().route("/readyz", get(readyz)).with_state(Arc::downgrade(runtime));
+    ready.route("/livez", get(async || "ok"))
+}
+
+async fn readyz(State(runtime): State<Weak<Runtime>>) -> (StatusCode, String) {
+    let ready = runtime.upgrade().map_or(Err(crate::NotReady::Stopping), |runtime| runtime.readiness());
+    match ready {
+        Ok(()) => (StatusCode::OK, "ready".to_owned()),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason.to_string()),
+    }
+}
+
+async fn scrape(State(registry): State<prometheus::Registry>) -> Response {
+    match prometheus::TextEncoder::new().encode_to_string(&registry.gather()) {
+        Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+fn providers(
+    options: &TelemetryOptions,
+    registry: prometheus::Registry,
+) -> Result<(SdkTracerProvider, SdkMeterProvider), Error> {
+    let attributes = options.attributes.iter().map(|(name, value)| KeyValue::new(name.clone(), value.clone()));
+    let resource =
+        Resource::builder().with_service_name(options.service_name.clone()).with_attributes(attributes).build();
+    let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(options.sample_ratio)));
+    let mut traces = SdkTracerProvider::builder().with_resource(resource.clone()).with_sampler(sampler);
+    // Names are written as Prometheus shows them, so it adds nothing to them.
+    let prometheus = opentelemetry_prometheus::exporter()
+        .with_registry(registry)
+        .without_units()
+        .without_counter_suffixes()
+        .scope_info_enabled(false)
+        .build()?;
+    let mut metrics = SdkMeterProvider::builder().with_resource(resource).with_reader(prometheus);
+    if let Some(endpoint) = &options.otlp_endpoint {
+        let base = endpoint.trim_end_matches('/');
+        if base.strip_prefix("http://").is_none_or(str::is_empty) {
+            return Err(Error::Endpoint(endpoint.clone()));
+        }
+        let client = Exports::here()?;
+        let spans = SpanExporter::builder().with_http().with_http_client(client.clone());
+        traces = traces.with_batch_exporter(spans.with_endpoint(format!("{base}/v1/traces")).build()?);
+        let numbers = MetricExporter::builder().with_http().with_http_client(client);
+        let numbers = numbers.with_endpoint(format!("{base}/v1/metrics")).build()?;
+        metrics = metrics.with_reader(PeriodicReader::builder(numbers).with_interval(options.metrics_every).build());
+    }
+    Ok((traces.build(), metrics.build()))
+}
+
+/// The exporters' threads have no executor: requests run where telemetry was installed.
+#[derive(Clone, Debug)]
+struct Exports {
+    client: HyperClient,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Exports {
+    fn here() -> Result<Self, Error> {
+        let client = HyperClient::with_default_connector(EXPORT_TIMEOUT, None);
+        Ok(Self { client, runtime: tokio::runtime::Handle::try_current()? })
+    }
+}
+
+#[async_trait]
+impl HttpClient for Exports {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<opentelemetry_http::Response<Bytes>, HttpError> {
+        let client = self.client.clone();
+        self.runtime.spawn(async move { client.send_bytes(request).await }).await?
+    }
+}
+
+/// Waits for exports without holding up the executor that carries them.
+async fn aside(work: impl FnOnce() -> OTelSdkResult + Send + 'static) -> Result<(), Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|stopped| Err(OTelSdkError::InternalFailure(stopped.to_string()))).map_err(Error::from)
+}
