@@ -26,6 +26,7 @@ impl IntoResponse for Refused {
             ClientError::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
             ClientError::OrchestrationFailed { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             ClientError::ManagementNotAvailable => StatusCode::NOT_IMPLEMENTED,
+            ClientError::Forbidden { .. } => StatusCode::FORBIDDEN,
             ClientError::Provider { retryable: false, .. } => StatusCode::INTERNAL_SERVER_ERROR,
             ClientError::Provider { retryable: true, .. } => StatusCode::SERVICE_UNAVAILABLE,
             ClientError::Timeout => StatusCode::GATEWAY_TIMEOUT,

@@ -1,12 +1,12 @@
 //! What all parts of a node share: the provider, the code, the shards it holds and its warm instances.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use outlast_broker::Broker;
-use outlast_core::{ActivityKey, Epoch, Limits, NodeId, OrchestrationRegistry, ShardId, WorkerId};
+use outlast_core::{ActivityKey, Epoch, InstanceId, Limits, Millis, NodeId, OrchestrationRegistry, ShardId, WorkerId};
 use outlast_storage::{LeaseView, Store, WorkerInfo};
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +34,8 @@ pub(crate) struct Node {
     pub(crate) reads: UnderWay,
     /// Activities that the broker carries and might lose.
     pub(crate) outstanding: Outstanding,
+    /// Instances that cannot be read or written, with the reason and since when.
+    pub(crate) damaged: Mutex<BTreeMap<InstanceId, (String, Millis)>>,
     /// Tries of activities that no worker had registered.
     pub(crate) unregistered: Mutex<HashMap<ActivityKey, u32>>,
     shards: RwLock<HashMap<ShardId, Epoch>>,
@@ -101,6 +103,7 @@ impl Node {
             leaving: AtomicBool::new(false),
             reads: UnderWay::default(),
             outstanding: Outstanding::default(),
+            damaged: Mutex::default(),
             unregistered: Mutex::default(),
             shards: RwLock::default(),
             view: RwLock::default(),
@@ -154,6 +157,20 @@ impl Node {
         let gone = gone.map(|node| WorkerId::new(node.id.as_str())).collect();
         *seen = Some(view);
         gone
+    }
+
+    /// An instance cannot be read or written.
+    pub(crate) fn damaged(&self, instance: &InstanceId, reason: String) {
+        let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        damaged.entry(instance.clone()).or_insert_with(|| (reason, self.store.now()));
+    }
+
+    /// An instance goes on.
+    pub(crate) fn mended(&self, instance: &InstanceId) {
+        let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        if !damaged.is_empty() {
+            damaged.remove(instance);
+        }
     }
 
     /// What the workers of all live nodes run.

@@ -264,6 +264,7 @@ impl InstanceRun {
             span.committed();
             crate::meter::turn_committed();
             self.node.outstanding.remove(&outcomes);
+            self.node.mended(&self.instance);
             Counters::count(&self.node.counters.turns);
             if held {
                 wakes.push(Wake { shard: move_to.unwrap_or(shard), instance: self.instance.clone() });
@@ -322,6 +323,9 @@ impl InstanceRun {
         let fenced = FencedTurn { instance, shard, epoch, before, turn, move_to: None };
         let outcome = self.node.committer.commit(fenced).await;
         tracing::error!(target: RUNTIME, instance = %self.instance, ?outcome, "the instance was failed for it");
+        if let Committed::Outcome(TurnOutcome::Refused(reason)) = outcome {
+            self.node.damaged(&self.instance, format!("stored data is damaged: {reason}"));
+        }
         self.node.broker.announce(&self.instance, None);
     }
 
@@ -350,6 +354,7 @@ impl InstanceRun {
     fn again(&self, error: &outlast_storage::Error) -> Obstacle {
         match error {
             outlast_storage::Error::Corrupt { .. } => {
+                self.node.damaged(&self.instance, error.to_string());
                 tracing::error!(target: RUNTIME, instance = %self.instance, %error, "the instance cannot be read; it waits until that is mended");
             }
             other => {

@@ -1,4 +1,4 @@
-//! Work that nobody serves: found by what waits here and what the nodes say they run, reported for clients to list.
+//! Work that nobody serves, and instances that cannot be read: found by what waits here and what the nodes say they run, reported for clients to list.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -62,7 +62,15 @@ fn look(node: &Node) -> Vec<Shortage> {
             shortage.orchestration.clone_from(&item.orchestration);
         }
     });
-    shortages.into_values().collect()
+    let damaged = node.damaged.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let unreadable = damaged.iter().map(|(instance, (reason, since))| Shortage {
+        reason: reason.clone(),
+        instance: instance.clone(),
+        orchestration: String::new(),
+        waiting: 1,
+        since: *since,
+    });
+    shortages.into_values().chain(unreadable).collect()
 }
 
 /// Why no worker runs an activity; `None` when one does.

@@ -69,14 +69,14 @@ pub struct ClientCertificate {
 }
 
 impl JetStreamOptions {
-    /// The server at `url`, with the defaults: namespace `outlast`, no authentication, 10 s, files, one copy.
+    /// The server at `url`, with the defaults: namespace `outlast`, no authentication, 8 s, files, one copy.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             servers: vec![url.into()],
             namespace: "outlast".to_owned(),
             auth: Auth::None,
             tls: Tls::default(),
-            ack_wait: Duration::from_secs(10),
+            ack_wait: Duration::from_secs(8),
             memory_storage: false,
             unused_tag_kept: Duration::from_secs(24 * 3_600),
             replicas: 1,

@@ -163,6 +163,17 @@ async fn a_damaged_instance_harms_no_neighbour() {
     for n in (0..40).filter(|n| ![7, 9].contains(n)) {
         assert_eq!(world.outcome(&format!("i{n}")).await.unwrap(), "a...");
     }
+    let listed = async {
+        loop {
+            let problems = client.list_problems().await.unwrap();
+            if ["i7", "i9"].iter().all(|id| problems.iter().any(|problem| problem.instance_id == *id)) {
+                return problems;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let problems = tokio::time::timeout(SOON, listed).await.unwrap();
+    assert!(problems.iter().all(|problem| problem.reason.contains("damaged")), "{problems:?}");
     for damaged in ["i7", "i9"] {
         let status = client.get_orchestration_status(damaged).await.unwrap();
         assert!(matches!(status, OrchestrationStatus::Running { .. }), "{damaged}: {status:?}");
