@@ -90,11 +90,6 @@ impl ClientError {
         }
     }
 
-    /// What a refusal means for a management call.
-    pub(crate) fn of_management(self) -> Self {
-        if matches!(self, Self::Forbidden { .. }) { Self::ManagementNotAvailable } else { self }
-    }
-
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
         Self::InvalidInput { message: message.into() }
     }

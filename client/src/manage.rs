@@ -1,7 +1,7 @@
 //! Deleting, pruning and forking.
 
 use outlast_core::{EventId, ExecutionId, InstanceId, fork_history};
-use outlast_storage::{DeleteInstanceResult, InstanceFilter, PruneOptions, PruneResult};
+use outlast_storage::{DeleteInstanceResult, Error, InstanceFilter, PruneOptions, PruneResult};
 
 use crate::query::not_found;
 use crate::{Client, ClientError};
@@ -10,20 +10,20 @@ impl Client {
     /// Deletes a root instance with its descendants. Without `force` all of them must have ended.
     pub async fn delete_instance(&self, instance: &str, force: bool) -> Result<DeleteInstanceResult, ClientError> {
         let id = InstanceId::new(instance);
-        let deleted = self.insist(|| self.store.delete(&id, force)).await.map_err(ClientError::of_management)?;
+        let deleted = self.manage(|| self.store.delete(&id, force)).await?;
         self.broker.announce(&id, None);
         Ok(deleted)
     }
 
     /// Deletes ended root instances that match.
     pub async fn delete_instance_bulk(&self, filter: InstanceFilter) -> Result<DeleteInstanceResult, ClientError> {
-        self.insist(|| self.store.delete_bulk(filter.clone())).await.map_err(ClientError::of_management)
+        self.manage(|| self.store.delete_bulk(filter.clone())).await
     }
 
     /// Deletes histories of executions before the current one.
     pub async fn prune_executions(&self, instance: &str, options: PruneOptions) -> Result<PruneResult, ClientError> {
         let id = InstanceId::new(instance);
-        self.insist(|| self.store.prune(&id, options.clone())).await.map_err(ClientError::of_management)
+        self.manage(|| self.store.prune(&id, options.clone())).await
     }
 
     /// [`Client::prune_executions`] for all instances that match.
@@ -32,7 +32,7 @@ impl Client {
         filter: InstanceFilter,
         options: PruneOptions,
     ) -> Result<PruneResult, ClientError> {
-        self.insist(|| self.store.prune_bulk(filter.clone(), options.clone())).await.map_err(ClientError::of_management)
+        self.manage(|| self.store.prune_bulk(filter.clone(), options.clone())).await
     }
 
     /// Makes a new instance that shares the history of another up to `event_id` and goes on from there by itself.
@@ -52,8 +52,16 @@ impl Client {
         let fork =
             fork_history(&history, EventId(event_id)).map_err(|error| ClientError::invalid(error.to_string()))?;
         let id = InstanceId::new(new_instance);
-        let shard = self.insist(|| self.store.import(&id, fork.clone())).await.map_err(ClientError::of_management)?;
+        let shard = self.manage(|| self.store.import(&id, fork.clone())).await?;
         self.broker.nudge(shard, id);
         Ok(())
+    }
+
+    /// Insists on a management call; a role without the right to it has no management.
+    async fn manage<T, F: Future<Output = Result<T, Error>>>(&self, call: impl Fn() -> F) -> Result<T, ClientError> {
+        self.insist(call).await.map_err(|error| match error {
+            ClientError::Forbidden { .. } => ClientError::ManagementNotAvailable,
+            other => other,
+        })
     }
 }

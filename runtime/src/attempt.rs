@@ -41,7 +41,7 @@ pub(crate) async fn run(
         Some(handler) => {
             if item.timeouts.get_schedule_to_start().is_some() && !redelivered {
                 let (worker, item) = (Arc::clone(&worker), Arc::clone(&item));
-                tokio::spawn(async move { ask(&worker, &item, ReportResult::Begun).await });
+                tokio::spawn(async move { ask(&worker, &item).await });
             }
             let outcome = execute(&worker, &item, (handler, cancelled, redelivered)).await;
             crate::meter::ran(&item, started.elapsed());
@@ -69,7 +69,7 @@ pub(crate) async fn run(
 
 /// Makes sure that the item is wanted, its session is held here and its input is at hand; otherwise says where it goes instead.
 async fn prepare(worker: &Arc<Worker>, item: &mut ActivityItem, redelivered: bool) -> Result<(), Settle> {
-    if redelivered && !ask(worker, item, ReportResult::Begun).await {
+    if redelivered && !ask(worker, item).await {
         return Err(Settle::Ack);
     }
     let Some(session) = item.session_id.clone() else { return read_input(worker, item).await };
@@ -110,10 +110,10 @@ async fn read_input(worker: &Arc<Worker>, item: &mut ActivityItem) -> Result<(),
 
 /// Tells the owner that the item begins; `false` when its outcome is not waited for. Without an answer it begins: running
 /// twice is allowed, not running is not.
-async fn ask(worker: &Arc<Worker>, item: &ActivityItem, result: ReportResult) -> bool {
+async fn ask(worker: &Arc<Worker>, item: &ActivityItem) -> bool {
     let mut shard = ShardId::of(&item.key.instance, worker.shards);
     for _ in 0..ASK_TRIES {
-        let report = Report { key: item.key.clone(), token: item.token, result: result.clone() };
+        let report = Report { key: item.key.clone(), token: item.token, result: ReportResult::Begun };
         match worker.broker.report(shard, report).await {
             ReportReply::Settled(verdict) => return verdict == Verdict::Applied,
             ReportReply::Moved(to) if to != shard => shard = to,
@@ -123,49 +123,48 @@ async fn ask(worker: &Arc<Worker>, item: &ActivityItem, result: ReportResult) ->
     true
 }
 
-/// A result that is too large for a message lies down in the inbox; its owner finds it there.
-async fn lay_down(
-    worker: &Arc<Worker>,
-    item: &ActivityItem,
-    result: &ReportResult,
-) -> Result<bool, outlast_storage::Error> {
-    let ReportResult::Done { outcome: Ok(output), run } = result else { return Ok(false) };
-    if output.len() <= worker.broker.payload_bytes_max() {
-        return Ok(false);
-    }
-    let (execution, event, token) = (item.key.execution, item.key.event, item.token);
-    let (outcome, run) = (Ok(output.clone()), Some(run.clone()));
-    let kind = MessageKind::ActivityDone { execution, event, token, outcome, run };
+/// Puts a result that is too large for a report into the inbox, where its owner finds it. `false` when this process ends
+/// first.
+async fn lay_down(worker: &Arc<Worker>, item: &ActivityItem, (output, run): (&str, &AttemptInfo)) -> bool {
+    let kind = MessageKind::ActivityDone {
+        execution: item.key.execution,
+        event: item.key.event,
+        token: item.token,
+        outcome: Ok(output.to_owned()),
+        run: Some(run.clone()),
+    };
     let message = Message { id: result_id(&item.key, item.token), kind };
-    match worker.store.send(&item.key.instance, message, usize::MAX).await {
-        Ok(receipt) => {
-            if let Some(shard) = receipt.nudge {
-                worker.broker.nudge(shard, item.key.instance.clone());
+    loop {
+        match worker.store.send(&item.key.instance, message.clone(), usize::MAX).await {
+            Ok(receipt) => {
+                if let Some(shard) = receipt.nudge {
+                    worker.broker.nudge(shard, item.key.instance.clone());
+                }
+                return true;
             }
-            Ok(true)
+            // Deleted since: nobody waits for it.
+            Err(outlast_storage::Error::InstanceNotFound(_)) => return true,
+            Err(error) => {
+                tracing::warn!(target: crate::observability::RUNTIME, activity = %item.name, %error, "result was not stored, trying again");
+            }
         }
-        // Deleted since: nobody waits for it.
-        Err(outlast_storage::Error::InstanceNotFound(_)) => Ok(true),
-        Err(error) => Err(error),
+        tokio::select! {
+            () = tokio::time::sleep(REPORT_AGAIN_MAX) => {}
+            () = worker.stopped.cancelled() => return false,
+        }
     }
 }
 
 /// Repeats the report until its owner, whoever that is by then, has settled it. `false` when this process ends first.
 async fn deliver_report(worker: &Arc<Worker>, item: &ActivityItem, result: ReportResult) -> bool {
+    if let ReportResult::Done { outcome: Ok(output), run } = &result
+        && output.len() > worker.broker.payload_bytes_max()
+    {
+        return lay_down(worker, item, (output, run)).await;
+    }
     let mut shard = ShardId::of(&item.key.instance, worker.shards);
     let mut pause = REPORT_AGAIN;
     loop {
-        match lay_down(worker, item, &result).await {
-            Ok(true) => return true,
-            Ok(false) => {}
-            Err(error) => {
-                tracing::warn!(target: crate::observability::RUNTIME, activity = %item.name, %error, "result was not stored, trying again");
-                tokio::select! {
-                    () = tokio::time::sleep(REPORT_AGAIN_MAX) => continue,
-                    () = worker.stopped.cancelled() => return false,
-                }
-            }
-        }
         let report = Report { key: item.key.clone(), token: item.token, result: result.clone() };
         match worker.broker.report(shard, report).await {
             ReportReply::Settled(_) => return true,

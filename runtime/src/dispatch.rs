@@ -32,8 +32,8 @@ pub(crate) enum PublishError {
     Broker(#[from] outlast_broker::Error),
 }
 
-/// The item as it travels: a large input stays in the history.
-fn lighten(item: &ActivityItem, payload_bytes_max: usize) -> ActivityItem {
+/// The item without a large input, which stays in the history.
+pub(crate) fn lighten(item: &ActivityItem, payload_bytes_max: usize) -> ActivityItem {
     if item.input.len() <= payload_bytes_max {
         return item.clone();
     }

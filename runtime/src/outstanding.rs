@@ -1,9 +1,10 @@
 //! Activities that this node has handed to the broker, until their outcome is in a history.
 //!
-//! A broker that many processes share may lose them. Handing out again is harmless: a broker that still has an item refuses the second one. So nothing has to be known about
-//! what was lost; after a while everything is offered again, the longer it has been outstanding the more rarely.
+//! A broker that many processes share may lose them. Handing out again is harmless: a broker that still has an item refuses
+//! the second one. So nothing has to be known about what was lost; after a while everything is offered again, the longer it
+//! has been outstanding the more rarely.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use outlast_core::{
     ShardId, WorkerId,
 };
 
+use crate::dispatch::lighten;
 use crate::node::Node;
 use crate::observability::RUNTIME;
 
@@ -31,7 +33,14 @@ const KEPT_INPUT_BYTES_MAX: usize = 1_024;
 /// What was handed out, and when it is offered again.
 #[derive(Default)]
 pub(crate) struct Outstanding {
-    items: Mutex<HashMap<ActivityKey, Entry>>,
+    items: Mutex<Items>,
+}
+
+#[derive(Default)]
+struct Items {
+    entries: HashMap<ActivityKey, Entry>,
+    /// Each entry's `begin_by`, soonest first.
+    deadlines: BTreeSet<(Instant, ActivityKey)>,
 }
 
 struct Entry {
@@ -45,56 +54,73 @@ struct Entry {
     pause: Duration,
 }
 
+impl Items {
+    fn remove(&mut self, key: &ActivityKey) -> Option<Entry> {
+        let entry = self.entries.remove(key)?;
+        self.drop_deadline(key, entry.begin_by);
+        Some(entry)
+    }
+
+    fn drop_deadline(&mut self, key: &ActivityKey, begin_by: Option<Instant>) {
+        if let Some(at) = begin_by {
+            self.deadlines.remove(&(at, key.clone()));
+        }
+    }
+}
+
 impl Outstanding {
     /// Notes what is handed out.
     pub(crate) fn add(&self, item: &ActivityItem, (shard, time): (ShardId, Millis)) {
-        let mut item = item.clone();
-        if item.input.len() > KEPT_INPUT_BYTES_MAX {
-            item.input = String::new();
-            item.input_stored = true;
-        }
+        let item = lighten(item, KEPT_INPUT_BYTES_MAX);
         let (now, mut items) = (Instant::now(), self.lock());
-        let known = items.get(&item.key);
+        let known = items.entries.get(&item.key);
         let since = known.map_or(now, |entry| entry.since);
         let limit = item.timeouts.get_schedule_to_start();
         // Counted from its scheduling, also by an owner that takes over.
         let waited = Duration::from_millis(time.0.saturating_sub(item.scheduled_at.0));
         let begin_by =
             known.map_or_else(|| limit.map(|limit| now + limit.saturating_sub(waited)), |entry| entry.begin_by);
+        if let Some(at) = begin_by {
+            items.deadlines.insert((at, item.key.clone()));
+        }
         let entry =
             Entry { shard, worker: None, since, begin_by, offer_at: now + FIRST_OFFER, pause: FIRST_OFFER, item };
-        items.insert(entry.item.key.clone(), entry);
+        items.entries.insert(entry.item.key.clone(), entry);
     }
 
     /// A worker had no use for it: it is handed out again after `delay`, not sooner.
     pub(crate) fn postpone(&self, key: &ActivityKey, delay: Duration) {
-        if let Some(entry) = self.lock().get_mut(key) {
+        if let Some(entry) = self.lock().entries.get_mut(key) {
             entry.offer_at = Instant::now() + delay + FIRST_OFFER;
         }
     }
 
     /// A worker has begun it.
     pub(crate) fn begun(&self, key: &ActivityKey) {
-        if let Some(entry) = self.lock().get_mut(key) {
-            entry.begin_by = None;
-        }
+        let mut items = self.lock();
+        let begin_by = items.entries.get_mut(key).and_then(|entry| entry.begin_by.take());
+        items.drop_deadline(key, begin_by);
     }
 
     /// Takes out what nobody has begun in time.
     fn take_late(&self) -> Vec<ActivityItem> {
         let (now, mut items) = (Instant::now(), self.lock());
-        let is_late = |entry: &Entry| entry.begin_by.is_some_and(|at| at <= now);
-        items.extract_if(|_, entry| is_late(entry)).map(|(_, entry)| entry.item).collect()
+        let mut late = Vec::new();
+        while items.deadlines.first().is_some_and(|(at, _)| *at <= now) {
+            let due = items.deadlines.pop_first();
+            late.extend(due.and_then(|(_, key)| items.entries.remove(&key)).map(|entry| entry.item));
+        }
+        late
     }
 
     /// Shows each item and since when it is outstanding.
     pub(crate) fn each_since(&self, mut show: impl FnMut(&ActivityItem, Instant)) {
-        self.lock().values().for_each(|entry| show(&entry.item, entry.since));
+        self.lock().entries.values().for_each(|entry| show(&entry.item, entry.since));
     }
 
     /// An item goes to the worker that holds its session.
     pub(crate) fn brought_to(&self, key: &ActivityKey, worker: Option<&WorkerId>) {
-        if let Some(entry) = self.lock().get_mut(key) {
+        if let Some(entry) = self.lock().entries.get_mut(key) {
             entry.worker = worker.cloned();
         }
     }
@@ -112,21 +138,24 @@ impl Outstanding {
 
     /// Another node looks after these shards now.
     pub(crate) fn forget(&self, shards: &[ShardId]) {
-        self.lock().retain(|_, entry| !shards.contains(&entry.shard));
+        let mut items = self.lock();
+        let Items { entries, deadlines } = &mut *items;
+        entries.retain(|_, entry| !shards.contains(&entry.shard));
+        deadlines.retain(|(_, key)| entries.contains_key(key));
     }
 
     pub(crate) fn clear(&self) {
-        self.lock().clear();
+        *self.lock() = Items::default();
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.lock().len()
+        self.lock().entries.len()
     }
 
     /// Whatever matches is offered at the next look.
     fn hurry(&self, matches: impl Fn(&Entry) -> bool) {
         let now = Instant::now();
-        for entry in self.lock().values_mut().filter(|entry| matches(entry)) {
+        for entry in self.lock().entries.values_mut().filter(|entry| matches(entry)) {
             entry.offer_at = now;
             entry.pause = FIRST_OFFER / 2;
         }
@@ -136,7 +165,7 @@ impl Outstanding {
     fn due(&self) -> Vec<ActivityItem> {
         let now = Instant::now();
         let mut items = self.lock();
-        let due = items.values_mut().filter(|entry| entry.offer_at <= now);
+        let due = items.entries.values_mut().filter(|entry| entry.offer_at <= now);
         due.map(|entry| {
             entry.pause = (entry.pause * 2).min(OFFER_MAX);
             entry.offer_at = now + entry.pause;
@@ -145,7 +174,7 @@ impl Outstanding {
         .collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<ActivityKey, Entry>> {
+    fn lock(&self) -> MutexGuard<'_, Items> {
         self.items.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

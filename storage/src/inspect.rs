@@ -1,7 +1,9 @@
 //! Reading what the store holds, for clients, dashboards and people.
 
 use async_trait::async_trait;
-use outlast_core::{EventId, EventKind, ExecutionId, HistoryEvent, InstanceId, InstanceState, KvEntry, Millis};
+use outlast_core::{
+    EventId, EventKind, ExecutionId, HistoryEvent, InstanceId, InstanceState, KvEntry, Millis, OrchestrationStatus,
+};
 
 use crate::Error;
 
@@ -26,6 +28,33 @@ pub struct InstanceInfo {
     pub updated_at: u64,
     /// The parent's id.
     pub parent_instance_id: Option<String>,
+}
+
+impl InstanceInfo {
+    /// From the row of an instance, with the moments of its creation and last change.
+    pub(crate) fn new(
+        id: String,
+        state: InstanceState,
+        (created, updated): (u64, u64),
+        parent: Option<String>,
+    ) -> Self {
+        let output = match state.to_status() {
+            OrchestrationStatus::Completed { output, .. } => Some(output),
+            OrchestrationStatus::Failed { details, .. } => Some(details.display_message()),
+            OrchestrationStatus::Running { .. } | OrchestrationStatus::NotFound => None,
+        };
+        Self {
+            instance_id: id,
+            orchestration_name: state.orchestration,
+            orchestration_version: state.version,
+            current_execution_id: state.execution.0,
+            status: state.status.as_str().to_owned(),
+            output,
+            created_at: created,
+            updated_at: updated,
+            parent_instance_id: parent,
+        }
+    }
 }
 
 /// Metadata of an execution.

@@ -28,8 +28,8 @@ impl Lines {
     }
 }
 
-#[tokio::test]
-async fn lines_say_whose_they_are_and_are_written_once() {
+/// Hears what the default filter lets through. A test's runtime has one thread, so everything of it logs here.
+fn listen() -> (Lines, tracing::subscriber::DefaultGuard) {
     let lines = Lines::default();
     let writer = lines.clone();
     let subscriber = tracing_subscriber::fmt()
@@ -37,8 +37,12 @@ async fn lines_say_whose_they_are_and_are_written_once() {
         .with_env_filter(ObservabilityConfig::default().default_filter())
         .with_writer(move || writer.clone())
         .finish();
-    // The test's runtime has one thread, so everything of it logs here.
-    let _installed = tracing::subscriber::set_default(subscriber);
+    (lines, tracing::subscriber::set_default(subscriber))
+}
+
+#[tokio::test]
+async fn lines_say_whose_they_are_and_are_written_once() {
+    let (lines, _listening) = listen();
     let work = |ctx: ActivityContext, _: String| async move {
         ctx.trace_info("from the activity");
         Ok(ctx.traceparent().unwrap_or("none").to_owned())
@@ -80,14 +84,7 @@ async fn lines_say_whose_they_are_and_are_written_once() {
 
 #[tokio::test]
 async fn the_last_words_of_an_execution_are_heard() {
-    let lines = Lines::default();
-    let writer = lines.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_ansi(false)
-        .with_env_filter(ObservabilityConfig::default().default_filter())
-        .with_writer(move || writer.clone())
-        .finish();
-    let _installed = tracing::subscriber::set_default(subscriber);
+    let (lines, _listening) = listen();
     let code = |ctx: OrchestrationContext, input: String| async move {
         if input == "first" {
             ctx.trace_info("words before the next execution");

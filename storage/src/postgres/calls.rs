@@ -162,13 +162,7 @@ impl CallStore for PostgresStore {
                    SELECT $1, $2, $3 FROM instances WHERE id = $1 AND status = 'Running' \
                    ON CONFLICT (instance, activity) DO UPDATE SET details = excluded.details";
         let (instance, activity) = (instance.as_str().to_owned(), activity.to_owned());
-        let done = self.pools.general.run(|db| {
-            Box::pin(async move {
-                sqlx::query(sql).bind(instance).bind(activity).bind(details).execute(&mut **db).await?;
-                Ok(())
-            })
-        });
-        done.await
+        self.pools.general.execute(sqlx::query(sql).bind(instance).bind(activity).bind(details)).await
     }
 
     async fn heartbeat(&self, instance: &InstanceId, activity: &str) -> Result<Option<String>, Error> {
@@ -304,14 +298,8 @@ impl PostgresStore {
         let (id, name) = (request.instance.as_str().to_owned(), start.name.clone());
         let message_id = request.message.id.as_str().to_owned();
         let (start, replace) = (encode(&request.message), encode(&replace));
-        let done = self.pools.general.run(|db| {
-            Box::pin(async move {
-                let query = sqlx::query("SELECT replace_instance($1, $2, $3, $4, $5)").bind(id).bind(name);
-                query.bind(message_id).bind(start).bind(replace).execute(&mut **db).await?;
-                Ok(())
-            })
-        });
-        done.await
+        let query = sqlx::query("SELECT replace_instance($1, $2, $3, $4, $5)").bind(id).bind(name);
+        self.pools.general.execute(query.bind(message_id).bind(start).bind(replace)).await
     }
 
     /// Ids that a bulk call is for.

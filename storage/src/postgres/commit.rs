@@ -3,7 +3,7 @@
 use outlast_core::{InstanceId, Millis, ShardId};
 
 use super::PostgresStore;
-use super::connect::{Failure, is_collision, is_refusal};
+use super::connect::{Failure, code_of, is_collision, is_refusal};
 use super::outgoing::{Answer, commit_query};
 use crate::{CommitReply, Error, FencedTurn, TurnOutcome, Wake};
 
@@ -68,8 +68,7 @@ impl PostgresStore {
 }
 
 fn refused(error: &sqlx::Error) -> TurnOutcome {
-    let code = error.as_database_error().and_then(|error| error.code().map(|code| code.into_owned()));
-    if code.as_deref() == Some(APPLIED_ELSEWHERE) {
+    if code_of(error).as_deref() == Some(APPLIED_ELSEWHERE) {
         return TurnOutcome::Conflict;
     }
     TurnOutcome::Refused(error.to_string())

@@ -1,11 +1,13 @@
 //! Connections: one for commits, one for leases, a pool for the rest; every use of one has a time limit.
 
+use std::borrow::Cow;
 use std::str::FromStr;
 use std::time::Duration;
 
 use outlast_core::{InstanceId, Millis};
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions};
+use sqlx::query::Query;
 use sqlx::{PgPool, Postgres};
 
 use super::{PostgresOptions, schema};
@@ -47,6 +49,17 @@ impl Pool {
             .test_before_acquire(false)
             .connect_lazy_with(options);
         Self { pool, limit }
+    }
+
+    /// Runs a statement without a result.
+    pub(super) async fn execute(&self, query: Query<'static, Postgres, PgArguments>) -> Result<(), Error> {
+        self.run(|db| {
+            Box::pin(async move {
+                query.execute(&mut **db).await?;
+                Ok(())
+            })
+        })
+        .await
     }
 
     /// Runs one statement, or several of a transaction, on a connection that is thrown away unless they end in time.
@@ -151,10 +164,14 @@ async fn check_server(pool: &Pool) -> Result<(), Error> {
     Ok(())
 }
 
+/// The SQLSTATE of a failed statement; `None` when the database did not answer.
+pub(super) fn code_of(error: &sqlx::Error) -> Option<Cow<'_, str>> {
+    error.as_database_error().and_then(|error| error.code())
+}
+
 /// What a failed statement means for the caller.
 pub(super) fn sql_error(error: sqlx::Error) -> Error {
-    let code = error.as_database_error().and_then(|error| error.code().map(|code| code.into_owned()));
-    match code.as_deref() {
+    match code_of(&error).as_deref() {
         Some("42501") => Error::Forbidden(error.to_string()),
         Some("28P01" | "28000" | "3D000") => {
             Error::Unusable(format!("Postgres refuses: {error}: check user, password, database and grants"))
@@ -168,14 +185,12 @@ pub(super) fn sql_error(error: sqlx::Error) -> Error {
 
 /// Whether a statement failed because of what was to be written: the same group, split, may go through.
 pub(super) fn is_refusal(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code().map(|code| code.into_owned()));
-    code.is_some_and(|code| ["22", "23", "54", "P0", "OL"].iter().any(|class| code.starts_with(class)))
+    code_of(error).is_some_and(|code| ["22", "23", "54", "P0", "OL"].iter().any(|class| code.starts_with(class)))
 }
 
 /// Whether it failed because another transaction was in the way: doing it again is all that is needed.
 pub(super) fn is_collision(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code().map(|code| code.into_owned()));
-    matches!(code.as_deref(), Some("40P01" | "40001" | "55P03"))
+    matches!(code_of(error).as_deref(), Some("40P01" | "40001" | "55P03"))
 }
 
 pub(super) fn corrupt(instance: &InstanceId, reason: String) -> Error {

@@ -1,9 +1,7 @@
 //! Reading what the database holds.
 
 use async_trait::async_trait;
-use outlast_core::{
-    EventId, ExecutionId, HistoryEvent, InstanceId, InstanceState, InstanceStatus, KvEntry, OrchestrationStatus,
-};
+use outlast_core::{EventId, ExecutionId, HistoryEvent, InstanceId, InstanceState, InstanceStatus, KvEntry};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
@@ -218,23 +216,8 @@ impl InspectStore for PostgresStore {
 }
 
 fn info_of(row: &PgRow) -> Result<InstanceInfo, sqlx::Error> {
-    let state = state_of(row)?;
-    let output = match state.to_status() {
-        OrchestrationStatus::Completed { output, .. } => Some(output),
-        OrchestrationStatus::Failed { details, .. } => Some(details.display_message()),
-        OrchestrationStatus::Running { .. } | OrchestrationStatus::NotFound => None,
-    };
-    Ok(InstanceInfo {
-        instance_id: row.try_get(STATE_COLUMNS)?,
-        orchestration_name: state.orchestration,
-        orchestration_version: state.version,
-        current_execution_id: state.execution.0,
-        status: state.status.as_str().to_owned(),
-        output,
-        created_at: unsigned(row, STATE_COLUMNS + 1)?,
-        updated_at: unsigned(row, STATE_COLUMNS + 2)?,
-        parent_instance_id: row.try_get(STATE_COLUMNS + 3)?,
-    })
+    let moments = (unsigned(row, STATE_COLUMNS + 1)?, unsigned(row, STATE_COLUMNS + 2)?);
+    Ok(InstanceInfo::new(row.try_get(STATE_COLUMNS)?, state_of(row)?, moments, row.try_get(STATE_COLUMNS + 3)?))
 }
 
 /// An execution by its last event, followed by its number, count of events and first moment.

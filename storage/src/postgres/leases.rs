@@ -84,44 +84,25 @@ impl LeaseStore for PostgresStore {
 
     async fn release(&self, node: &NodeId, shards: &[ShardId]) -> Result<(), Error> {
         let (node, given) = (node.as_str().to_owned(), numbers(shards));
-        let done = self.pools.leases.run(|db| {
-            Box::pin(async move {
-                sqlx::query("SELECT release_shards($1, $2)").bind(node).bind(given).execute(&mut **db).await?;
-                Ok(())
-            })
-        });
-        done.await
+        self.pools.leases.execute(sqlx::query("SELECT release_shards($1, $2)").bind(node).bind(given)).await
     }
 
     async fn leave(&self, node: &NodeId) -> Result<(), Error> {
         self.joined.lock().unwrap_or_else(PoisonError::into_inner).retain(|(id, _)| id != node);
         let node = node.as_str().to_owned();
-        let done = self.pools.leases.run(|db| {
-            Box::pin(async move {
-                sqlx::query("SELECT leave($1)").bind(node).execute(&mut **db).await?;
-                Ok(())
-            })
-        });
-        done.await
+        self.pools.leases.execute(sqlx::query("SELECT leave($1)").bind(node)).await
     }
 
     async fn report_shortages(&self, node: &NodeId, shortages: Vec<Shortage>) -> Result<(), Error> {
         let node = node.as_str().to_owned();
-        let done = self.pools.general.run(|db| {
-            Box::pin(async move {
-                let query = sqlx::query("SELECT report_shortages($1, $2, $3, $4, $5, $6)").bind(node);
-                query
-                    .bind(shortages.iter().map(|s| s.reason.clone()).collect::<Vec<_>>())
-                    .bind(shortages.iter().map(|s| s.instance.as_str().to_owned()).collect::<Vec<_>>())
-                    .bind(shortages.iter().map(|s| s.orchestration.clone()).collect::<Vec<_>>())
-                    .bind(shortages.iter().map(|s| s.waiting.cast_signed()).collect::<Vec<_>>())
-                    .bind(shortages.iter().map(|s| s.since.0.cast_signed()).collect::<Vec<_>>())
-                    .execute(&mut **db)
-                    .await?;
-                Ok(())
-            })
-        });
-        done.await
+        let query = sqlx::query("SELECT report_shortages($1, $2, $3, $4, $5, $6)")
+            .bind(node)
+            .bind(shortages.iter().map(|s| s.reason.clone()).collect::<Vec<_>>())
+            .bind(shortages.iter().map(|s| s.instance.as_str().to_owned()).collect::<Vec<_>>())
+            .bind(shortages.iter().map(|s| s.orchestration.clone()).collect::<Vec<_>>())
+            .bind(shortages.iter().map(|s| s.waiting.cast_signed()).collect::<Vec<_>>())
+            .bind(shortages.iter().map(|s| s.since.0.cast_signed()).collect::<Vec<_>>());
+        self.pools.general.execute(query).await
     }
 
     async fn claim_session(&self, session: &str, worker: &WorkerId, idle: Duration) -> Result<SessionClaim, Error> {
@@ -158,25 +139,13 @@ impl LeaseStore for PostgresStore {
 
     async fn release_session(&self, session: &str, worker: &WorkerId) -> Result<(), Error> {
         let (session, worker) = (session.to_owned(), worker.as_str().to_owned());
-        let done = self.pools.general.run(|db| {
-            Box::pin(async move {
-                let query = sqlx::query("DELETE FROM sessions WHERE session = $1 AND worker = $2").bind(session);
-                query.bind(worker).execute(&mut **db).await?;
-                Ok(())
-            })
-        });
-        done.await
+        let query = sqlx::query("DELETE FROM sessions WHERE session = $1 AND worker = $2").bind(session).bind(worker);
+        self.pools.general.execute(query).await
     }
 
     async fn release_sessions(&self, worker: &WorkerId) -> Result<(), Error> {
         let worker = worker.as_str().to_owned();
-        let done = self.pools.general.run(|db| {
-            Box::pin(async move {
-                sqlx::query("DELETE FROM sessions WHERE worker = $1").bind(worker).execute(&mut **db).await?;
-                Ok(())
-            })
-        });
-        done.await
+        self.pools.general.execute(sqlx::query("DELETE FROM sessions WHERE worker = $1").bind(worker)).await
     }
 
     fn shards(&self) -> u16 {

@@ -98,17 +98,12 @@ struct Group {
 pub(super) fn commit_query(turns: &[FencedTurn], shards: u16) -> Query<Answer> {
     let mut group = Group::default();
     for (index, turn) in turns.iter().enumerate() {
-        group.add(int(index + 1), turn, shards);
+        group.add(number_of(index as u64 + 1), turn, shards);
     }
     let query = sqlx::query_as::<_, Answer>(COMMIT);
     let query = group.states.bind(group.fences.bind(query));
     let query = group.values.bind(group.consumed.bind(group.events.bind(query)));
     group.messages.bind(query)
-}
-
-/// Numbers that limits keep far below their column's range.
-fn int(number: usize) -> i32 {
-    i32::try_from(number).unwrap_or(i32::MAX)
 }
 
 pub(super) fn small(shard: ShardId) -> i16 {
@@ -254,7 +249,7 @@ impl Messages {
     }
 }
 
-/// Numbers of events, executions and epochs stay far below this.
+/// Numbers of turns in a group, events, executions and epochs stay far below their column's range.
 pub(super) fn number_of(id: u64) -> i32 {
     i32::try_from(id).unwrap_or(i32::MAX)
 }

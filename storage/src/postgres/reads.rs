@@ -2,15 +2,13 @@
 
 use std::collections::HashMap;
 
-use outlast_core::{
-    EventId, HistoryEvent, InboxSeq, Incoming, InstanceId, InstanceState, Message, MessageId, Millis, ShardId, decode,
-};
+use outlast_core::{HistoryEvent, InboxSeq, Incoming, InstanceId, InstanceState, Message, ShardId, decode};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
 use super::batch::Batcher;
 use super::connect::{Failure, Pool, corrupt};
-use super::rows::{STATE_COLUMNS, state_columns, state_of, unsigned};
+use super::rows::{STATE_COLUMNS, state_columns, state_of, stored_event, unsigned};
 use crate::{Error, InboxCursor, Loaded};
 
 /// Trips that are under way at once: a long history must not hold up the others.
@@ -101,14 +99,10 @@ fn history_of(id: &InstanceId, row: &PgRow, first: usize) -> Result<Vec<HistoryE
     let messages: Vec<Option<String>> = row.try_get(first + 2)?;
     let times: Vec<i64> = row.try_get(first + 3)?;
     let datas: Vec<Vec<u8>> = row.try_get(first + 4)?;
-    let number = |id: i32| EventId(u64::from(id.cast_unsigned()));
     let mut history = Vec::with_capacity(events.len());
     for ((((event, source), message), at), data) in events.into_iter().zip(sources).zip(messages).zip(times).zip(datas)
     {
-        let event_id = number(event);
-        let kind = decode(&data).map_err(|error| corrupt(id, format!("event {event_id}: {error}")))?;
-        let (source_event_id, message_id) = (source.map(number), message.map(MessageId::from));
-        history.push(HistoryEvent { event_id, source_event_id, message_id, at: Millis(at.cast_unsigned()), kind });
+        history.push(stored_event(id, (event, source, message, at, data))?);
     }
     Ok(history)
 }

@@ -59,16 +59,21 @@ macro_rules! event_columns {
 }
 pub(super) use event_columns;
 
+/// An event's columns, in that order.
+pub(super) type EventColumns = (i32, Option<i32>, Option<String>, i64, Vec<u8>);
+
 pub(super) fn event_of(instance: &InstanceId, row: &PgRow) -> Result<HistoryEvent, Failure> {
-    let event_id = EventId(u64::from(row.try_get::<i32, _>(0)?.cast_unsigned()));
-    let source = row.try_get::<Option<i32>, _>(1)?;
-    let data: &[u8] = row.try_get(4)?;
-    let kind = decode(data).map_err(|error| corrupt(instance, format!("event {event_id}: {error}")))?;
-    Ok(HistoryEvent {
-        event_id,
-        source_event_id: source.map(|id| EventId(u64::from(id.cast_unsigned()))),
-        message_id: row.try_get::<Option<String>, _>(2)?.map(MessageId::from),
-        at: Millis(unsigned(row, 3)?),
-        kind,
-    })
+    let columns = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?, row.try_get(4)?);
+    stored_event(instance, columns)
+}
+
+pub(super) fn stored_event(
+    instance: &InstanceId,
+    (event, source, message, at, data): EventColumns,
+) -> Result<HistoryEvent, Failure> {
+    let number = |id: i32| EventId(u64::from(id.cast_unsigned()));
+    let event_id = number(event);
+    let kind = decode(&data).map_err(|error| corrupt(instance, format!("event {event_id}: {error}")))?;
+    let (source_event_id, message_id) = (source.map(number), message.map(MessageId::from));
+    Ok(HistoryEvent { event_id, source_event_id, message_id, at: Millis(at.cast_unsigned()), kind })
 }

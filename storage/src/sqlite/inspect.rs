@@ -1,9 +1,7 @@
 //! Reading what the database holds.
 
 use async_trait::async_trait;
-use outlast_core::{
-    EventId, ExecutionId, HistoryEvent, InstanceId, InstanceState, InstanceStatus, KvEntry, OrchestrationStatus,
-};
+use outlast_core::{EventId, ExecutionId, HistoryEvent, InstanceId, InstanceState, InstanceStatus, KvEntry};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::SqliteStore;
@@ -137,23 +135,8 @@ impl InspectStore for SqliteStore {
 }
 
 fn info_of(row: &Row<'_>) -> rusqlite::Result<InstanceInfo> {
-    let state = state_of(row)?;
-    let output = match state.to_status() {
-        OrchestrationStatus::Completed { output, .. } => Some(output),
-        OrchestrationStatus::Failed { details, .. } => Some(details.display_message()),
-        OrchestrationStatus::Running { .. } | OrchestrationStatus::NotFound => None,
-    };
-    Ok(InstanceInfo {
-        instance_id: row.get(15)?,
-        orchestration_name: state.orchestration,
-        orchestration_version: state.version,
-        current_execution_id: state.execution.0,
-        status: state.status.as_str().to_owned(),
-        output,
-        created_at: unsigned(row, 16)?,
-        updated_at: unsigned(row, 17)?,
-        parent_instance_id: row.get(18)?,
-    })
+    let moments = (unsigned(row, 16)?, unsigned(row, 17)?);
+    Ok(InstanceInfo::new(row.get(15)?, state_of(row)?, moments, row.get(18)?))
 }
 
 fn execution_info(db: &Connection, instance: &InstanceId, execution: ExecutionId) -> Result<ExecutionInfo, Error> {
