@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use outlast_core::{
-    ActivityItem, ActivityKey, ActivityOutcome, AttemptInfo, ExecutionId, InstanceId, InstanceState,
+    ActivityItem, ActivityKey, ActivityOutcome, AttemptInfo, Beginning, ExecutionId, InstanceId, InstanceState,
     OrchestrationStatus, ShardId, TagFilter, Token, Verdict, WorkerId,
 };
 use thiserror::Error;
@@ -85,6 +85,8 @@ pub enum ReportReply {
 pub enum ShardMail {
     /// The inbox of this instance has something new.
     Nudge(InstanceId),
+    /// This instance is new.
+    Begin(Box<Beginning>),
     /// A worker reports.
     Report(Box<Report>, oneshot::Sender<ReportReply>),
 }
@@ -190,6 +192,9 @@ pub trait Broker: Send + Sync + 'static {
 
     /// Tells the owner of a shard that an inbox has something new.
     fn nudge(&self, shard: ShardId, instance: InstanceId);
+
+    /// Tells the owner of a shard that an instance is new, with all that its first turn needs.
+    fn begin(&self, shard: ShardId, beginning: Beginning);
 
     /// Brings a worker's report to the owner and its answer back.
     async fn report(&self, shard: ShardId, report: Report) -> ReportReply;

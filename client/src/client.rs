@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outlast_broker::Broker;
-use outlast_core::{InstanceId, Message, MessageId, MessageKind, StartMessage};
+use outlast_core::{Beginning, InstanceId, Message, MessageId, MessageKind, StartMessage};
 use outlast_storage::{Error, StartConflict, StartOutcome, StartRequest, Store};
 use serde::Serialize;
 
+use crate::begun::Begun;
 use crate::{ClientError, ClientOptions, Provider, StartOptions};
 
 /// First and longest pause before a call is repeated.
@@ -21,6 +22,7 @@ pub struct Client {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) options: Arc<ClientOptions>,
+    pub(crate) begun: Arc<Begun>,
 }
 
 impl Client {
@@ -31,7 +33,8 @@ impl Client {
 
     /// A client with options.
     pub fn with_options<P: Provider + ?Sized>(provider: Arc<P>, options: ClientOptions) -> Self {
-        Self { store: provider.store(), broker: provider.broker(), options: Arc::new(options) }
+        let (options, begun) = (Arc::new(options), Arc::default());
+        Self { store: provider.store(), broker: provider.broker(), options, begun }
     }
 
     /// Starts an instance. When this returns, the start is durable. An id that exists with the same orchestration is left
@@ -127,8 +130,20 @@ impl Client {
         let message = Message { id: fresh_message_id(), kind };
         let on_conflict: StartConflict = start.on_conflict;
         let request = StartRequest { instance: instance.clone(), message, on_conflict };
+        // News of what it will come to are heard from the beginning, so a wait that follows need not look.
+        let news = self.broker.watch(&instance);
         let receipt = self.insist(|| self.store.start(request.clone())).await?;
-        self.broker.nudge(receipt.shard, instance);
+        match receipt.seq {
+            Some(seq) => {
+                self.begun.note(instance.clone(), news);
+                self.broker.begin(receipt.shard, Beginning { instance, message: request.message, seq });
+            }
+            None => {
+                // What was kept may be of a life that this start has ended.
+                self.begun.take(&instance);
+                self.broker.nudge(receipt.shard, instance);
+            }
+        }
         Ok(receipt.outcome)
     }
 

@@ -1,5 +1,6 @@
 //! Start, signal, query, cancel, wait for and manage durable orchestrations, from any process that reaches the store.
 
+mod begun;
 mod client;
 mod error;
 mod manage;

@@ -11,13 +11,16 @@ impl Client {
     pub async fn delete_instance(&self, instance: &str, force: bool) -> Result<DeleteInstanceResult, ClientError> {
         let id = InstanceId::new(instance);
         let deleted = self.manage(|| self.store.delete(&id, force)).await?;
+        self.begun.clear();
         self.broker.announce(&id, None);
         Ok(deleted)
     }
 
     /// Deletes ended root instances that match.
     pub async fn delete_instance_bulk(&self, filter: InstanceFilter) -> Result<DeleteInstanceResult, ClientError> {
-        self.manage(|| self.store.delete_bulk(filter.clone())).await
+        let deleted = self.manage(|| self.store.delete_bulk(filter.clone())).await?;
+        self.begun.clear();
+        Ok(deleted)
     }
 
     /// Deletes histories of executions before the current one.

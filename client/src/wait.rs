@@ -98,7 +98,7 @@ impl Client {
     }
 
     /// Looks until `look` finds something, or `told` finds it in pushed news. Subscribes before the first look, so that no
-    /// change falls in between.
+    /// change falls in between; what was just started here was subscribed to before, so the first look may wait.
     async fn wait<T, L: Future<Output = Result<(Option<T>, ExecutionId), ClientError>>>(
         &self,
         instance: &str,
@@ -106,15 +106,20 @@ impl Client {
         told: impl Fn(&OrchestrationStatus) -> Told<T>,
         look: impl Fn() -> L,
     ) -> Result<T, ClientError> {
-        let mut news = self.broker.watch(&InstanceId::new(instance));
+        let id = InstanceId::new(instance);
+        let begun = self.begun.take(&id).filter(|_| timeout > poll);
+        let mut look_now = begun.is_none();
+        let mut news = begun.unwrap_or_else(|| self.broker.watch(&id));
         let deadline = after(timeout);
         let mut execution = ExecutionId(0);
         loop {
-            match look().await {
-                Ok((Some(found), _)) => return Ok(found),
-                Ok((None, seen)) => execution = seen,
-                Err(error) if error.is_retryable() && Instant::now() < deadline => {}
-                Err(error) => return Err(error),
+            if std::mem::replace(&mut look_now, true) {
+                match look().await {
+                    Ok((Some(found), _)) => return Ok(found),
+                    Ok((None, seen)) => execution = seen,
+                    Err(error) if error.is_retryable() && Instant::now() < deadline => {}
+                    Err(error) => return Err(error),
+                }
             }
             let now = Instant::now();
             if now >= deadline {
@@ -127,7 +132,7 @@ impl Client {
                     () = tokio::time::sleep_until(next_look) => break,
                 };
                 if changed.is_err() {
-                    news = self.broker.watch(&InstanceId::new(instance));
+                    news = self.broker.watch(&id);
                     break;
                 }
                 let (status, of) = {

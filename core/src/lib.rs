@@ -46,7 +46,7 @@ pub use ids::{
 };
 pub use instance::{Decision, Snapshot, TurnInput, WarmInstance};
 pub use limits::{LimitExceeded, Limits, MAX_KV_KEYS, MAX_KV_VALUE_BYTES};
-pub use message::{ActivityOutcome, Incoming, Message, MessageKind, ParentLink, StartMessage};
+pub use message::{ActivityOutcome, Beginning, Incoming, Message, MessageKind, ParentLink, StartMessage};
 pub use registry::{
     Handlers, OrchestrationHandler, OrchestrationRegistry, OrchestrationRegistryBuilder, Registry, RegistryBuilder,
     RegistryError, VersionPolicy,

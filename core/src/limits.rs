@@ -29,7 +29,8 @@ pub struct Limits {
     pub messages_per_turn_max: usize,
     /// Turns in one group commit (default 512).
     pub commit_group_max: usize,
-    /// Activity items of one node handed to the broker and not yet finished (default 65,536).
+    /// Activities of one tag that a node has given to the broker and that have not ended (default 65,536); the rest waits in
+    /// the store, and follows.
     pub dispatch_window: usize,
     /// Finished results of one worker that wait for their commit (default 4,096).
     pub reports_in_flight_max: usize,

@@ -22,6 +22,18 @@ pub struct Incoming {
     pub message: Message,
 }
 
+/// A new instance as it was stored: enough to run its first turn without reading it. It is memory of a fact, as all that is
+/// warm is: the store refuses a turn on it when somebody else was faster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Beginning {
+    /// The instance.
+    pub instance: InstanceId,
+    /// Its first message, a start.
+    pub message: Message,
+    /// Its row in the inbox.
+    pub seq: InboxSeq,
+}
+
 /// Kinds of messages.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum MessageKind {

@@ -105,6 +105,15 @@ pub struct InstanceState {
 }
 
 impl InstanceState {
+    /// A new instance, before its first turn.
+    pub fn begun(orchestration: &str) -> Self {
+        Self {
+            orchestration: orchestration.to_owned(),
+            execution: ExecutionId(crate::INITIAL_EXECUTION_ID),
+            ..Self::default()
+        }
+    }
+
     /// The view that clients get.
     pub fn to_status(&self) -> OrchestrationStatus {
         let custom_status = self.custom_status.clone();

@@ -83,7 +83,7 @@ impl Node {
         }
     }
 
-    /// Hands activities to the broker, trying until it takes them.
+    /// Hands activities to the broker, as far as it has room for them.
     pub(crate) async fn dispatch(self: &Arc<Self>, mut items: Vec<ActivityItem>, shard: ShardId) {
         for item in items.extract_if(.., |item| item.name == KV_READ_ACTIVITY) {
             self.read_kv(item);
@@ -92,8 +92,14 @@ impl Node {
             return;
         }
         self.counters.dispatched.fetch_add(items.len() as u64, std::sync::atomic::Ordering::Relaxed);
-        let now = self.store.now();
-        items.iter().for_each(|item| self.outstanding.add(item, (shard, now)));
+        let admitted = self.outstanding.admit(items, (shard, self.store.now()));
+        if !admitted.is_empty() {
+            self.hand_out(admitted).await;
+        }
+    }
+
+    /// Gives the broker what has room there, trying until it takes it.
+    pub(crate) async fn hand_out(self: &Arc<Self>, items: Vec<ActivityItem>) {
         let count = items.len();
         let Err(error) = self.publish(&items).await else { return };
         tracing::warn!(target: RUNTIME, %error, count, "activities were not published, trying again");

@@ -20,6 +20,7 @@ mod node;
 mod outstanding;
 mod owner;
 mod readiness;
+mod renewal;
 mod run_turn;
 mod sessions;
 mod shortages;

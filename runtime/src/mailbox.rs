@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use outlast_broker::ReportReply;
-use outlast_core::{ActivityKey, Message, Token};
+use outlast_core::{ActivityKey, Beginning, Message, Token};
 use tokio::sync::oneshot;
 
 /// Something for an instance to look at.
@@ -12,6 +12,8 @@ use tokio::sync::oneshot;
 pub(crate) enum Inbound {
     /// The inbox has something new.
     Nudge,
+    /// The instance is new, and this is all there is of it.
+    Begin(Box<Beginning>),
     /// A timer may be due, or a stalled turn may be tried again.
     Wake,
     /// A worker's result, and where its answer goes.

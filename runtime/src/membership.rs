@@ -2,20 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use outlast_broker::ShardMail;
 use outlast_core::{NodeId, ShardId};
-use outlast_storage::{LeaseView, NodeInfo};
-use tokio::sync::mpsc;
+use outlast_storage::{HeldShard, LeaseView, NodeInfo};
+use tokio::sync::{mpsc, watch};
 
 use crate::node::Node;
 use crate::observability::RUNTIME;
-
-/// Longest time between two renewals; a lease is renewed three times in its life.
-const RENEW_EVERY_MAX: Duration = Duration::from_millis(500);
-/// Between two renewals of a lease that cannot end: it lies in memory, and looking is how others' leaving is seen.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+use crate::renewal::Renewal;
 
 /// What a node should change about its shards.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -40,35 +36,46 @@ pub(crate) fn rebalance(me: &NodeId, view: &LeaseView) -> Rebalance {
     Rebalance { release, acquire }
 }
 
-/// Renews the node's lease and keeps its share of the shards until the node stops.
-pub(crate) async fn keep_share(node: Arc<Node>, mail: mpsc::UnboundedSender<ShardMail>) {
+/// Keeps the node's share of the shards, as each renewal shows it, until the node stops.
+pub(crate) async fn keep_share(
+    node: Arc<Node>,
+    mail: mpsc::UnboundedSender<ShardMail>,
+    mut renewals: watch::Receiver<Renewal>,
+) {
+    let mut changed = Instant::now();
     loop {
-        let pause = match share_once(&node, &mail).await {
-            Ok(Duration::MAX) => LOOK_EVERY,
-            Ok(lease) => (lease / 3).min(RENEW_EVERY_MAX),
-            Err(error) => {
-                tracing::warn!(target: RUNTIME, %error, "the lease could not be renewed, trying again");
-                Duration::from_millis(200)
-            }
-        };
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+            renewed = renewals.changed() => if renewed.is_err() { return },
             () = node.stopping.cancelled() => return,
+        }
+        let renewal = renewals.borrow_and_update().clone();
+        // What was asked before the last change here does not know of it.
+        if renewal.sent < changed {
+            continue;
+        }
+        match share(&node, renewal.view, &mail).await {
+            Ok(false) => {}
+            Ok(true) => changed = Instant::now(),
+            Err(error) => {
+                changed = Instant::now();
+                tracing::warn!(target: RUNTIME, %error, "the shards could not be shared out, trying again");
+            }
         }
     }
 }
 
-/// One renewal; returns how long the lease lasts.
-pub(crate) async fn share_once(
+/// Takes note of who is there and who holds what, and makes this node's share what it should be; `true` when it was not.
+pub(crate) async fn share(
     node: &Arc<Node>,
+    view: LeaseView,
     mail: &mpsc::UnboundedSender<ShardMail>,
-) -> Result<Duration, outlast_storage::Error> {
-    let sent = Instant::now();
-    let view = node.store.renew(&node.id).await?;
-    let lease = view.lease;
-    node.renewed(sent, lease);
-    let change = if node.leaving.load(Ordering::Relaxed) { Rebalance::default() } else { rebalance(&node.id, &view) };
+) -> Result<bool, outlast_storage::Error> {
+    let leaving = node.leaving.load(Ordering::Relaxed);
+    let change = if leaving { Rebalance::default() } else { rebalance(&node.id, &view) };
     let lost = lost(node, &view);
+    // Taken by an answer that never arrived, or not given back by one.
+    let unknown = |held: &&HeldShard| node.epoch(held.shard).is_none() && !change.release.contains(&held.shard);
+    let mut taken: Vec<HeldShard> = view.held.iter().filter(unknown).filter(|_| !leaving).copied().collect();
     let gone = node.see(view);
     if !lost.is_empty() {
         tracing::warn!(target: RUNTIME, shards = lost.len(), "other nodes have taken shards of this one");
@@ -81,10 +88,12 @@ pub(crate) async fn share_once(
         give_up(node, &change.release, mail).await?;
     }
     if !change.acquire.is_empty() {
-        let acquired = node.store.acquire(&node.id, &change.acquire).await?;
-        let shards: Vec<ShardId> = acquired.iter().map(|held| held.shard).collect();
-        crate::meter::shards_taken(acquired.len());
-        for held in &acquired {
+        taken.extend(node.store.acquire(&node.id, &change.acquire).await?);
+    }
+    if !taken.is_empty() {
+        let shards: Vec<ShardId> = taken.iter().map(|held| held.shard).collect();
+        crate::meter::shards_taken(taken.len());
+        for held in &taken {
             node.hold(held.shard, held.epoch);
         }
         if node.broker.own(&shards, mail.clone()).await.is_err() {
@@ -92,7 +101,7 @@ pub(crate) async fn share_once(
         }
         tokio::spawn(crate::owner::take_over(Arc::clone(node), shards));
     }
-    Ok(lease)
+    Ok(!change.release.is_empty() || !taken.is_empty())
 }
 
 /// Shards that this node runs and does not hold any more by the epoch it knows.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use outlast_broker::Broker;
@@ -32,10 +32,12 @@ pub(crate) struct Node {
     pub(crate) leaving: AtomicBool,
     /// Values of other instances that are being read.
     pub(crate) reads: UnderWay,
-    /// Activities that the broker carries and might lose.
+    /// Activities without an outcome: the broker carries them and might lose them.
     pub(crate) outstanding: Outstanding,
     /// Instances that cannot be read or written, with the reason and since when.
     pub(crate) damaged: Mutex<BTreeMap<InstanceId, (String, Millis)>>,
+    /// Instances whose code is being run right now, and since when.
+    deciding: Mutex<HashMap<InstanceId, Instant>>,
     /// Tries of activities that no worker had registered.
     pub(crate) unregistered: Mutex<HashMap<ActivityKey, u32>>,
     shards: RwLock<HashMap<ShardId, Epoch>>,
@@ -77,6 +79,18 @@ impl Counters {
     }
 }
 
+/// Says that an instance's code runs.
+pub(crate) struct Deciding<'a> {
+    node: &'a Node,
+    instance: &'a InstanceId,
+}
+
+impl Drop for Deciding<'_> {
+    fn drop(&mut self) {
+        self.node.lock_deciding().remove(self.instance);
+    }
+}
+
 /// What a node is made of.
 pub(crate) struct NodeParts {
     pub(crate) id: NodeId,
@@ -96,14 +110,15 @@ impl Node {
             broker: parts.broker,
             orchestrations: parts.orchestrations,
             options: parts.options,
-            limits,
             wheel: Wheel::default(),
             stopping: CancellationToken::new(),
             counters: Counters::default(),
             leaving: AtomicBool::new(false),
             reads: UnderWay::default(),
-            outstanding: Outstanding::default(),
+            outstanding: Outstanding::new(limits.dispatch_window),
+            limits,
             damaged: Mutex::default(),
+            deciding: Mutex::default(),
             unregistered: Mutex::default(),
             shards: RwLock::default(),
             view: RwLock::default(),
@@ -171,6 +186,23 @@ impl Node {
         if !damaged.is_empty() {
             damaged.remove(instance);
         }
+    }
+
+    /// The instance's code runs until the guard is dropped.
+    pub(crate) fn decides<'a>(&'a self, instance: &'a InstanceId) -> Deciding<'a> {
+        self.lock_deciding().insert(instance.clone(), Instant::now());
+        Deciding { node: self, instance }
+    }
+
+    /// Instances whose code has run for longer than this without coming back, and for how long.
+    pub(crate) fn deciding_for(&self, least: Duration) -> Vec<(InstanceId, Duration)> {
+        let deciding = self.lock_deciding();
+        let ages = deciding.iter().map(|(instance, since)| (instance.clone(), since.elapsed()));
+        ages.filter(|(_, age)| *age >= least).collect()
+    }
+
+    fn lock_deciding(&self) -> MutexGuard<'_, HashMap<InstanceId, Instant>> {
+        self.deciding.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the workers of all live nodes run.

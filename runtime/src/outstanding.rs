@@ -1,10 +1,11 @@
-//! Activities that this node has handed to the broker, until their outcome is in a history.
+//! Activities that this node has to hand to the broker, until their outcome is in a history.
 //!
+//! For each tag the broker holds at most a window of them; the rest waits here, and in the store, until some have ended.
 //! A broker that many processes share may lose them. Handing out again is harmless: a broker that still has an item refuses
 //! the second one. So nothing has to be known about what was lost; after a while everything is offered again, the longer it
 //! has been outstanding the more rarely.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use outlast_core::{
     ActivityItem, ActivityKey, AppErrorKind, ErrorDetails, EventKind, ExecutionId, HistoryEvent, InstanceId, Millis,
     ShardId, WorkerId,
 };
+use tokio::sync::Notify;
 
 use crate::dispatch::lighten;
 use crate::node::Node;
@@ -30,17 +32,28 @@ const OFFERS: usize = 1_000;
 /// A larger input is not kept here; the worker reads it from the history.
 const KEPT_INPUT_BYTES_MAX: usize = 1_024;
 
-/// What was handed out, and when it is offered again.
-#[derive(Default)]
+/// What has no outcome yet, and when it is offered again.
 pub(crate) struct Outstanding {
     items: Mutex<Items>,
+    /// A tag has room for more.
+    room: Notify,
 }
 
-#[derive(Default)]
 struct Items {
+    window: usize,
     entries: HashMap<ActivityKey, Entry>,
     /// Each entry's `begin_by`, soonest first.
     deadlines: BTreeSet<(Instant, ActivityKey)>,
+    tags: HashMap<Option<String>, Tag>,
+}
+
+/// The activities of one tag.
+#[derive(Default)]
+struct Tag {
+    /// How many the broker has been given.
+    given: usize,
+    /// What waits for room, and perhaps what has gone since.
+    waiting: VecDeque<ActivityKey>,
 }
 
 struct Entry {
@@ -50,14 +63,53 @@ struct Entry {
     since: Instant,
     /// When it is given up unless a worker has begun it.
     begin_by: Option<Instant>,
+    /// The broker has not been given it yet.
+    waits: bool,
     offer_at: Instant,
     pause: Duration,
 }
 
 impl Items {
+    fn new(window: usize) -> Self {
+        let (entries, deadlines, tags) = (HashMap::new(), BTreeSet::new(), HashMap::new());
+        Self { window: window.max(1), entries, deadlines, tags }
+    }
+
+    /// Takes one in; `true` when the broker may have it now.
+    fn add(&mut self, item: &ActivityItem, (shard, time): (ShardId, Millis)) -> bool {
+        let now = Instant::now();
+        if let Some(known) = self.entries.get_mut(&item.key) {
+            (known.shard, known.offer_at, known.pause) = (shard, now + FIRST_OFFER, FIRST_OFFER);
+            return !known.waits;
+        }
+        let tag = self.tags.entry(item.tag.clone()).or_default();
+        let waits = tag.given >= self.window;
+        if waits {
+            tag.waiting.push_back(item.key.clone());
+        } else {
+            tag.given += 1;
+        }
+        // Counted from its scheduling, also by an owner that takes over.
+        let waited = Duration::from_millis(time.0.saturating_sub(item.scheduled_at.0));
+        let limit = item.timeouts.get_schedule_to_start();
+        let begin_by = limit.map(|limit| now + limit.saturating_sub(waited));
+        self.deadlines.extend(begin_by.map(|at| (at, item.key.clone())));
+        let (offer_at, pause) = (now + FIRST_OFFER, FIRST_OFFER);
+        let item = lighten(item, KEPT_INPUT_BYTES_MAX);
+        let entry = Entry { item, shard, worker: None, since: now, begin_by, waits, offer_at, pause };
+        self.entries.insert(entry.item.key.clone(), entry);
+        !waits
+    }
+
     fn remove(&mut self, key: &ActivityKey) -> Option<Entry> {
         let entry = self.entries.remove(key)?;
         self.drop_deadline(key, entry.begin_by);
+        if let Some(tag) = self.tags.get_mut(&entry.item.tag) {
+            tag.given -= usize::from(!entry.waits);
+            if tag.given == 0 && tag.waiting.is_empty() {
+                self.tags.remove(&entry.item.tag);
+            }
+        }
         Some(entry)
     }
 
@@ -66,26 +118,53 @@ impl Items {
             self.deadlines.remove(&(at, key.clone()));
         }
     }
+
+    /// Whether a tag has so much room that what waits should be given: an eighth of the window, so that it goes in batches.
+    fn has_room(&self) -> bool {
+        let low = self.window - self.window.div_ceil(8);
+        self.tags.values().any(|tag| tag.given <= low && !tag.waiting.is_empty())
+    }
+
+    /// What has waited and has room now.
+    fn take_waiting(&mut self) -> Vec<ActivityItem> {
+        let now = Instant::now();
+        let mut taken = Vec::new();
+        self.tags.retain(|_, tag| {
+            while tag.given < self.window
+                && let Some(key) = tag.waiting.pop_front()
+            {
+                if let Some(entry) = self.entries.get_mut(&key).filter(|entry| entry.waits) {
+                    (entry.waits, entry.offer_at) = (false, now + FIRST_OFFER);
+                    tag.given += 1;
+                    taken.push(entry.item.clone());
+                }
+            }
+            tag.given > 0 || !tag.waiting.is_empty()
+        });
+        taken
+    }
+
+    /// Keeps the entries that match.
+    fn retain(&mut self, matches: impl Fn(&Entry) -> bool) {
+        let gone: Vec<ActivityKey> =
+            self.entries.iter().filter(|(_, entry)| !matches(entry)).map(|(key, _)| key.clone()).collect();
+        for key in gone {
+            self.remove(&key);
+        }
+    }
 }
 
 impl Outstanding {
-    /// Notes what is handed out.
-    pub(crate) fn add(&self, item: &ActivityItem, (shard, time): (ShardId, Millis)) {
-        let item = lighten(item, KEPT_INPUT_BYTES_MAX);
-        let (now, mut items) = (Instant::now(), self.lock());
-        let known = items.entries.get(&item.key);
-        let since = known.map_or(now, |entry| entry.since);
-        let limit = item.timeouts.get_schedule_to_start();
-        // Counted from its scheduling, also by an owner that takes over.
-        let waited = Duration::from_millis(time.0.saturating_sub(item.scheduled_at.0));
-        let begin_by =
-            known.map_or_else(|| limit.map(|limit| now + limit.saturating_sub(waited)), |entry| entry.begin_by);
-        if let Some(at) = begin_by {
-            items.deadlines.insert((at, item.key.clone()));
-        }
-        let entry =
-            Entry { shard, worker: None, since, begin_by, offer_at: now + FIRST_OFFER, pause: FIRST_OFFER, item };
-        items.entries.insert(entry.item.key.clone(), entry);
+    /// At most `window` items of a tag are with the broker at a time.
+    pub(crate) fn new(window: usize) -> Self {
+        Self { items: Mutex::new(Items::new(window)), room: Notify::new() }
+    }
+
+    /// Takes items in and returns those that the broker may have now; the others follow when there is room.
+    pub(crate) fn admit(&self, mut new: Vec<ActivityItem>, place: (ShardId, Millis)) -> Vec<ActivityItem> {
+        let mut items = self.lock();
+        new.retain(|item| items.add(item, place));
+        new
     }
 
     /// A worker had no use for it: it is handed out again after `delay`, not sooner.
@@ -106,10 +185,10 @@ impl Outstanding {
     fn take_late(&self) -> Vec<ActivityItem> {
         let (now, mut items) = (Instant::now(), self.lock());
         let mut late = Vec::new();
-        while items.deadlines.first().is_some_and(|(at, _)| *at <= now) {
-            let due = items.deadlines.pop_first();
-            late.extend(due.and_then(|(_, key)| items.entries.remove(&key)).map(|entry| entry.item));
+        while let Some((_, key)) = items.deadlines.first().filter(|(at, _)| *at <= now).cloned() {
+            late.extend(items.remove(&key).map(|entry| entry.item));
         }
+        self.tell_room(&items);
         late
     }
 
@@ -134,18 +213,18 @@ impl Outstanding {
         for key in keys {
             items.remove(key);
         }
+        self.tell_room(&items);
     }
 
     /// Another node looks after these shards now.
     pub(crate) fn forget(&self, shards: &[ShardId]) {
         let mut items = self.lock();
-        let Items { entries, deadlines } = &mut *items;
-        entries.retain(|_, entry| !shards.contains(&entry.shard));
-        deadlines.retain(|(_, key)| entries.contains_key(key));
+        items.retain(|entry| !shards.contains(&entry.shard));
+        self.tell_room(&items);
     }
 
     pub(crate) fn clear(&self) {
-        *self.lock() = Items::default();
+        self.lock().retain(|_| false);
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -165,13 +244,30 @@ impl Outstanding {
     fn due(&self) -> Vec<ActivityItem> {
         let now = Instant::now();
         let mut items = self.lock();
-        let due = items.entries.values_mut().filter(|entry| entry.offer_at <= now);
+        let due = items.entries.values_mut().filter(|entry| !entry.waits && entry.offer_at <= now);
         due.map(|entry| {
             entry.pause = (entry.pause * 2).min(OFFER_MAX);
             entry.offer_at = now + entry.pause;
             entry.item.clone()
         })
         .collect()
+    }
+
+    /// What has waited and may be given to the broker now; waits until there is something.
+    async fn admitted(&self) -> Vec<ActivityItem> {
+        loop {
+            self.room.notified().await;
+            let admitted = self.lock().take_waiting();
+            if !admitted.is_empty() {
+                return admitted;
+            }
+        }
+    }
+
+    fn tell_room(&self, items: &Items) {
+        if items.has_room() {
+            self.room.notify_one();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Items> {
@@ -229,6 +325,19 @@ pub(crate) async fn offer_again(node: Arc<Node>) {
     }
 }
 
+/// Gives the broker what has waited for room.
+pub(crate) async fn give_waiting(node: Arc<Node>) {
+    loop {
+        let admitted = tokio::select! {
+            admitted = node.outstanding.admitted() => admitted,
+            () = node.stopping.cancelled() => return,
+        };
+        for items in admitted.chunks(OFFERS) {
+            node.hand_out(items.to_vec()).await;
+        }
+    }
+}
+
 /// Ends activities that no worker has begun in time.
 pub(crate) async fn end_late(node: Arc<Node>) {
     loop {
@@ -245,5 +354,78 @@ pub(crate) async fn end_late(node: Arc<Node>) {
                 tracing::warn!(target: RUNTIME, %error, "a cancellation was not sent");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use outlast_core::{
+        ActivityItem, ActivityKey, ActivityTimeouts, EventId, ExecutionId, InstanceId, Millis, ShardId, Token,
+    };
+
+    use super::Outstanding;
+
+    fn item(event: u64, tag: Option<&str>) -> ActivityItem {
+        let (instance, execution) = (InstanceId::new("i"), ExecutionId(1));
+        ActivityItem {
+            key: ActivityKey { instance, execution, event: EventId(event) },
+            token: Token(event),
+            name: "Echo".to_owned(),
+            input: String::new(),
+            input_stored: false,
+            tag: tag.map(str::to_owned),
+            session_id: None,
+            attempt: 1,
+            scheduled_at: Millis(0),
+            timeouts: ActivityTimeouts::default(),
+            first_event: EventId(event),
+            orchestration: String::new(),
+            version: String::new(),
+            traceparent: None,
+        }
+    }
+
+    fn admit(outstanding: &Outstanding, events: std::ops::Range<u64>, tag: Option<&str>) -> Vec<u64> {
+        let items = events.map(|event| item(event, tag)).collect();
+        let admitted = outstanding.admit(items, (ShardId(0), Millis(0)));
+        admitted.into_iter().map(|item| item.key.event.0).collect()
+    }
+
+    fn waiting(outstanding: &Outstanding) -> Vec<u64> {
+        outstanding.lock().take_waiting().into_iter().map(|item| item.key.event.0).collect()
+    }
+
+    #[test]
+    fn a_tag_has_a_window_and_the_rest_follows_in_order() {
+        let outstanding = Outstanding::new(4);
+        assert_eq!(admit(&outstanding, 0..10, None), [0, 1, 2, 3]);
+        assert_eq!(admit(&outstanding, 10..12, Some("gpu")), [10, 11]);
+        // What was given is given again, what waits is not given sooner.
+        assert_eq!(admit(&outstanding, 3..5, None), [3]);
+        outstanding.remove(&[item(5, None).key, item(0, None).key, item(1, None).key]);
+        assert_eq!(waiting(&outstanding), [4, 6]);
+        assert!(waiting(&outstanding).is_empty());
+        outstanding.forget(&[ShardId(0)]);
+        assert!(outstanding.len() == 0 && outstanding.lock().tags.values().all(|tag| tag.given == 0));
+        assert!(waiting(&outstanding).is_empty() && outstanding.lock().tags.is_empty());
+    }
+
+    #[test]
+    fn only_what_nobody_has_begun_in_time_is_late() {
+        let outstanding = Outstanding::new(1);
+        let mut items: Vec<ActivityItem> = (0..4).map(|event| item(event, None)).collect();
+        for item in &mut items[..3] {
+            item.timeouts = ActivityTimeouts::default().schedule_to_start(Duration::ZERO);
+        }
+        outstanding.admit(items.clone(), (ShardId(0), Millis(0)));
+        outstanding.begun(&items[1].key);
+        outstanding.remove(&[items[2].key.clone()]);
+        let late = outstanding.take_late();
+        assert_eq!(late.iter().map(|item| item.key.event.0).collect::<Vec<_>>(), [0]);
+        assert!(outstanding.lock().deadlines.is_empty());
+        // The window is free for the next.
+        assert_eq!(waiting(&outstanding), [1]);
     }
 }

@@ -115,6 +115,7 @@ impl InstanceRun {
             messages: take_messages(&mut self.backlog, &self.node.limits),
         };
         let decision = {
+            let _deciding = self.node.decides(&self.instance);
             let handlers = &self.node.orchestrations;
             // The code's own awaits must not meet the executor's budget for polls.
             tokio::task::coop::unconstrained(async { hydrated.instance.decide(input, handlers) }).await
@@ -129,10 +130,12 @@ impl InstanceRun {
     /// Reads what is missing in memory: everything when cold, the new inbox rows when warm.
     async fn load(&mut self, inbound: Vec<Inbound>) -> Result<(), Obstacle> {
         let (mut direct, mut asked) = (Vec::new(), Vec::new());
-        let mut nudged = false;
+        let (mut nudged, mut begun) = (false, None);
         for inbound in inbound {
             match inbound {
                 Inbound::Nudge => nudged = true,
+                Inbound::Begin(beginning) if self.warm.is_none() => begun = Some(*beginning),
+                Inbound::Begin(_) => nudged = true,
                 Inbound::Wake => {}
                 Inbound::Ask { key, token, answer } => asked.push((key, token, answer)),
                 Inbound::Direct(message, answer) => {
@@ -141,8 +144,15 @@ impl InstanceRun {
                 }
             }
         }
+        let begun = begun.filter(|_| !nudged).and_then(|begun| {
+            let shard = ShardId::of(&begun.instance, self.node.store.shards());
+            Loaded::begun(shard, begun)
+        });
         match self.warm.as_ref().map(|hydrated| hydrated.cursor) {
-            None => self.hydrate().await?,
+            None => match begun {
+                Some(loaded) => self.take_in(loaded).await?,
+                None => self.hydrate().await?,
+            },
             Some(after) if nudged => {
                 let read = self.node.store.inbox(&self.instance, after).await;
                 let (rows, cursor) = read.map_err(|error| self.again(&error))?;
@@ -174,10 +184,15 @@ impl InstanceRun {
     async fn hydrate(&mut self) -> Result<(), Obstacle> {
         let loaded = self.node.store.load(&self.instance).await.map_err(|error| self.again(&error))?;
         let Some(loaded) = loaded else { return Err(Obstacle::Missing) };
+        Counters::count(&self.node.counters.hydrations);
+        self.take_in(loaded).await
+    }
+
+    /// Makes the instance warm.
+    async fn take_in(&mut self, loaded: Loaded) -> Result<(), Obstacle> {
         self.trace = crate::spans::InstanceTrace::of(&loaded);
         let Loaded { shard, state, history, inbox, cursor } = loaded;
         let Some(epoch) = self.node.epoch(shard) else { return Err(Obstacle::Elsewhere(shard)) };
-        Counters::count(&self.node.counters.hydrations);
         let waiting = inbox.iter().filter_map(|row| row.seq).collect();
         self.again = state.wake_at.is_some() && state.waits == "next execution";
         let stored = state.clone();

@@ -157,12 +157,15 @@ impl Runtime {
         let node = &self.node;
         self.tasks.spawn(crate::owner::read_mail(Arc::clone(node), mailbox));
         // The first share is taken before the call returns: work that follows finds an owner.
-        crate::membership::share_once(node, &self.mail).await?;
+        let renewals = crate::renewal::begin(node).await?;
+        let first = renewals.borrow().view.clone();
+        crate::membership::share(node, first, &self.mail).await?;
         self.tasks.spawn(crate::owner::keep_time(Arc::clone(node)));
         self.tasks.spawn(crate::owner::watch_store(Arc::clone(node)));
-        self.tasks.spawn(crate::membership::keep_share(Arc::clone(node), self.mail.clone()));
+        self.tasks.spawn(crate::membership::keep_share(Arc::clone(node), self.mail.clone(), renewals));
         self.tasks.spawn(crate::shortages::watch(Arc::clone(node)));
         self.tasks.spawn(crate::outstanding::end_late(Arc::clone(node)));
+        self.tasks.spawn(crate::outstanding::give_waiting(Arc::clone(node)));
         if node.broker.is_shared() {
             self.tasks.spawn(crate::outstanding::offer_again(Arc::clone(node)));
         }

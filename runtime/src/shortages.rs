@@ -1,4 +1,5 @@
-//! Work that nobody serves, and instances that cannot be read: found by what waits here and what the nodes say they run, reported for clients to list.
+//! Work that nobody serves, instances that cannot be read and code that does not come back: found by what waits here and what
+//! the nodes say they run, reported for clients to list.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,6 +15,8 @@ use crate::observability::RUNTIME;
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// What has waited less is not looked at: workers come and go.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Code of an orchestration that does not come back for so long holds up whatever shares its thread.
+const TURN_MAX: Duration = Duration::from_secs(5);
 
 /// Looks until the node stops, and reports what has changed.
 pub(crate) async fn watch(node: Arc<Node>) {
@@ -47,7 +50,7 @@ fn look(node: &Node) -> Vec<Shortage> {
             return;
         }
         let Some(reason) = missing(item, &workers) else { return };
-        let since = Millis(now.0.saturating_sub(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX)));
+        let since = before(now, waited);
         let shortage = shortages.entry(reason).or_insert_with_key(|reason| Shortage {
             reason: reason.clone(),
             instance: item.key.instance.clone(),
@@ -70,7 +73,20 @@ fn look(node: &Node) -> Vec<Shortage> {
         waiting: 1,
         since: *since,
     });
-    shortages.into_values().chain(unreadable).collect()
+    let slow = node.deciding_for(TURN_MAX).into_iter().map(|(instance, age)| Shortage {
+        reason: format!(
+            "the code of an orchestration has not come back for {TURN_MAX:?}: move what blocks it into an activity"
+        ),
+        instance,
+        orchestration: String::new(),
+        waiting: 1,
+        since: before(now, age),
+    });
+    shortages.into_values().chain(unreadable).chain(slow).collect()
+}
+
+fn before(now: Millis, age: Duration) -> Millis {
+    Millis(now.0.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)))
 }
 
 /// Why no worker runs an activity; `None` when one does.

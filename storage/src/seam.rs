@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use outlast_core::{
-    Epoch, Fork, HistoryEvent, InboxSeq, Incoming, InstanceId, InstanceState, Message, Millis, NodeId, ShardId,
-    TagFilter, Turn, WorkerId,
+    Beginning, Epoch, Fork, HistoryEvent, InboxSeq, Incoming, InstanceId, InstanceState, Message, MessageKind, Millis,
+    NodeId, ShardId, TagFilter, Turn, WorkerId,
 };
 
 use crate::{Error, InspectStore};
@@ -91,6 +91,16 @@ pub struct Loaded {
     pub inbox: Vec<Incoming>,
     /// From where the inbox is to be read on.
     pub cursor: InboxCursor,
+}
+
+impl Loaded {
+    /// What `load` gives for this instance as long as nothing else has happened to it.
+    pub fn begun(shard: ShardId, beginning: Beginning) -> Option<Self> {
+        let MessageKind::Start(start) = &beginning.message.kind else { return None };
+        let state = InstanceState::begun(&start.name);
+        let inbox = vec![Incoming { seq: Some(beginning.seq), message: beginning.message }];
+        Some(Self { shard, state, history: Vec::new(), inbox, cursor: InboxCursor::default() })
+    }
 }
 
 /// From where an inbox is read on; only the store that made it knows what it means. The default is the beginning.
@@ -303,6 +313,8 @@ pub struct StartReceipt {
     pub shard: ShardId,
     /// What happened.
     pub outcome: StartOutcome,
+    /// Under which number the first message of a new instance waits.
+    pub seq: Option<InboxSeq>,
 }
 
 /// Answer to a sent message.

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use async_trait::async_trait;
-use outlast_core::{ActivityKey, InstanceId, InstanceState, ShardId};
+use outlast_core::{ActivityKey, Beginning, InstanceId, InstanceState, ShardId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
@@ -70,6 +70,13 @@ impl InProcessBroker {
         self.mail.read().unwrap_or_else(PoisonError::into_inner).get(&shard).cloned()
     }
 
+    fn post(&self, shard: ShardId, mail: ShardMail) {
+        if let Some(owner) = self.owner(shard) {
+            // An owner that is gone is replaced, and its successor looks at every inbox.
+            let _gone = owner.send(mail);
+        }
+    }
+
     fn watches(&self) -> MutexGuard<'_, Watches> {
         self.watches.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -119,10 +126,11 @@ impl Broker for InProcessBroker {
     }
 
     fn nudge(&self, shard: ShardId, instance: InstanceId) {
-        if let Some(owner) = self.owner(shard) {
-            // An owner that is gone is replaced, and its successor looks at every inbox.
-            let _gone = owner.send(ShardMail::Nudge(instance));
-        }
+        self.post(shard, ShardMail::Nudge(instance));
+    }
+
+    fn begin(&self, shard: ShardId, beginning: Beginning) {
+        self.post(shard, ShardMail::Begin(Box::new(beginning)));
     }
 
     async fn report(&self, shard: ShardId, report: Report) -> ReportReply {

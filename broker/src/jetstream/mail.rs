@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_nats::{Message, Request, Subscriber};
 use futures::StreamExt as _;
-use outlast_core::{InstanceId, ShardId, decode, encode};
+use outlast_core::{Beginning, InstanceId, ShardId, decode, encode};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
@@ -16,6 +16,9 @@ use crate::{Error, Report, ReportReply, ShardMail};
 
 /// How long the answer to a report may take.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A larger beginning is read from the store.
+const BEGINNING_BYTES_MAX: usize = 64 << 10;
 
 type Receiver = mpsc::UnboundedSender<ShardMail>;
 
@@ -71,8 +74,25 @@ impl MailRoom {
         {
             return;
         }
+        self.post(shard, || encode(&Mail::Nudge(instance)));
+    }
+
+    pub(crate) fn begin(&self, shard: ShardId, beginning: Beginning) {
+        let beginning = Box::new(beginning);
+        if let Some(owner) = self.owner(shard)
+            && owner.send(ShardMail::Begin(beginning.clone())).is_ok()
+        {
+            return;
+        }
+        self.post(shard, || {
+            let body = encode(&Mail::Begin(beginning.clone()));
+            if body.len() <= BEGINNING_BYTES_MAX { body } else { encode(&Mail::Nudge(beginning.instance)) }
+        });
+    }
+
+    fn post(&self, shard: ShardId, body: impl FnOnce() -> Vec<u8>) {
         if self.hub.is_up() {
-            self.hub.outbox.send(self.hub.subjects.shard(shard), encode(&Mail::Nudge(instance)));
+            self.hub.outbox.send(self.hub.subjects.shard(shard), body());
         }
     }
 
@@ -109,6 +129,9 @@ impl MailRoom {
             Ok(Mail::Nudge(instance)) => {
                 // An owner that is gone is replaced, and its successor looks at every inbox.
                 let _gone = owner.send(ShardMail::Nudge(instance));
+            }
+            Ok(Mail::Begin(beginning)) => {
+                let _gone = owner.send(ShardMail::Begin(beginning));
             }
             Ok(Mail::Report(body)) => {
                 let Some(answer_to) = letter.reply else { return };

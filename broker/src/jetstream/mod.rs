@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use outlast_core::{ActivityKey, InstanceId, InstanceState, ShardId, TagFilter, WorkerId};
+use outlast_core::{ActivityKey, Beginning, InstanceId, InstanceState, ShardId, TagFilter, WorkerId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -145,6 +145,10 @@ impl Broker for JetStreamBroker {
 
     fn nudge(&self, shard: ShardId, instance: InstanceId) {
         self.mail.nudge(shard, instance);
+    }
+
+    fn begin(&self, shard: ShardId, beginning: Beginning) {
+        self.mail.begin(shard, beginning);
     }
 
     async fn report(&self, shard: ShardId, report: Report) -> ReportReply {

@@ -1,8 +1,8 @@
 //! The bodies of messages: a version byte, then MessagePack. A body with a newer version is for newer nodes.
 
 use outlast_core::{
-    ActivityKey, ActivityOutcome, AttemptInfo, ErrorDetails, ExecutionId, InstanceId, OrchestrationStatus, ShardId,
-    Token, Verdict,
+    ActivityKey, ActivityOutcome, AttemptInfo, Beginning, ErrorDetails, ExecutionId, InstanceId, OrchestrationStatus,
+    ShardId, Token, Verdict,
 };
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +13,7 @@ use crate::{Report, ReportReply, ReportResult};
 pub(crate) enum Mail {
     Nudge(InstanceId),
     Report(Box<ReportBody>),
+    Begin(Box<Beginning>),
 }
 
 #[derive(Serialize, Deserialize)]

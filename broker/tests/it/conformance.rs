@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use outlast_broker::{Control, Dispatch, Report, ReportReply, ReportResult, Settle, ShardMail};
-use outlast_core::{InstanceId, InstanceState, OrchestrationStatus, ShardId, TagFilter, Token, Verdict};
+use outlast_core::{
+    Beginning, InboxSeq, InstanceId, InstanceState, Message, MessageKind, OrchestrationStatus, ShardId, StartMessage,
+    TagFilter, Token, Verdict,
+};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -247,6 +250,18 @@ async fn mail_reaches_the_latest_owner_in_order(world: World) {
     for number in 0..100 {
         match timeout(SOON, letters.recv()).await.unwrap().unwrap() {
             ShardMail::Nudge(instance) => assert_eq!(instance.as_str(), format!("i{number}")),
+            other => panic!("only nudges were sent, not {other:?}"),
+        }
+    }
+    let small = beginning("in".to_owned());
+    world.there.begin(ShardId(63), small.clone());
+    // What does not fit into a message is a nudge at least.
+    let large = beginning("x".repeat(1 << 20));
+    world.there.begin(ShardId(63), large.clone());
+    for sent in [small, large] {
+        match timeout(SOON, letters.recv()).await.unwrap().unwrap() {
+            ShardMail::Begin(beginning) => assert_eq!(*beginning, sent),
+            ShardMail::Nudge(instance) => assert!(instance == sent.instance && sent.seq == InboxSeq(1 << 20)),
             ShardMail::Report(..) => panic!("nobody reported"),
         }
     }
@@ -254,6 +269,12 @@ async fn mail_reaches_the_latest_owner_in_order(world: World) {
     world.there.nudge(ShardId(63), InstanceId::new("late"));
     assert!(timeout(NEVER, letters.recv()).await.is_err());
     assert!(dead_letters.try_recv().is_err());
+}
+
+fn beginning(input: String) -> Beginning {
+    let (instance, seq) = (InstanceId::new("new"), InboxSeq(input.len() as i64));
+    let start = StartMessage { name: "order".to_owned(), version: None, input, parent: None, traceparent: None };
+    Beginning { instance, message: Message { id: "m".into(), kind: MessageKind::Start(start) }, seq }
 }
 
 fn report() -> Report {
@@ -278,7 +299,7 @@ async fn reports_get_the_owners_answer(world: World) {
                     assert_eq!((report.key, report.token), (key("a", 1), Token(1)));
                     reply.send(answer).unwrap();
                 }
-                ShardMail::Nudge(_) => panic!("nobody nudged"),
+                other => panic!("only reports were sent, not {other:?}"),
             }
         }
         // An owner that goes away without an answer.

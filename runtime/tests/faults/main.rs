@@ -1,6 +1,7 @@
 //! Faults of a cluster, with real processes and real servers: what dies, what is wiped, what is stopped.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod blocking;
 mod broker_faults;
 mod figures;
 mod node;

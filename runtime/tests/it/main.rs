@@ -4,6 +4,7 @@
 #[path = "../places/memory.rs"]
 mod place;
 
+mod beginnings;
 mod crash;
 mod files;
 mod logging;

@@ -37,6 +37,19 @@ async fn an_eight_mebibyte_payload_goes_through() {
 }
 
 #[tokio::test]
+async fn more_activities_than_the_broker_takes_at_once_all_run() {
+    let code = |ctx: OrchestrationContext, _: String| async move {
+        let calls = (0..300).map(|n| ctx.schedule_activity("Echo", n.to_string())).collect();
+        Ok(ctx.join(calls).await.into_iter().collect::<Result<Vec<_>, _>>()?.join(" "))
+    };
+    let mut options = crate::model::world::options();
+    options.limits.dispatch_window = 8;
+    let world = World::start_with(activities(), orchestration("Many", code), options).await;
+    let expected: Vec<String> = (0..300).map(|n| n.to_string()).collect();
+    assert_eq!(world.run("Many", "").await.unwrap(), expected.join(" "));
+}
+
+#[tokio::test]
 async fn a_full_queue_refuses_the_sender_and_drops_nothing() {
     let place = Place::default();
     let provider = place.open().await;

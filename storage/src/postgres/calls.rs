@@ -1,10 +1,10 @@
 //! What comes from outside: starts, messages, forks, deletion. Calls that arrive together are written together.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use outlast_core::{Fork, InstanceId, Message, MessageKind, Millis, ShardId, encode};
+use outlast_core::{Fork, InboxSeq, InstanceId, Message, MessageKind, Millis, ShardId, encode};
 
 use super::PostgresStore;
 use super::batch::Batcher;
@@ -20,7 +20,8 @@ use crate::{
 const BULK_LIMIT: u32 = 1_000;
 /// Batched writes; one trip at a time keeps the order of a sender's messages.
 pub(super) struct Calls {
-    starts: Batcher<Start, bool>,
+    /// The row of the first message of each instance that is new.
+    starts: Batcher<Start, Option<InboxSeq>>,
     sends: Batcher<Send, Sent>,
 }
 
@@ -56,8 +57,8 @@ impl Calls {
     }
 }
 
-/// Writes starts; tells of each whether its id was free.
-async fn write_starts(pool: Pool, clock: Arc<ServerClock>, batch: Vec<Start>) -> Result<Vec<bool>, Error> {
+/// Writes starts; an id that was not free gets no row.
+async fn write_starts(pool: Pool, clock: Arc<ServerClock>, batch: Vec<Start>) -> Result<Vec<Option<InboxSeq>>, Error> {
     // Of two starts of one id the second finds it taken.
     let mut firsts = HashSet::new();
     let first: Vec<bool> = batch.iter().map(|start| firsts.insert(start.id.clone())).collect();
@@ -73,18 +74,19 @@ async fn write_starts(pool: Pool, clock: Arc<ServerClock>, batch: Vec<Start>) ->
         datas.push(start.data);
     }
     let mut asked = ids.clone().into_iter();
-    let (now, made): (i64, Vec<String>) = pool
+    let (now, made, seqs): (i64, Vec<String>, Vec<i64>) = pool
         .run(|db| {
             Box::pin(async move {
-                let query = sqlx::query_as("SELECT now, made FROM start_instances($1, $2, $3, $4, $5, $6)");
+                let query = sqlx::query_as("SELECT now, made, seqs FROM begin_instances($1, $2, $3, $4, $5, $6)");
                 let query = query.bind(ids).bind(shards).bind(names).bind(parents).bind(message_ids).bind(datas);
                 Ok(query.fetch_one(&mut **db).await?)
             })
         })
         .await?;
     clock.heard(Millis(now.cast_unsigned()));
-    let made: HashSet<String> = made.into_iter().collect();
-    Ok(first.into_iter().map(|first| first && asked.next().is_some_and(|id| made.contains(&id))).collect())
+    let made: HashMap<String, i64> = made.into_iter().zip(seqs).collect();
+    let mut row = || asked.next().and_then(|id| made.get(&id).copied().map(InboxSeq));
+    Ok(first.into_iter().map(|first| first.then(&mut row).flatten()).collect())
 }
 
 async fn write_sends(pool: Pool, clock: Arc<ServerClock>, batch: Vec<Send>) -> Result<Vec<Sent>, Error> {
@@ -127,8 +129,8 @@ impl CallStore for PostgresStore {
             data,
         };
         let bytes = start.data.len();
-        if self.calls.starts.call(start, bytes).await? {
-            return Ok(StartReceipt { shard, outcome: StartOutcome::Started });
+        if let Some(seq) = self.calls.starts.call(start, bytes).await? {
+            return Ok(StartReceipt { shard, outcome: StartOutcome::Started, seq: Some(seq) });
         }
         self.existing(&request, &message.name).await
     }
@@ -286,10 +288,10 @@ impl PostgresStore {
         }
         if request.on_conflict == StartConflict::TerminateExisting {
             self.replace(request).await?;
-            return Ok(StartReceipt { shard, outcome: StartOutcome::Replaced });
+            return Ok(StartReceipt { shard, outcome: StartOutcome::Replaced, seq: None });
         }
         let outcome = if retried { StartOutcome::Started } else { StartOutcome::AlreadyExists };
-        Ok(StartReceipt { shard, outcome })
+        Ok(StartReceipt { shard, outcome, seq: None })
     }
 
     async fn replace(&self, request: &StartRequest) -> Result<(), Error> {

@@ -23,7 +23,7 @@ const STATEMENTS: usize = 256;
 pub(super) struct Pools {
     /// One connection: commits are grouped, so a second one brings nothing.
     pub(super) commits: Pool,
-    /// One connection, so that nothing ever delays a renewal.
+    /// One connection for renewals alone, so that nothing ever delays one. It belongs to the executor that renews.
     pub(super) leases: Pool,
     pub(super) general: Pool,
 }

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use outlast_core::{Epoch, Millis, NodeId, ShardId, WorkerId};
 
 use super::PostgresStore;
+use super::connect::Pool;
 use super::serves::{decode, encode};
 use super::turns::numbers;
 use crate::{Error, HeldShard, LeaseStore, LeaseView, NodeInfo, SessionClaim, Shortage};
@@ -33,7 +34,7 @@ impl LeaseStore for PostgresStore {
             joined.retain(|(id, _)| *id != node.id);
             joined.push((node.id.clone(), handlers.clone()));
         }
-        self.renew_node(&node.id, handlers).await.map(drop)
+        self.renew_node(&self.pools.general, &node.id, handlers).await.map(drop)
     }
 
     async fn renew(&self, node: &NodeId) -> Result<LeaseView, Error> {
@@ -42,7 +43,7 @@ impl LeaseStore for PostgresStore {
             joined.iter().find(|(id, _)| id == node).map(|(_, handlers)| handlers.clone())
         };
         let handlers = handlers.ok_or_else(|| Error::Unusable(format!("node {node} has not joined or has left")))?;
-        let renewed = self.renew_node(node, handlers).await?;
+        let renewed = self.renew_node(&self.pools.leases, node, handlers).await?;
         let judge = self.may_judge();
         let live = |(index, _): &(usize, &String)| renewed.alive.get(*index).copied().unwrap_or(false) || !judge;
         let live: HashSet<&String> = renewed.node_ids.iter().enumerate().filter(live).map(|(_, id)| id).collect();
@@ -65,7 +66,7 @@ impl LeaseStore for PostgresStore {
         let dead_for = i64::try_from((self.lease * FORGET_AFTER_LEASES).as_millis()).unwrap_or(i64::MAX);
         let taken: Vec<(i16, i64)> = self
             .pools
-            .leases
+            .general
             .run(|db| {
                 Box::pin(async move {
                     let query = sqlx::query_as("SELECT shard, new_epoch FROM acquire_shards($1, $2, $3)");
@@ -84,13 +85,13 @@ impl LeaseStore for PostgresStore {
 
     async fn release(&self, node: &NodeId, shards: &[ShardId]) -> Result<(), Error> {
         let (node, given) = (node.as_str().to_owned(), numbers(shards));
-        self.pools.leases.execute(sqlx::query("SELECT release_shards($1, $2)").bind(node).bind(given)).await
+        self.pools.general.execute(sqlx::query("SELECT release_shards($1, $2)").bind(node).bind(given)).await
     }
 
     async fn leave(&self, node: &NodeId) -> Result<(), Error> {
         self.joined.lock().unwrap_or_else(PoisonError::into_inner).retain(|(id, _)| id != node);
         let node = node.as_str().to_owned();
-        self.pools.leases.execute(sqlx::query("SELECT leave($1)").bind(node)).await
+        self.pools.general.execute(sqlx::query("SELECT leave($1)").bind(node)).await
     }
 
     async fn report_shortages(&self, node: &NodeId, shortages: Vec<Shortage>) -> Result<(), Error> {
@@ -154,11 +155,11 @@ impl LeaseStore for PostgresStore {
 }
 
 impl PostgresStore {
-    async fn renew_node(&self, node: &NodeId, handlers: String) -> Result<Renewed, Error> {
+    async fn renew_node(&self, pool: &Pool, node: &NodeId, handlers: String) -> Result<Renewed, Error> {
         let sql = "SELECT now, node_ids, node_handler_lists, alive, owners, epochs FROM renew_node($1, $2, $3)";
         let node = node.as_str().to_owned();
         let lease = i64::try_from(self.lease.as_millis()).unwrap_or(i64::MAX);
-        let renewed = self.pools.leases.run(|db| {
+        let renewed = pool.run(|db| {
             Box::pin(async move {
                 let query = sqlx::query_as(sql).bind(node).bind(handlers).bind(lease);
                 let (now, node_ids, node_handler_lists, alive, owners, epochs) = query.fetch_one(&mut **db).await?;

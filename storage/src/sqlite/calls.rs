@@ -1,7 +1,7 @@
 //! What comes from outside: starts, messages, forks, deletion.
 
 use async_trait::async_trait;
-use outlast_core::{Fork, InstanceId, Message, MessageKind, ShardId, encode};
+use outlast_core::{Fork, InboxSeq, InstanceId, Message, MessageKind, ShardId, encode};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::connection::sql_error;
@@ -24,7 +24,8 @@ impl CallStore for SqliteStore {
                 let shard = ShardId::of(&request.instance, shards);
                 if insert_instance(db, (&request.instance, shard), start, now).map_err(sql_error)? {
                     insert_message(db, (&request.instance, shard), &request.message).map_err(sql_error)?;
-                    return Ok(StartReceipt { shard, outcome: StartOutcome::Started });
+                    let seq = Some(InboxSeq(db.last_insert_rowid()));
+                    return Ok(StartReceipt { shard, outcome: StartOutcome::Started, seq });
                 }
                 existing(db, &request, &start.name)
             })
@@ -120,10 +121,10 @@ fn existing(db: &Connection, request: &StartRequest, name: &str) -> Result<Start
         if !retried {
             replace(db, request, ShardId(shard)).map_err(sql_error)?;
         }
-        return Ok(StartReceipt { shard: ShardId(shard), outcome: StartOutcome::Replaced });
+        return Ok(StartReceipt { shard: ShardId(shard), outcome: StartOutcome::Replaced, seq: None });
     }
     let outcome = if retried { StartOutcome::Started } else { StartOutcome::AlreadyExists };
-    Ok(StartReceipt { shard: ShardId(shard), outcome })
+    Ok(StartReceipt { shard: ShardId(shard), outcome, seq: None })
 }
 
 /// A running instance is told to begin anew; an ended one is made ready for its next execution here.

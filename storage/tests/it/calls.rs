@@ -1,8 +1,8 @@
 //! Guarantees 4 and 5: what comes from outside is durable when the call returns, and applied at most once.
 
-use outlast_core::{EventKind, ExecutionId, Fork, KvEntry, MessageId, ShardId};
+use outlast_core::{Beginning, EventKind, ExecutionId, Fork, KvEntry, MessageId, ShardId};
 use outlast_storage::{
-    Error, InstanceFilter, PruneOptions, StartConflict, StartOutcome, StartRequest, Store, TurnOutcome,
+    Error, InstanceFilter, Loaded, PruneOptions, StartConflict, StartOutcome, StartRequest, Store, TurnOutcome,
 };
 
 use crate::fixture::{
@@ -12,6 +12,7 @@ use crate::fixture::{
 
 on_every_store!(
     a_start_makes_one_instance,
+    a_new_instance_is_known_without_a_read,
     concurrent_starts_make_one_instance,
     a_message_is_applied_once,
     a_queue_has_a_limit_and_an_order,
@@ -39,6 +40,28 @@ async fn a_start_makes_one_instance(store: &dyn Store) {
     let fail = store.start(request("a", "m4", "one", StartConflict::Fail)).await;
     assert!(matches!(fail, Err(Error::InstanceExists { .. })));
     assert_eq!(inbox(store, "a").await.len(), 1);
+}
+
+async fn a_new_instance_is_known_without_a_read(store: &dyn Store) {
+    let owner = Owner::of_all(store).await;
+    let receipts = futures::future::join_all((0..5).map(|n| start(store, ["a", "b", "c", "d", "e"][n]))).await;
+    for (instance, receipt) in ["a", "b", "c", "d", "e"].into_iter().zip(receipts) {
+        let message = start_message(&format!("start {instance}"), "orchestration");
+        let beginning = Beginning { instance: id(instance), message, seq: receipt.seq.unwrap() };
+        let (known, read) = (Loaded::begun(receipt.shard, beginning).unwrap(), store.load(&id(instance)).await);
+        let read = read.unwrap().unwrap();
+        assert_eq!((&known.state, known.shard, &known.inbox), (&read.state, read.shard, &read.inbox));
+        assert!(known.history.is_empty() && read.history.is_empty());
+        // From its cursor on nothing is missed that comes later.
+        store.send(&id(instance), raise("r"), 10).await.unwrap();
+        assert_eq!(store.inbox(&id(instance), known.cursor).await.unwrap().0.len(), 2);
+    }
+    // A turn on it takes its message out of the inbox.
+    let known = start(store, "f").await;
+    let mut turn = owner.turn(store, "f", vec![status_updated("first")]).await;
+    turn.turn.consumed = vec![known.seq.unwrap()];
+    assert!(is_committed(&commit_one(store, turn).await));
+    assert!(inbox(store, "f").await.is_empty());
 }
 
 async fn concurrent_starts_make_one_instance(store: &dyn Store) {

@@ -10,7 +10,7 @@ GRANT INSERT ON history TO {runtime};
 GRANT INSERT, UPDATE ON instances TO {runtime};
 GRANT UPDATE ON shards TO {runtime};
 GRANT INSERT, UPDATE, DELETE ON inbox, kv, heartbeats, nodes, sessions, shortages TO {runtime};
-GRANT EXECUTE ON FUNCTION commit_turns, start_instances, send_messages, replace_instance, renew_node, acquire_shards,
+GRANT EXECUTE ON FUNCTION commit_turns, start_instances, begin_instances, send_messages, replace_instance, renew_node, acquire_shards,
     release_shards, leave, forget_dead_nodes, report_shortages, claim_session TO {runtime};
 
 -- Workers: their own node, sessions, heartbeats, and large results as messages.
@@ -20,7 +20,7 @@ GRANT EXECUTE ON FUNCTION renew_node, leave, claim_session, send_messages, repor
 
 -- Clients: new instances and messages.
 GRANT INSERT ON instances, inbox TO {client};
-GRANT EXECUTE ON FUNCTION start_instances, send_messages, replace_instance TO {client};
+GRANT EXECUTE ON FUNCTION start_instances, begin_instances, send_messages, replace_instance TO {client};
 
 -- Retention: deletes, by these functions alone.
 GRANT EXECUTE ON FUNCTION delete_tree, prune_instance TO {retention};
