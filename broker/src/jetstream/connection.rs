@@ -5,7 +5,9 @@ use std::time::Duration;
 use async_nats::{Client, ConnectOptions, Event};
 use tokio::sync::watch;
 
-use super::options::{Auth, JetStreamOptions};
+use super::credentials::{self, Destination};
+use super::options::{JetStreamOptions, Tls};
+use super::refusal::refusal;
 use crate::Error;
 
 /// Oldest server that has all that is used here.
@@ -33,11 +35,13 @@ pub(crate) async fn connect(options: &JetStreamOptions) -> Result<(Client, watch
         note(&link, &event);
         std::future::ready(())
     };
-    let settings = settings(options).await?.event_callback(events);
-    let client = tokio::time::timeout(CONNECT_TIMEOUT, settings.connect(addresses(options)?))
+    let Destination { addresses, auth } = Destination::of(options)?;
+    let settings = credentials::apply(&auth, settings(options)).await?;
+    let settings = encrypted(settings, &options.tls);
+    let client = tokio::time::timeout(CONNECT_TIMEOUT, settings.event_callback(events).connect(addresses))
         .await
         .map_err(|_| Error::Unavailable("no server answered in time".to_owned()))?
-        .map_err(|error| Error::Unavailable(error.to_string()))?;
+        .map_err(|error| refusal(&error, &auth))?;
     let info = client.server_info();
     check_version(&info.version)?;
     // The news of the connection comes by a way of its own. Its sender lives as long as the client.
@@ -45,14 +49,18 @@ pub(crate) async fn connect(options: &JetStreamOptions) -> Result<(Client, watch
     Ok((client, watch))
 }
 
-fn addresses(options: &JetStreamOptions) -> Result<Vec<async_nats::ServerAddr>, Error> {
-    let parse =
-        |url: &String| url.parse().map_err(|error| Error::Unusable(format!("an address is not valid: {error}")));
-    options.servers.iter().map(parse).collect()
+fn encrypted(settings: ConnectOptions, tls: &Tls) -> ConnectOptions {
+    let settings = if tls.required { settings.require_tls(true) } else { settings };
+    let trusting =
+        tls.root_certificates.iter().fold(settings, |settings, path| settings.add_root_certificates(path.clone()));
+    match &tls.client_certificate {
+        Some(files) => trusting.add_client_certificate(files.certificate.clone(), files.key.clone()),
+        None => trusting,
+    }
 }
 
-async fn settings(options: &JetStreamOptions) -> Result<ConnectOptions, Error> {
-    let settings = ConnectOptions::new()
+fn settings(options: &JetStreamOptions) -> ConnectOptions {
+    ConnectOptions::new()
         .name(format!("outlast {}", options.namespace))
         .connection_timeout(CONNECT_TIMEOUT)
         .request_timeout(Some(CONNECT_TIMEOUT))
@@ -61,27 +69,7 @@ async fn settings(options: &JetStreamOptions) -> Result<ConnectOptions, Error> {
         .reconnect_delay_callback(|attempts| {
             let delay = Duration::from_millis(10) * 2_u32.saturating_pow(u32::try_from(attempts).unwrap_or(u32::MAX));
             if attempts == 0 { Duration::ZERO } else { delay.min(RECONNECT_DELAY_MAX) }
-        });
-    let settings = match &options.auth {
-        Auth::None => settings,
-        Auth::CredentialsFile(path) => settings
-            .credentials_file(path)
-            .await
-            .map_err(|error| Error::Unusable(format!("the credentials file cannot be used: {error}")))?,
-        Auth::NkeySeed(seed) => settings.nkey(seed.clone()),
-        Auth::UserPassword { user, password } => settings.user_and_password(user.clone(), password.clone()),
-        Auth::Token(token) => settings.token(token.clone()),
-    };
-    let settings = if options.tls.required { settings.require_tls(true) } else { settings };
-    let settings = options
-        .tls
-        .root_certificates
-        .iter()
-        .fold(settings, |settings, path| settings.add_root_certificates(path.clone()));
-    Ok(match &options.tls.client_certificate {
-        Some(files) => settings.add_client_certificate(files.certificate.clone(), files.key.clone()),
-        None => settings,
-    })
+        })
 }
 
 fn note(link: &watch::Sender<Link>, event: &Event) {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::Client;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
-use async_nats::jetstream::context::GetStreamErrorKind;
+use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::stream::{
     Config, ConsumerCreateStrictErrorKind, DiscardPolicy, Info, RetentionPolicy, StorageType,
 };
@@ -137,7 +137,7 @@ impl Hub {
         let _alone = self.creating.lock().await;
         for config in [self.work_config(), self.control_config()] {
             let create = async { Ok(self.js.get_or_create_stream(config.clone()).await) };
-            let found = self.answer(create).await?.map_err(unavailable)?;
+            let found = self.answer(create).await?.map_err(no_stream)?;
             check(&config, &found.cached_info().config)?;
         }
         Ok(())
@@ -254,6 +254,20 @@ impl Hub {
     fn lock_lanes(&self) -> MutexGuard<'_, HashMap<Lane, Instant>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Waiting gives an account no right to keep streams. Silence may end: servers of a cluster may still be finding each other.
+fn no_stream(error: CreateStreamError) -> Error {
+    let turn_on = "turn JetStream on in the server, or give the account JetStream limits";
+    match error.kind() {
+        CreateStreamErrorKind::JetStream(answer) if is_off(&answer) => Error::Unusable(format!("{error}: {turn_on}")),
+        CreateStreamErrorKind::JetStreamUnavailable => Error::Unavailable(format!("{error}: {turn_on}")),
+        _ => unavailable(error),
+    }
+}
+
+fn is_off(error: &async_nats::jetstream::Error) -> bool {
+    [ErrorCode::JETSTREAM_NOT_ENABLED, ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT].contains(&error.error_code())
 }
 
 fn is_full(error: &async_nats::jetstream::Error) -> bool {

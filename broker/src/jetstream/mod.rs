@@ -5,7 +5,9 @@
 //! owners of the shards: see `losses`.
 
 mod connection;
+mod credentials;
 mod options;
+mod refusal;
 mod subjects;
 mod wire;
 

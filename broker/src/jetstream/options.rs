@@ -27,10 +27,10 @@ pub struct JetStreamOptions {
 }
 
 /// As whom to connect.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Auth {
-    /// As nobody, or as the URL says.
+    /// As nobody, or as an address says: `nats://user:password@host` or `nats://token@host`, percent-encoded.
     #[default]
     None,
     /// With a file that holds a JWT and an nkey seed.

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
-use outlast_broker::jetstream::{Auth, JetStreamBroker, JetStreamOptions};
+use outlast_broker::jetstream::{JetStreamBroker, JetStreamOptions};
 use outlast_broker::{Broker, Control, Dispatch, Error, Settle};
 use outlast_core::{TagFilter, WorkerId};
 use tokio::sync::watch;
@@ -342,24 +342,6 @@ async fn namespaces_and_addresses_are_checked() {
     }
     let away = JetStreamBroker::connect(JetStreamOptions::new("nats://127.0.0.1:1")).await.err();
     assert!(matches!(away, Some(Error::Unavailable(_))), "{away:?}");
-}
-
-#[tokio::test]
-async fn users_and_tokens_are_shown_to_the_server() {
-    let ways = [
-        (
-            vec!["--user", "me", "--pass", "secret"],
-            Auth::UserPassword { user: "me".to_owned(), password: "secret".to_owned() },
-        ),
-        (vec!["--auth", "secret"], Auth::Token("secret".to_owned())),
-    ];
-    for (arguments, auth) in ways {
-        let server = Server::own_with(&arguments);
-        let refused = JetStreamBroker::connect(server.options("auth")).await.err();
-        assert!(matches!(refused, Some(Error::Unavailable(_))), "{refused:?}");
-        let broker = JetStreamBroker::connect(JetStreamOptions { auth, ..server.options("auth") }).await.unwrap();
-        publish(&broker, item("a", 1)).await;
-    }
 }
 
 #[tokio::test]

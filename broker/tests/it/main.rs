@@ -3,9 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod items;
+mod operator;
 mod server;
 mod world;
 
+mod admission;
 mod conformance;
 mod faults;
 mod rates;

@@ -1,0 +1,131 @@
+//! Who gets into a server. Every server is one of the test's own, set up by a file as operators do.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+
+use nkeys::KeyPair;
+use outlast_broker::Error;
+use outlast_broker::jetstream::{Auth, JetStreamBroker, JetStreamOptions};
+use outlast_core::TagFilter;
+
+use crate::items::{item, key, open, publish, run};
+use crate::operator::{Operator, credentials};
+use crate::server::Server;
+
+/// A server with such a configuration.
+fn configured(directory: &Path, text: &str) -> Server {
+    let path = directory.join("server.conf");
+    fs::write(&path, text).unwrap();
+    Server::own_with(&["-c", path.to_str().unwrap()])
+}
+
+fn with_auth(server: &Server, auth: Auth) -> JetStreamOptions {
+    JetStreamOptions { auth, ..server.options("admission") }
+}
+
+/// A connection is good when an item goes all its way over it.
+async fn works(options: JetStreamOptions) {
+    let shown = format!("{options:?}");
+    let broker = JetStreamBroker::connect(options).await.unwrap_or_else(|error| panic!("{shown}: {error}"));
+    let mut source = open(&broker, "w", TagFilter::DefaultOnly).await;
+    publish(&broker, item("a", 1)).await;
+    assert_eq!(run(&mut source).await, key("a", 1));
+}
+
+/// Waiting would not help, and the text says what does.
+async fn is_refused(options: JetStreamOptions, advice: &str) {
+    let shown = format!("{options:?}");
+    match JetStreamBroker::connect(options).await {
+        Err(Error::Unusable(why)) => assert!(why.contains(advice), "{shown}: {why:?} does not say {advice:?}"),
+        Err(other) => panic!("{shown}: {other:?}"),
+        Ok(_) => panic!("{shown} is let in"),
+    }
+}
+
+fn user_password(user: &str, password: &str) -> Auth {
+    Auth::UserPassword { user: user.to_owned(), password: password.to_owned() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn user_and_password_let_in_by_options_and_by_address() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = configured(directory.path(), r#"authorization { user: "ann", password: "p@ss/:" }"#);
+    works(with_auth(&server, user_password("ann", "p@ss/:"))).await;
+    let mut by_address = server.options("admission");
+    by_address.servers = vec![server.url.replace("nats://", "nats://ann:p%40ss%2F%3A@")];
+    works(by_address.clone()).await;
+    is_refused(with_auth(&server, user_password("ann", "s3cret")), "refuses user \"ann\": check name and password")
+        .await;
+    is_refused(with_auth(&server, Auth::None), "set auth").await;
+    by_address.servers = vec![server.url.replace("nats://", "nats://ann:s3cret@")];
+    is_refused(by_address, "refuses user \"ann\"").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_lets_in() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = configured(directory.path(), r#"authorization { token: "t0ken" }"#);
+    works(with_auth(&server, Auth::Token("t0ken".to_owned()))).await;
+    let mut by_address = server.options("admission");
+    by_address.servers = vec![server.url.replace("nats://", "nats://t0ken@")];
+    works(by_address).await;
+    is_refused(with_auth(&server, Auth::Token("other".to_owned())), "refuses the token").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_nkey_lets_in() {
+    let (directory, user) = (tempfile::tempdir().unwrap(), KeyPair::new_user());
+    let text = format!("authorization {{ users: [ {{ nkey: {} }} ] }}", user.public_key());
+    let server = configured(directory.path(), &text);
+    let seed = user.seed().unwrap();
+    works(with_auth(&server, Auth::NkeySeed(seed.clone()))).await;
+    // As it is read from a file.
+    works(with_auth(&server, Auth::NkeySeed(format!("{seed}\n")))).await;
+    let stranger = KeyPair::new_user().seed().unwrap();
+    is_refused(with_auth(&server, Auth::NkeySeed(stranger)), "add its public key").await;
+    is_refused(with_auth(&server, Auth::NkeySeed("SUnonsense".to_owned())), "seed is not valid").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_credentials_file_lets_in() {
+    let (directory, operator) = (tempfile::tempdir().unwrap(), Operator::new());
+    let config = operator.configure(directory.path(), true);
+    let server = Server::own_with(&["-c", config.to_str().unwrap()]);
+    let with_file = |path: PathBuf| with_auth(&server, Auth::CredentialsFile(path));
+    works(with_file(credentials(&operator.account, directory.path()))).await;
+    let stranger = credentials(&KeyPair::new_account(), directory.path());
+    is_refused(with_file(stranger), "the server knows its account").await;
+    is_refused(with_file(directory.path().join("missing.creds")), "missing.creds cannot be used").await;
+    is_refused(with_file(config), "a user's JWT and nkey seed").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_without_jetstream_is_refused() {
+    let (directory, operator) = (tempfile::tempdir().unwrap(), Operator::new());
+    let config = operator.configure(directory.path(), false);
+    let server = Server::own_with(&["-c", config.to_str().unwrap()]);
+    let file = credentials(&operator.account, directory.path());
+    is_refused(with_auth(&server, Auth::CredentialsFile(file)), "give the account JetStream limits").await;
+}
+
+#[tokio::test]
+async fn an_absent_server_is_waited_for() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let secret = format!("nats://ann:s3cret@127.0.0.1:{port}");
+    let absent = JetStreamBroker::connect(JetStreamOptions::new(&secret)).await.err();
+    let Some(Error::Unavailable(why)) = absent else { panic!("{absent:?}") };
+    assert!(!why.contains("s3cret"), "{why}");
+}
+
+#[test]
+fn secrets_are_not_shown() {
+    let mut options = JetStreamOptions::new("tls://ann:s3cret@nats:4222");
+    options.servers.push("nats://s3cret@nats:4222".to_owned());
+    let all =
+        [Auth::None, user_password("ann", "s3cret"), Auth::Token("s3cret".into()), Auth::NkeySeed("s3cret".into())];
+    for auth in all {
+        let shown = format!("{:?}", JetStreamOptions { auth, ..options.clone() });
+        assert!(!shown.contains("s3cret") && shown.contains("nats:4222"), "{shown}");
+    }
+}
