@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use async_nats::rustls::ClientConfig;
 use async_nats::{Client, ConnectOptions, Event};
 use tokio::sync::watch;
 
 use super::credentials::{self, Destination};
 use super::options::{JetStreamOptions, Tls};
 use super::refusal::refusal;
+use super::tls;
 use crate::Error;
 
 /// Oldest server that has all that is used here.
@@ -37,7 +39,11 @@ pub(crate) async fn connect(options: &JetStreamOptions) -> Result<(Client, watch
     };
     let Destination { addresses, auth } = Destination::of(options)?;
     let settings = credentials::apply(&auth, settings(options)).await?;
-    let settings = encrypted(settings, &options.tls);
+    let settings = if tls::is_demanded(&options.tls, &addresses) {
+        settings.require_tls(true).tls_client_config(client_config(&options.tls).await?)
+    } else {
+        settings
+    };
     let client = tokio::time::timeout(CONNECT_TIMEOUT, settings.event_callback(events).connect(addresses))
         .await
         .map_err(|_| Error::Unavailable("no server answered in time".to_owned()))?
@@ -49,14 +55,10 @@ pub(crate) async fn connect(options: &JetStreamOptions) -> Result<(Client, watch
     Ok((client, watch))
 }
 
-fn encrypted(settings: ConnectOptions, tls: &Tls) -> ConnectOptions {
-    let settings = if tls.required { settings.require_tls(true) } else { settings };
-    let trusting =
-        tls.root_certificates.iter().fold(settings, |settings, path| settings.add_root_certificates(path.clone()));
-    match &tls.client_certificate {
-        Some(files) => trusting.add_client_certificate(files.certificate.clone(), files.key.clone()),
-        None => trusting,
-    }
+async fn client_config(tls: &Tls) -> Result<ClientConfig, Error> {
+    let tls = tls.clone();
+    let read = tokio::task::spawn_blocking(move || tls::client_config(&tls)).await;
+    read.map_err(|error| Error::Unavailable(format!("the certificates were not read: {error}")))?
 }
 
 fn settings(options: &JetStreamOptions) -> ConnectOptions {

@@ -9,6 +9,7 @@ mod credentials;
 mod options;
 mod refusal;
 mod subjects;
+mod tls;
 mod wire;
 
 mod hub;

@@ -7,7 +7,7 @@ use std::time::Duration;
 /// How to reach a NATS server, and what to keep there.
 #[derive(Clone)]
 pub struct JetStreamOptions {
-    /// Addresses of the servers, for example `nats://127.0.0.1:4222`; `tls://` demands encryption.
+    /// Addresses of the servers, for example `nats://127.0.0.1:4222`; one `tls://` among them demands encryption of all.
     pub servers: Vec<String>,
     /// Keeps deployments apart that share servers: 1 to 64 letters, digits, `_` and `-`.
     pub namespace: String,
@@ -51,9 +51,9 @@ pub enum Auth {
 /// How connections are encrypted; rustls does it.
 #[derive(Clone, Debug, Default)]
 pub struct Tls {
-    /// Refuse servers that do not offer it.
+    /// Refuse servers that do not offer it; whoever names certificates here refuses them too.
     pub required: bool,
-    /// PEM files of authorities to trust beside those of the system.
+    /// PEM files of the authorities to trust; without any, those of the system.
     pub root_certificates: Vec<PathBuf>,
     /// PEM files of this client's certificate and key.
     pub client_certificate: Option<ClientCertificate>,

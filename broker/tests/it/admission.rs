@@ -1,4 +1,4 @@
-//! Who gets into a server. Every server is one of the test's own, set up by a file as operators do.
+//! Who gets into a server and whom a client trusts. Every server is one of the test's own, set up by a file as operators do.
 
 use std::fs;
 use std::net::TcpListener;
@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use nkeys::KeyPair;
 use outlast_broker::Error;
-use outlast_broker::jetstream::{Auth, JetStreamBroker, JetStreamOptions};
+use outlast_broker::jetstream::{Auth, JetStreamBroker, JetStreamOptions, Tls};
 use outlast_core::TagFilter;
 
+use crate::authority::Authority;
 use crate::items::{item, key, open, publish, run};
 use crate::operator::{Operator, credentials};
 use crate::server::Server;
@@ -20,8 +21,22 @@ fn configured(directory: &Path, text: &str) -> Server {
     Server::own_with(&["-c", path.to_str().unwrap()])
 }
 
+/// What a server's file says of its certificate.
+fn certified(authority: &Authority, host: &str, more: &str) -> String {
+    let files = authority.certify(host);
+    format!("tls {{ cert_file: {:?}, key_file: {:?}, timeout: 5, {more} }}\n", files.certificate, files.key)
+}
+
+fn trusting(authority: &Authority) -> Tls {
+    Tls { root_certificates: vec![authority.root()], ..Tls::default() }
+}
+
 fn with_auth(server: &Server, auth: Auth) -> JetStreamOptions {
     JetStreamOptions { auth, ..server.options("admission") }
+}
+
+fn with_tls(server: &Server, tls: Tls) -> JetStreamOptions {
+    JetStreamOptions { tls, ..server.options("admission") }
 }
 
 /// A connection is good when an item goes all its way over it.
@@ -107,6 +122,71 @@ async fn an_account_without_jetstream_is_refused() {
     let server = Server::own_with(&["-c", config.to_str().unwrap()]);
     let file = credentials(&operator.account, directory.path());
     is_refused(with_auth(&server, Auth::CredentialsFile(file)), "give the account JetStream limits").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_of_a_trusted_authority_is_taken_and_no_other() {
+    let (authority, other) = (Authority::new("ours"), Authority::new("other"));
+    let server = configured(authority.path(), &certified(&authority, "127.0.0.1", ""));
+    works(with_tls(&server, trusting(&authority))).await;
+    // Each of several files counts.
+    let both = Tls { root_certificates: vec![authority.root(), other.root()], ..Tls::default() };
+    works(with_tls(&server, both)).await;
+    let mut by_address = with_tls(&server, trusting(&authority));
+    by_address.servers = vec![server.url.replace("nats://", "tls://")];
+    works(by_address).await;
+    is_refused(with_tls(&server, trusting(&other)), "name the file of the authority").await;
+    // This server demands TLS of a client that does not.
+    is_refused(with_tls(&server, Tls::default()), "name the file of the authority").await;
+    is_refused(with_tls(&server, Tls { required: true, ..Tls::default() }), "tls.root_certificates").await;
+    let missing = Tls { root_certificates: vec!["/nowhere/ca.pem".into()], ..Tls::default() };
+    is_refused(with_tls(&server, missing), "/nowhere/ca.pem cannot be used").await;
+    let no_certificate = Tls { root_certificates: vec![authority.path().join("server.conf")], ..Tls::default() };
+    is_refused(with_tls(&server, no_certificate), "it holds none").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_for_another_host_is_refused() {
+    let authority = Authority::new("ours");
+    let server = configured(authority.path(), &certified(&authority, "nats.example", ""));
+    is_refused(with_tls(&server, trusting(&authority)), "connect by a name that the server's certificate holds").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_tls_is_refused_when_tls_is_demanded() {
+    let (server, authority) = (Server::own(), Authority::new("ours"));
+    let turn_on = "the server does not offer TLS";
+    // Certificates alone demand it: otherwise whoever sits between could switch it off unseen.
+    is_refused(with_tls(&server, trusting(&authority)), turn_on).await;
+    is_refused(with_tls(&server, Tls { required: true, ..trusting(&authority) }), turn_on).await;
+    let mut by_address = server.options("admission");
+    by_address.servers = vec![server.url.replace("nats://", "tls://")];
+    is_refused(by_address, turn_on).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_asks_for_a_client_certificate_is_given_one() {
+    let (authority, other) = (Authority::new("ours"), Authority::new("other"));
+    let verify = format!("ca_file: {:?}, verify: true", authority.root());
+    let server = configured(authority.path(), &certified(&authority, "127.0.0.1", &verify));
+    let showing = |files| Tls { client_certificate: Some(files), ..trusting(&authority) };
+    works(with_tls(&server, showing(authority.certify("worker")))).await;
+    let advice = "in tls.client_certificate";
+    is_refused(with_tls(&server, trusting(&authority)), advice).await;
+    is_refused(with_tls(&server, showing(other.certify("worker"))), advice).await;
+    let mut mixed = authority.certify("one");
+    mixed.key = authority.certify("two").key;
+    is_refused(with_tls(&server, showing(mixed)), "do not belong together").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_travel_encrypted_when_both_are_asked_for() {
+    let authority = Authority::new("ours");
+    let text = certified(&authority, "127.0.0.1", "") + r#"authorization { user: "ann", password: "pass" }"#;
+    let server = configured(authority.path(), &text);
+    let options = JetStreamOptions { tls: trusting(&authority), ..with_auth(&server, user_password("ann", "pass")) };
+    works(options.clone()).await;
+    is_refused(JetStreamOptions { auth: user_password("ann", "other"), ..options }, "check name and password").await;
 }
 
 #[tokio::test]
