@@ -1,7 +1,7 @@
 //! Connections: one for commits, one for leases, a pool for the rest; every use of one has a time limit.
 
 use std::borrow::Cow;
-use std::str::FromStr;
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use outlast_core::{InstanceId, Millis};
@@ -10,13 +10,16 @@ use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions};
 use sqlx::query::Query;
 use sqlx::{PgPool, Postgres};
 
-use super::{PostgresOptions, schema};
+use super::{PostgresOptions, address, schema};
 use crate::Error;
 
 /// Longest time for one statement, connecting included. Beyond it the connection is given up, as over a cut network.
 const STATEMENT_MAX: Duration = Duration::from_secs(15);
 /// The oldest server that is known to work.
 const SERVER_VERSION_MIN: u32 = 150_000;
+/// What a failure of TLS can come from.
+const CHECK_TLS: &str = "check that the server offers TLS, that sslrootcert holds the authority of its certificate, that the \
+                         certificate holds the host name of the URL, and sslcert and sslkey";
 /// Prepared statements that a connection keeps.
 const STATEMENTS: usize = 256;
 
@@ -107,16 +110,11 @@ impl From<Failure> for Error {
 
 pub(super) async fn open(url: &str, options: &PostgresOptions) -> Result<Opened, Error> {
     schema::check_name(&options.schema)?;
-    let unusable = |error: sqlx::Error| Error::Unusable(format!("the Postgres URL is not valid: {error}"));
-    let base = PgConnectOptions::from_str(url)
-        .map_err(unusable)?
-        .application_name("outlast")
-        .statement_cache_capacity(STATEMENTS)
-        .options([
-            ("search_path", options.schema.as_str()),
-            ("jit", "off"),
-            ("default_transaction_isolation", "read committed"),
-        ]);
+    let base = address::parse(url)?.application_name("outlast").statement_cache_capacity(STATEMENTS).options([
+        ("search_path", options.schema.as_str()),
+        ("jit", "off"),
+        ("default_transaction_isolation", "read committed"),
+    ]);
     // Plans are made once, perhaps while a table is still small; by index they stay right when it has grown.
     let by_index = base.clone().options([
         ("enable_seqscan", "off"),
@@ -171,14 +169,21 @@ pub(super) fn code_of(error: &sqlx::Error) -> Option<Cow<'_, str>> {
 
 /// What a failed statement means for the caller.
 pub(super) fn sql_error(error: sqlx::Error) -> Error {
-    match code_of(&error).as_deref() {
-        Some("42501") => Error::Forbidden(error.to_string()),
-        Some("28P01" | "28000" | "3D000") => {
-            Error::Unusable(format!("Postgres refuses: {error}: check user, password, database and grants"))
-        }
-        Some("42P01" | "42883" | "3F000") => {
+    match (code_of(&error).as_deref(), &error) {
+        (Some("42501"), _) => Error::Forbidden(error.to_string()),
+        (Some("28P01" | "28000" | "3D000"), _) => Error::Unusable(format!(
+            "Postgres refuses: {error}: check user, password, client certificate, database and grants"
+        )),
+        (Some("42P01" | "42883" | "3F000"), _) => {
             Error::Unusable(format!("the schema is not up to date: {error}: run the migration first"))
         }
+        (None, sqlx::Error::Tls(_) | sqlx::Error::Configuration(_)) => Error::Unusable(format!("{error}: {CHECK_TLS}")),
+        (None, sqlx::Error::Io(failed)) if failed.kind() == ErrorKind::InvalidData => {
+            Error::Unusable(format!("TLS with Postgres failed ({failed}): {CHECK_TLS}"))
+        }
+        (None, sqlx::Error::PoolTimedOut) => Error::Unavailable(
+            "no connection to Postgres came about in time: the server is away, or all connections are taken".to_owned(),
+        ),
         _ => Error::Unavailable(error.to_string()),
     }
 }

@@ -3,6 +3,7 @@
 //! Whatever belongs to one durable step is one call of a function in the database (`sql/001_functions.sql`): one round trip,
 //! and never a transaction that waits for a client.
 
+mod address;
 mod batch;
 mod calls;
 mod clock;

@@ -2,8 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod authority;
 mod fixture;
+mod server;
 
+mod admission;
 mod calls;
 mod commits;
 mod fences;

@@ -1,0 +1,41 @@
+//! The URL of a database, and what can be said of it before a connection is made.
+
+use std::fs::File;
+use std::str::FromStr as _;
+
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use url::Url;
+
+use crate::Error;
+
+/// Parses the URL and tries the files that it names.
+pub(super) fn parse(text: &str) -> Result<PgConnectOptions, Error> {
+    let options = PgConnectOptions::from_str(text).map_err(|error| not_valid(&error))?;
+    let url = Url::parse(text).map_err(|error| not_valid(&error))?;
+    for (name, value) in url.query_pairs() {
+        let is_root = matches!(&*name, "sslrootcert" | "ssl-root-cert" | "ssl-ca");
+        let is_file = is_root || matches!(&*name, "sslcert" | "ssl-cert" | "sslkey" | "ssl-key");
+        // The text of a certificate may stand in the place of its path.
+        if is_file && !value.trim_start().starts_with("-----BEGIN") {
+            File::open(&*value).map_err(|error| {
+                Error::Unusable(format!(
+                    "{name}={value} of the Postgres URL cannot be read: {error}: check path and rights"
+                ))
+            })?;
+        }
+        // Whoever names an authority wants the server checked; the other modes would take any server without a word.
+        if is_root && !matches!(options.get_ssl_mode(), PgSslMode::VerifyCa | PgSslMode::VerifyFull) {
+            return Err(Error::Unusable(format!(
+                "the Postgres URL names {name}, which counts only with sslmode=verify-full (or verify-ca): add it"
+            )));
+        }
+    }
+    Ok(options)
+}
+
+/// Says nothing of the URL itself, which may hold a password.
+fn not_valid(error: &dyn std::error::Error) -> Error {
+    Error::Unusable(format!(
+        "the Postgres URL is not valid: {error}: write it like postgres://user:password@host/database"
+    ))
+}
