@@ -10,13 +10,11 @@ use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions};
 use sqlx::query::Query;
 use sqlx::{PgPool, Postgres};
 
-use super::{PostgresOptions, address, schema};
+use super::{PostgresOptions, address, checks, schema};
 use crate::Error;
 
 /// Longest time for one statement, connecting included. Beyond it the connection is given up, as over a cut network.
 const STATEMENT_MAX: Duration = Duration::from_secs(15);
-/// The oldest server that is known to work.
-const SERVER_VERSION_MIN: u32 = 150_000;
 /// What a failure of TLS can come from.
 const CHECK_TLS: &str = "check that the server offers TLS, that sslrootcert holds the authority of its certificate, that the \
                          certificate holds the host name of the URL, and sslcert and sslkey";
@@ -127,39 +125,10 @@ pub(super) async fn open(url: &str, options: &PostgresOptions) -> Result<Opened,
         leases: Pool::new(base, 1, options.lease),
         general: Pool::new(by_index, options.connections.max(1), STATEMENT_MAX),
     };
-    check_server(&pools.general).await?;
+    checks::check_settings(&pools.general).await?;
     let shards = schema::prepare(&pools.general, options).await?;
-    let now = pools.general.run(|db| {
-        Box::pin(async move { Ok(sqlx::query_scalar::<_, i64>("SELECT now_ms()").fetch_one(&mut **db).await?) })
-    });
-    let now = Millis(now.await?.cast_unsigned());
+    let now = checks::check_clock(&pools.general, options).await?;
     Ok(Opened { pools, shards, now })
-}
-
-/// Refuses a server that is too old or that would lose what it has acknowledged.
-async fn check_server(pool: &Pool) -> Result<(), Error> {
-    let sql = "SELECT name, setting FROM pg_settings \
-               WHERE name IN ('server_version_num', 'fsync', 'full_page_writes', 'synchronous_commit')";
-    let settings = pool
-        .run(|db| Box::pin(async move { Ok(sqlx::query_as::<_, (String, String)>(sql).fetch_all(&mut **db).await?) }));
-    for (name, setting) in settings.await? {
-        match (name.as_str(), setting.as_str()) {
-            ("server_version_num", version) if version.parse().unwrap_or(0) < SERVER_VERSION_MIN => {
-                return Err(Error::Unusable(format!("the Postgres server has version {version}: use 15 or newer")));
-            }
-            ("fsync" | "synchronous_commit", "off") => {
-                return Err(Error::Unusable(format!(
-                    "the Postgres server runs with {name} = off and would lose acknowledged work: set it to on"
-                )));
-            }
-            ("full_page_writes", "off") => tracing::warn!(
-                target: "outlast::storage",
-                "Postgres runs with full_page_writes = off: a power failure may damage it"
-            ),
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 /// The SQLSTATE of a failed statement; `None` when the database did not answer.

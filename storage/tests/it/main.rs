@@ -8,6 +8,7 @@ mod server;
 
 mod admission;
 mod calls;
+mod clocks;
 mod commits;
 mod fences;
 mod leases;
