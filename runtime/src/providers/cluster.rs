@@ -1,5 +1,6 @@
 //! Cluster: Postgres holds everything durable, NATS JetStream carries it to workers on any machine.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,9 +21,10 @@ pub struct ClusterProvider {
 }
 
 /// Where a cluster's servers are, and how they are used.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ClusterOptions {
-    /// `postgres://user:password@host/database`; `?sslmode=verify-full&sslrootcert=...` for TLS.
+    /// `postgres://user:password@host/database`; `?sslmode=verify-full&sslrootcert=FILE` for TLS with a private authority,
+    /// and `&sslcert=FILE&sslkey=FILE` for a client certificate.
     pub postgres_url: String,
     /// Schema, lease, shards, connections.
     pub postgres: PostgresOptions,
@@ -87,6 +89,29 @@ impl ClusterProvider {
     }
 }
 
+impl fmt::Debug for ClusterOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClusterOptions")
+            .field("postgres_url", &without_secrets(&self.postgres_url))
+            .field("postgres", &self.postgres)
+            .field("nats", &self.nats)
+            .finish()
+    }
+}
+
+/// Host and database of a URL. Before the `@` and behind the `?` may stand a password; of what is no URL nothing is shown.
+fn without_secrets(url: &str) -> String {
+    let (head, query) = url.split_once('?').unwrap_or((url, ""));
+    match head.split_once("://") {
+        Some((scheme, rest)) if !query.contains('@') => {
+            let place = rest.rsplit_once('@').map_or_else(|| rest.to_owned(), |(_, place)| format!("***@{place}"));
+            let query = if query.is_empty() { "" } else { "?***" };
+            format!("{scheme}://{place}{query}")
+        }
+        _ => "***".to_owned(),
+    }
+}
+
 #[async_trait]
 impl Provider for ClusterProvider {
     fn store(&self) -> Arc<dyn Store> {
@@ -95,5 +120,27 @@ impl Provider for ClusterProvider {
 
     fn broker(&self) -> Arc<dyn Broker> {
         self.broker.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ClusterOptions;
+
+    #[test]
+    fn passwords_are_not_shown() {
+        for (url, shown) in [
+            ("postgres://ann:s3cret@db:5432/outlast", "postgres://***@db:5432/outlast"),
+            ("postgres://ann:s3@cret@db/outlast?sslmode=require", "postgres://***@db/outlast?***"),
+            ("postgres://db/outlast?user=ann&password=s3cret", "postgres://db/outlast?***"),
+            ("postgres://db/outlast?password=s3@cret", "***"),
+            ("postgres://ann:s3?cret@db/outlast", "***"),
+            ("host=db password=s3cret", "***"),
+            ("postgres://db/outlast", "postgres://db/outlast"),
+        ] {
+            let text = format!("{:?}", ClusterOptions::new(url, "nats://ann:s3cret@nats:4222"));
+            assert!(text.contains(&format!("postgres_url: {shown:?},")), "{text}");
+            assert!(!text.contains("cret"), "{text}");
+        }
     }
 }
