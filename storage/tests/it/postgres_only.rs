@@ -221,10 +221,27 @@ async fn roles_have_what_they_need_and_no_more() {
     let taken = worker.acquire(&outlast_core::NodeId::new("worker"), &[ShardId(0)]).await;
     assert!(matches!(taken, Err(Error::Forbidden(_))));
     let mut db = granted.database.open().await;
-    for role in [&roles.runtime, &roles.retention] {
-        for sql in ["UPDATE history SET at = 0", "DELETE FROM history", "CREATE TABLE more (x int)"] {
+    let histories = ["UPDATE history SET at = 0", "DELETE FROM history", "CREATE TABLE more (x int)"];
+    let others = [
+        "UPDATE nodes SET lease_until = 0",
+        "DELETE FROM nodes",
+        "UPDATE shards SET epoch = epoch + 1",
+        "DELETE FROM inbox",
+        "INSERT INTO inbox (shard, instance, message_id, data) VALUES (0, 'a', 'x', '')",
+        "UPDATE instances SET status = 'Failed'",
+    ];
+    for (role, refused) in [
+        (&roles.runtime, &histories[..]),
+        (&roles.retention, &histories[..]),
+        (&roles.worker, &histories[..]),
+        (&roles.worker, &others[..]),
+        (&roles.client, &histories[..]),
+        (&roles.client, &others[..4]),
+        (&roles.client, &others[5..]),
+    ] {
+        for sql in refused {
             db.execute(sqlx::AssertSqlSafe(format!("SET ROLE {role}"))).await.unwrap();
-            let refused = db.execute(sql).await;
+            let refused = db.execute(*sql).await;
             assert!(refused.is_err(), "{role} may {sql}");
         }
     }

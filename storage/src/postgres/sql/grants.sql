@@ -10,12 +10,11 @@ GRANT INSERT ON history TO {runtime};
 GRANT INSERT, UPDATE ON instances TO {runtime};
 GRANT UPDATE ON shards TO {runtime};
 GRANT INSERT, UPDATE, DELETE ON inbox, kv, heartbeats, nodes, sessions, shortages TO {runtime};
-GRANT EXECUTE ON FUNCTION commit_turns, start_instances, begin_instances, send_messages, replace_instance, renew_node, acquire_shards,
-    release_shards, leave, forget_dead_nodes, report_shortages, claim_session TO {runtime};
+GRANT EXECUTE ON FUNCTION commit_turns, start_instances, begin_instances, send_messages, replace_instance, renew_node,
+    acquire_shards, release_shards, leave, forget_dead_nodes, report_shortages, claim_session TO {runtime};
 
--- Workers: their own node, sessions, heartbeats, and large results as messages.
-GRANT INSERT, UPDATE, DELETE ON nodes, sessions, heartbeats TO {worker};
-GRANT INSERT ON inbox TO {worker};
+-- Workers: sessions and heartbeats; nodes and large results, as messages, by these functions alone.
+GRANT INSERT, UPDATE, DELETE ON sessions, heartbeats TO {worker};
 GRANT EXECUTE ON FUNCTION renew_node, leave, claim_session, send_messages, report_shortages TO {worker};
 
 -- Clients: new instances and messages.
@@ -24,7 +23,12 @@ GRANT EXECUTE ON FUNCTION start_instances, begin_instances, send_messages, repla
 
 -- Retention: deletes, by these functions alone.
 GRANT EXECUTE ON FUNCTION delete_tree, prune_instance TO {retention};
-ALTER FUNCTION delete_tree SECURITY DEFINER SET search_path = {schema};
-ALTER FUNCTION prune_instance SECURITY DEFINER SET search_path = {schema};
-ALTER FUNCTION replace_instance SECURITY DEFINER SET search_path = {schema};
-ALTER FUNCTION leave SECURITY DEFINER SET search_path = {schema};
+
+-- What does more than its caller may do by itself. Temporary tables come last: a caller must not put its own in the place of ours.
+ALTER FUNCTION delete_tree SECURITY DEFINER SET search_path = {schema}, pg_temp;
+ALTER FUNCTION prune_instance SECURITY DEFINER SET search_path = {schema}, pg_temp;
+ALTER FUNCTION replace_instance SECURITY DEFINER SET search_path = {schema}, pg_temp;
+ALTER FUNCTION renew_node SECURITY DEFINER SET search_path = {schema}, pg_temp;
+ALTER FUNCTION send_messages SECURITY DEFINER SET search_path = {schema}, pg_temp;
+ALTER FUNCTION report_shortages SECURITY DEFINER SET search_path = {schema}, pg_temp;
+ALTER FUNCTION leave SECURITY DEFINER SET search_path = {schema}, pg_temp;
