@@ -29,11 +29,11 @@ impl StartSpan {
         }
         let tracer = global::tracer("outlast");
         let span: BoxedSpan = tracer
-            .span_builder("start orchestration")
+            .span_builder(format!("start orchestration {}", start.orchestration))
             .with_kind(SpanKind::Producer)
             .with_attributes([
-                KeyValue::new("instance", start.instance.clone()),
-                KeyValue::new("orchestration", start.orchestration.clone()),
+                KeyValue::new("outlast.instance", start.instance.clone()),
+                KeyValue::new("outlast.orchestration", start.orchestration.clone()),
             ])
             .start_with_context(&tracer, &current());
         // A process without tracer keeps the caller's context here.

@@ -31,7 +31,7 @@ pub(crate) async fn run(
         return settle(instead);
     }
     let item = Arc::new(item);
-    crate::meter::begun(&item, queued_ms);
+    crate::meter::begun(&item, queued_ms, redelivered);
     let started = Instant::now();
     let result = match worker.activities.resolve_handler(&item.name) {
         None => {

@@ -33,10 +33,10 @@ pub(crate) async fn execute(
         worker = %worker.id,
         attempt = item.attempt,
     );
-    crate::spans::join(&span, item.traceparent.as_deref());
+    let attempt = crate::spans::attempt(item, &worker.id);
     let input = item.input.clone();
     // The closure itself may panic before it returns its future, so it is called inside the task.
-    let task = tokio::spawn(async move { handler(context, input).await }.instrument(span));
+    let task = tokio::spawn(async move { handler(context, input).await }.instrument(attempt.clone()).instrument(span));
     let abort = AbortOnDrop(task.abort_handle());
     let grace = worker.options.activity_cancellation_grace_period;
     let timeouts = item.timeouts.or(worker.activities.timeouts(&item.name));
@@ -62,6 +62,7 @@ pub(crate) async fn execute(
         }
         () = keeping => unreachable!("heartbeats are kept for ever"),
     };
+    crate::spans::attempt_ended(&attempt, &outcome);
     if outcome.is_err() {
         heartbeat.save(worker, item).await;
     }

@@ -45,38 +45,46 @@ mod on {
         shard_moves: Counter<u64>,
     }
 
-    /// Makes the instruments. Names are those that Prometheus sees; `deploy/README.md` lists them.
+    /// Makes the instruments. Names and units are OpenTelemetry's; Prometheus sees `outlast.commit.duration` in `s` as
+    /// `outlast_commit_duration_seconds`. `deploy/README.md` lists them as Prometheus does.
     pub(crate) fn install(meter: &Meter) {
-        let counter = |name, about| meter.u64_counter(name).with_description(about).build();
+        let counter = |name, unit, about| meter.u64_counter(name).with_unit(unit).with_description(about).build();
         let seconds = |name, about, bounds: &[f64]| {
             meter.f64_histogram(name).with_description(about).with_unit("s").with_boundaries(bounds.to_vec()).build()
         };
         let instruments = Instruments {
-            turns: counter("outlast_turns_total", "turns committed"),
+            turns: counter("outlast.turns", "{turn}", "turns committed"),
             group_size: meter
-                .u64_histogram("outlast_commit_group_size")
+                .u64_histogram("outlast.commit.group_size")
+                .with_unit("{turn}")
                 .with_description("turns in one commit")
                 .with_boundaries(GROUP_BOUNDS.to_vec())
                 .build(),
-            commit_seconds: seconds("outlast_commit_seconds", "until a group is durable", &COMMIT_BOUNDS),
-            dispatched: counter("outlast_activities_dispatched_total", "items handed to the broker for the first time"),
-            queue_wait: seconds("outlast_queue_wait_seconds", "until a worker begins an item", &WORK_BOUNDS),
-            activity_seconds: seconds("outlast_activity_seconds", "user code of one attempt", &WORK_BOUNDS),
-            retries: counter("outlast_activity_retries_total", "attempts that a retry policy asked for"),
-            redispatches: counter("outlast_redispatches_total", "items offered again"),
-            shard_moves: counter("outlast_shard_moves_total", "shards that this node took over"),
+            commit_seconds: seconds("outlast.commit.duration", "until a group is durable", &COMMIT_BOUNDS),
+            dispatched: counter("outlast.activities.dispatched", "{item}", "items handed out for the first time"),
+            queue_wait: seconds("outlast.queue_wait", "until a worker begins an item", &WORK_BOUNDS),
+            activity_seconds: seconds("outlast.activity.duration", "user code of one attempt", &WORK_BOUNDS),
+            retries: counter("outlast.activity.retries", "{attempt}", "attempts that a retry policy asked for"),
+            redispatches: counter("outlast.redispatches", "{item}", "items handed out again"),
+            shard_moves: counter("outlast.shard.moves", "{shard}", "shards that this node took over"),
         };
+        // What has no label is there from the beginning: the first increment is one that a rate sees.
+        instruments.turns.add(0, &[]);
+        instruments.shard_moves.add(0, &[]);
         // Two gauges live as long as the meter's provider; nothing else holds them.
-        let gauge = |name, about, read: fn(&Node) -> usize| {
+        let gauge = |name, unit, about, read: fn(&Node) -> usize| {
             let sum = move || nodes().iter().map(|node| read(node) as u64).sum();
             meter
                 .u64_observable_gauge(name)
+                .with_unit(unit)
                 .with_description(about)
                 .with_callback(move |seen| seen.observe(sum(), &[]))
                 .build()
         };
-        let _warm = gauge("outlast_warm_instances", "instances with an actor in memory", Node::warm_count);
-        let _depth = gauge("outlast_mailbox_depth", "messages that wait in all mailboxes", Node::mailbox_depth);
+        let _warm =
+            gauge("outlast.warm_instances", "{instance}", "instances with an actor in memory", Node::warm_count);
+        let _depth =
+            gauge("outlast.mailbox.depth", "{message}", "messages that wait in all mailboxes", Node::mailbox_depth);
         let _first = INSTRUMENTS.set(instruments);
     }
 
@@ -137,15 +145,17 @@ mod on {
         }
     }
 
-    /// These were offered again.
+    /// These were handed out again: by their owner, or by the broker to the worker that counts it.
     pub(crate) fn redispatched(items: &[ActivityItem]) {
         let Some(instruments) = INSTRUMENTS.get() else { return };
         items.iter().for_each(|item| instruments.redispatches.add(1, &tag(item)));
     }
 
-    /// A worker begins an item.
-    pub(crate) fn begun(item: &ActivityItem, queued_ms: u64) {
-        if let Some(instruments) = INSTRUMENTS.get() {
+    /// A worker begins an item; one that another worker had begun has waited for more than a worker.
+    pub(crate) fn begun(item: &ActivityItem, queued_ms: u64, redelivered: bool) {
+        if redelivered {
+            redispatched(std::slice::from_ref(item));
+        } else if let Some(instruments) = INSTRUMENTS.get() {
             instruments.queue_wait.record(Duration::from_millis(queued_ms).as_secs_f64(), &tag(item));
         }
     }
@@ -192,7 +202,7 @@ mod off {
 
     pub(crate) fn redispatched(_: &[ActivityItem]) {}
 
-    pub(crate) fn begun(_: &ActivityItem, _: u64) {}
+    pub(crate) fn begun(_: &ActivityItem, _: u64, _: bool) {}
 
     pub(crate) fn ran(_: &ActivityItem, _: Duration) {}
 

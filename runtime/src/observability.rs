@@ -14,6 +14,9 @@ pub(crate) const ORCHESTRATION: &str = "outlast::orchestration";
 pub(crate) const ACTIVITY: &str = "outlast::activity";
 /// Target of what the runtime itself logs.
 pub(crate) const RUNTIME: &str = "outlast::runtime";
+/// Target of spans that are exported and stand in no log line.
+#[cfg(feature = "telemetry")]
+pub(crate) const TRACE: &str = "outlast::trace";
 
 /// The form of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,6 +73,9 @@ impl ObservabilityConfig {
     {
         let filter = tracing_subscriber::EnvFilter::try_from_default_env()
             .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(self.default_filter()));
+        #[cfg(feature = "telemetry")]
+        let filter =
+            filter.add_directive(format!("{TRACE}=off").parse().expect("a directive like those of the filter"));
         let terminal = std::io::stderr().is_terminal();
         let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(terminal);
         match self.log_format {

@@ -224,7 +224,8 @@ impl Runtime {
 
     /// Whether this node can be given work now, as far as it knows.
     pub fn readiness(&self) -> Result<(), crate::NotReady> {
-        self.node.readiness()
+        // The last node keeps its shards while its activities end, and takes no new ones all the same.
+        if self.worker.draining.is_cancelled() { Err(crate::NotReady::Stopping) } else { self.node.readiness() }
     }
 
     /// Counts since the start.

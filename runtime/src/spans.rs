@@ -1,12 +1,14 @@
 //! The spans of an instance's trace. Without the feature `telemetry` there are none, and the calls vanish.
 //!
 //! ```text
-//! start orchestration        the client; its context is the start event's `traceparent`
-//! └─ orchestration turn      a turn that was committed; a replay makes none
-//!    └─ activity             an attempt; its item carries the context of the turn that scheduled it
+//! start orchestration Order      the client; its context is the start event's `traceparent`
+//! └─ orchestration turn Order    a turn that goes to commit, an error if that fails; a replay makes none
+//!    ├─ activity Charge          an attempt; its item carries the context of the turn that scheduled it
+//!    └─ orchestration turn Ship  a child's; its start event carries the context of the turn that scheduled it
 //! ```
 //!
-//! An item that is handed out again after its turn's process has ended carries the context of the start event.
+//! An item that is handed out again after its turn's process has ended carries the context of the start event. Attributes
+//! are `outlast.*`. An instance that was started without a context has no spans.
 
 #[cfg(feature = "telemetry")]
 pub(crate) use self::on::*;
@@ -22,11 +24,12 @@ mod on {
     use opentelemetry::trace::{Span, Status, TraceContextExt, Tracer};
     use opentelemetry::{Context, KeyValue, global};
     use outlast_client::trace::traceparent;
-    use outlast_core::{Effect, EventKind, MessageKind, Turn};
+    use outlast_core::{ActivityItem, ActivityOutcome, Effect, EventKind, MessageKind, Turn, WorkerId};
     use outlast_storage::Loaded;
     use tracing_opentelemetry::OpenTelemetrySpanExt;
 
     use crate::dispatch::Shown;
+    use crate::observability::TRACE;
 
     /// The trace that an instance belongs to.
     #[derive(Default)]
@@ -59,13 +62,13 @@ mod on {
             let (Some(parent), Some(begun)) = (&self.parent, self.begun) else { return TurnSpan(None) };
             let tracer = global::tracer("outlast");
             let span = tracer
-                .span_builder("orchestration turn")
+                .span_builder(format!("orchestration turn {}", shown.orchestration))
                 .with_start_time(begun)
                 .with_attributes([
-                    KeyValue::new("instance", shown.instance.to_string()),
-                    KeyValue::new("execution", i64::try_from(shown.execution.0).unwrap_or(i64::MAX)),
-                    KeyValue::new("orchestration", shown.orchestration.clone()),
-                    KeyValue::new("events", i64::try_from(turn.events.len()).unwrap_or(i64::MAX)),
+                    KeyValue::new("outlast.instance", shown.instance.to_string()),
+                    KeyValue::new("outlast.execution", i64::try_from(shown.execution.0).unwrap_or(i64::MAX)),
+                    KeyValue::new("outlast.orchestration", shown.orchestration.clone()),
+                    KeyValue::new("outlast.events", i64::try_from(turn.events.len()).unwrap_or(i64::MAX)),
                 ])
                 .start_with_context(&tracer, parent);
             if !span.span_context().is_valid() {
@@ -105,11 +108,31 @@ mod on {
         }
     }
 
-    /// Makes the span of an attempt a part of its instance's trace.
-    pub(crate) fn join(span: &tracing::Span, traceparent: Option<&str>) {
-        if let Some(parent) = traceparent.and_then(context) {
-            // A span that no layer exports has no parent either.
-            let _unexported = span.set_parent(parent);
+    /// The span of an attempt; what user code makes inside belongs to it. Log lines have one of their own.
+    pub(crate) fn attempt(item: &ActivityItem, worker: &WorkerId) -> tracing::Span {
+        let Some(parent) = item.traceparent.as_deref().and_then(context) else { return tracing::Span::none() };
+        let span = tracing::info_span!(
+            target: TRACE,
+            "activity",
+            otel.name = format!("activity {}", item.name),
+            otel.kind = "consumer",
+            outlast.instance = %item.key.instance,
+            outlast.execution = item.key.execution.0,
+            outlast.orchestration = %item.orchestration,
+            outlast.activity = %item.name,
+            outlast.tag = item.tag.as_deref(),
+            outlast.worker = %worker,
+            outlast.attempt = item.attempt,
+        );
+        // A span that no layer exports has no parent either.
+        let _unexported = span.set_parent(parent);
+        span
+    }
+
+    /// The attempt of this span has ended.
+    pub(crate) fn attempt_ended(span: &tracing::Span, outcome: &ActivityOutcome) {
+        if let Err(details) = outcome {
+            span.set_status(Status::error(details.display_message()));
         }
     }
 
@@ -124,7 +147,7 @@ mod on {
 
 #[cfg(not(feature = "telemetry"))]
 mod off {
-    use outlast_core::Turn;
+    use outlast_core::{ActivityItem, ActivityOutcome, Turn, WorkerId};
     use outlast_storage::Loaded;
 
     use crate::dispatch::Shown;
@@ -150,5 +173,9 @@ mod off {
         pub(crate) fn committed(self) {}
     }
 
-    pub(crate) fn join(_: &tracing::Span, _: Option<&str>) {}
+    pub(crate) fn attempt(_: &ActivityItem, _: &WorkerId) -> tracing::Span {
+        tracing::Span::none()
+    }
+
+    pub(crate) fn attempt_ended(_: &tracing::Span, _: &ActivityOutcome) {}
 }

@@ -2,7 +2,8 @@
 //!
 //! Every instance is one trace, over all processes and executions: the start by a client, turns of the orchestration,
 //! attempts of activities. It begins with the caller's current span, or with `StartOptions::traceparent`. A replay adds
-//! no span. Spans of `tracing` inside activities, from level `INFO`, are part of it.
+//! no span. Spans of `tracing` inside activities, from level `INFO`, are part of it. An instance that was started by a process
+//! without telemetry, and without a `traceparent`, has no trace.
 //!
 //! Metrics go to the same collector and to `/metrics`; `deploy/README.md` lists them. Install telemetry before the runtime is started:
 //!
@@ -51,8 +52,9 @@ use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, hyper::HyperClie
 use opentelemetry_otlp::{MetricExporter, SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
-use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
+use opentelemetry_sdk::metrics::{Instrument, PeriodicReader, SdkMeterProvider, Stream};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::resource::{EnvResourceDetector, TelemetryResourceDetector};
 use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
 use thiserror::Error;
 use tracing_subscriber::Layer;
@@ -61,10 +63,18 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::{ObservabilityConfig, Runtime};
+use crate::observability::ACTIVITY;
+use crate::{Client, ObservabilityConfig, Runtime};
 
 /// Longest wait for the collector's answer.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for the store's answer to a client that is asked whether it is ready.
+const STORE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Values of a label that a metric tells apart. Tags are chosen by users; what is beyond is counted together, with the label
+/// `otel.metric.overflow`.
+const LABEL_VALUES_MAX: usize = 200;
+/// What tells processes of one service apart: without it, their metrics are one series to a collector.
+const PROCESS: &str = "service.instance.id";
 /// The name under which spans and metrics are made.
 const SCOPE: &str = "outlast";
 
@@ -76,7 +86,8 @@ static INSTALLED: AtomicBool = AtomicBool::new(false);
 pub struct TelemetryOptions {
     /// The resource's `service.name`.
     pub service_name: String,
-    /// Other attributes of the resource, for instance `deployment.environment.name`.
+    /// Other attributes of the resource, for instance `deployment.environment.name`. `service.instance.id` is random unless it is
+    /// given here or in `OTEL_RESOURCE_ATTRIBUTES`.
     pub attributes: Vec<(String, String)>,
     /// The collector, for OTLP over HTTP without TLS: `http://127.0.0.1:4318`. `None` exports nothing, `/metrics` works.
     pub otlp_endpoint: Option<String>,
@@ -164,14 +175,24 @@ impl Telemetry {
         let tracer: SdkTracer = self.traces.tracer(SCOPE);
         let layer = tracing_opentelemetry::layer().with_tracer(tracer);
         let layer = layer.with_location(false).with_threads(false).with_tracked_inactivity(false);
-        // The actors' own spans belong to no trace of an instance.
-        layer.with_filter(Targets::new().with_default(LevelFilter::INFO).with_target("ractor", LevelFilter::OFF))
+        // The actors' own spans belong to no trace of an instance; those of activities have a twin for log lines.
+        let targets = Targets::new().with_default(LevelFilter::INFO);
+        layer.with_filter(targets.with_targets([("ractor", LevelFilter::OFF), (ACTIVITY, LevelFilter::OFF)]))
     }
 
     /// `/livez`, `/readyz` and `/metrics`. It does not keep the runtime alive.
     pub fn router(&self, runtime: &Arc<Runtime>) -> Router {
-        let metrics = Router::new().route("/metrics", get(scrape)).with_state(self.registry.clone());
-        health_router(runtime).merge(metrics)
+        health_router(runtime).merge(self.metrics_router())
+    }
+
+    /// The same for a process that is only a client: it is ready when the store answers.
+    pub fn client_router(&self, client: &Client) -> Router {
+        let ready = Router::new().route("/readyz", get(store_answers)).with_state(client.clone());
+        ready.route("/livez", get(livez)).merge(self.metrics_router())
+    }
+
+    fn metrics_router(&self) -> Router {
+        Router::new().route("/metrics", get(scrape)).with_state(self.registry.clone())
     }
 
     /// Exports what was recorded until now.
@@ -189,12 +210,27 @@ impl Telemetry {
 /// `/livez` answers as long as the process does; `/readyz` answers 503 with the reason while the node cannot be given work.
 pub fn health_router(runtime: &Arc<Runtime>) -> Router {
     let ready = Router::new().route("/readyz", get(readyz)).with_state(Arc::downgrade(runtime));
-    ready.route("/livez", get(async || "ok"))
+    ready.route("/livez", get(livez))
+}
+
+async fn livez() -> &'static str {
+    "ok"
 }
 
 async fn readyz(State(runtime): State<Weak<Runtime>>) -> (StatusCode, String) {
-    let ready = runtime.upgrade().map_or(Err(crate::NotReady::Stopping), |runtime| runtime.readiness());
-    match ready {
+    ready(runtime.upgrade().map_or(Err(crate::NotReady::Stopping), |runtime| runtime.readiness()))
+}
+
+async fn store_answers(State(client): State<Client>) -> (StatusCode, String) {
+    // No instance has an empty id; the answer is that there is none.
+    ready(match tokio::time::timeout(STORE_TIMEOUT, client.get_orchestration_status("")).await {
+        Ok(answer) => answer.map(drop).map_err(|error| error.to_string()),
+        Err(_) => Err("the store does not answer".to_owned()),
+    })
+}
+
+fn ready<E: std::fmt::Display>(readiness: Result<(), E>) -> (StatusCode, String) {
+    match readiness {
         Ok(()) => (StatusCode::OK, "ready".to_owned()),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, reason.to_string()),
     }
@@ -211,19 +247,11 @@ fn providers(
     options: &TelemetryOptions,
     registry: prometheus::Registry,
 ) -> Result<(SdkTracerProvider, SdkMeterProvider), Error> {
-    let attributes = options.attributes.iter().map(|(name, value)| KeyValue::new(name.clone(), value.clone()));
-    let resource =
-        Resource::builder().with_service_name(options.service_name.clone()).with_attributes(attributes).build();
+    let resource = resource(options);
     let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(options.sample_ratio)));
     let mut traces = SdkTracerProvider::builder().with_resource(resource.clone()).with_sampler(sampler);
-    // Names are written as Prometheus shows them, so it adds nothing to them.
-    let prometheus = opentelemetry_prometheus::exporter()
-        .with_registry(registry)
-        .without_units()
-        .without_counter_suffixes()
-        .scope_info_enabled(false)
-        .build()?;
-    let mut metrics = SdkMeterProvider::builder().with_resource(resource).with_reader(prometheus);
+    let prometheus = opentelemetry_prometheus::exporter().with_registry(registry).scope_info_enabled(false).build()?;
+    let mut metrics = SdkMeterProvider::builder().with_resource(resource).with_reader(prometheus).with_view(bounded);
     if let Some(endpoint) = &options.otlp_endpoint {
         let base = endpoint.trim_end_matches('/');
         if base.strip_prefix("http://").is_none_or(str::is_empty) {
@@ -237,6 +265,27 @@ fn providers(
         metrics = metrics.with_reader(PeriodicReader::builder(numbers).with_interval(options.metrics_every).build());
     }
     Ok((traces.build(), metrics.build()))
+}
+
+/// What is given later wins.
+fn resource(options: &TelemetryOptions) -> Resource {
+    let process = format!("{:016x}{:016x}", crate::dispatch::random_bits(), crate::dispatch::random_bits());
+    let attributes = options.attributes.iter().map(|(name, value)| KeyValue::new(name.clone(), value.clone()));
+    Resource::builder_empty()
+        .with_attribute(KeyValue::new(PROCESS, process))
+        .with_detectors(&[Box::new(TelemetryResourceDetector), Box::new(EnvResourceDetector::new())])
+        .with_service_name(options.service_name.clone())
+        .with_attributes(attributes)
+        .build()
+}
+
+/// Bounds the series of each of our metrics.
+fn bounded(instrument: &Instrument) -> Option<Stream> {
+    if !instrument.name().starts_with("outlast.") {
+        return None;
+    }
+    let stream = Stream::builder().with_cardinality_limit(LABEL_VALUES_MAX).build();
+    Some(stream.expect("a limit above zero is a limit"))
 }
 
 /// The exporters' threads have no executor: requests run where telemetry was installed.

@@ -1,0 +1,5 @@
+//! Telemetry as a scraper, a prober and a collector see it, over HTTP.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod collector;
+mod one_process;
