@@ -98,6 +98,11 @@ async fn drive(demo: &Demo, directory: &Path) -> anyhow::Result<()> {
     std::fs::write(&demo.out, &png).with_context(|| format!("{} cannot be written", demo.out.display()))?;
     println!("{} after {:.1} s, {} bytes", demo.out.display(), took.as_secs_f64(), png.len());
     check_account(demo.plan, &remote.read("/account").await?)?;
+    let census = fleet.census().await?;
+    println!(
+        "{} processes are ready; those that were not killed count {} turns and {} activities",
+        census.ready, census.turns, census.attempts
+    );
     remote.delete().await?;
     fleet.end().await?;
     check_pixels(demo.plan, directory, png).await?;

@@ -2,13 +2,18 @@
 
 use std::env;
 use std::io::Read;
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
+use axum::Router;
 use clap::{Args, ValueEnum};
 use outlast::providers::cluster::{ClusterOptions, ClusterProvider};
 use outlast::runtime::Runtime;
+use outlast::telemetry::{Telemetry, TelemetryOptions};
 use outlast::{ActivityRegistry, Client, OrchestrationRegistry, RuntimeOptions, TagFilter};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -21,8 +26,8 @@ pub(crate) const NATS_URL: &str = "OUTLAST_NATS_URL";
 pub(crate) const NAMESPACE: &str = "OUTLAST_NAMESPACE";
 pub(crate) const TAGS: &str = "OUTLAST_TAGS";
 pub(crate) const NAMESPACE_DEFAULT: &str = "render_farm";
-/// How long what runs may go on after the node was told to end.
-const SHUTDOWN_MS: u64 = 5_000;
+/// What stands before the address in the line that says where a node can be probed and scraped.
+pub(crate) const TELEMETRY_GREETING: &str = "telemetry on http://";
 
 /// What a process of the farm does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -46,9 +51,21 @@ pub(crate) struct Node {
     /// Activities at once; as many as there are processors when not given.
     #[arg(long)]
     slots: Option<usize>,
-    /// Port of the service on 127.0.0.1; any free one when 0.
+    /// Port of the service; any free one when 0.
     #[arg(long, default_value_t = 0)]
     port: u16,
+    /// Port of /livez, /readyz and /metrics; any free one when 0, nothing is served when it is not given.
+    #[arg(long, env = "OUTLAST_TELEMETRY_PORT")]
+    telemetry_port: Option<u16>,
+    /// Address of both ports. Nothing of it asks who one is: others than this machine (0.0.0.0, ::) need a network of friends.
+    #[arg(long, env = "OUTLAST_LISTEN", default_value = "127.0.0.1")]
+    listen: IpAddr,
+    /// Collector of spans and metrics, by OTLP over HTTP: http://127.0.0.1:4318.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    otlp_endpoint: Option<String>,
+    /// Seconds that running activities get to end when the node is told to.
+    #[arg(long, env = "OUTLAST_DRAIN_SECONDS", default_value_t = 5)]
+    drain_seconds: u64,
     /// End when standard input does: so nothing outlives the process that started this one, however that one ends.
     #[arg(long)]
     until_stdin_ends: bool,
@@ -56,19 +73,53 @@ pub(crate) struct Node {
 
 pub(crate) async fn run(node: Node) -> anyhow::Result<()> {
     let end = told_to_end(node.until_stdin_ends)?;
+    let telemetry = Telemetry::install(telemetry_options(&node))?;
     let provider = Arc::new(connect().await?);
     let none = OrchestrationRegistry::builder().build();
     let runtime = match node.role {
-        Role::Service => return service::serve(Client::new(provider), node.port, end).await,
+        Role::Service => {
+            let client = Client::new(provider);
+            show(&node, telemetry.client_router(&client)).await?;
+            service::serve(client, (node.listen, node.port), end).await?;
+            return say_goodbye(telemetry).await;
+        }
         Role::Orchestrator => {
             let options = RuntimeOptions { worker_concurrency: 0, ..options(&node)? };
             Runtime::try_start(provider, ActivityRegistry::default(), orchestrations(), options).await?
         }
         Role::Worker => Runtime::try_start(provider, activities(), none, options(&node)?).await?,
     };
+    show(&node, telemetry.router(&runtime)).await?;
     end.await;
-    runtime.shutdown(Some(SHUTDOWN_MS)).await;
+    let drain = Duration::from_secs(node.drain_seconds);
+    runtime.shutdown(Some(u64::try_from(drain.as_millis())?)).await;
+    say_goodbye(telemetry).await
+}
+
+/// Serves probes and scrapers as long as the process lives, also while it drains.
+async fn show(node: &Node, router: Router) -> anyhow::Result<()> {
+    let Some(port) = node.telemetry_port else { return Ok(()) };
+    let listener = TcpListener::bind((node.listen, port)).await?;
+    println!("{TELEMETRY_GREETING}{}", listener.local_addr()?);
+    tokio::spawn(async move { axum::serve(listener, router).await });
     Ok(())
+}
+
+/// What was not exported yet is; a collector that is away is no reason to end badly.
+async fn say_goodbye(telemetry: Telemetry) -> anyhow::Result<()> {
+    if let Err(error) = telemetry.shutdown().await {
+        eprintln!("{error}");
+    }
+    Ok(())
+}
+
+fn telemetry_options(node: &Node) -> TelemetryOptions {
+    TelemetryOptions {
+        service_name: "render-farm".to_owned(),
+        attributes: vec![("outlast.role".to_owned(), format!("{:?}", node.role).to_lowercase())],
+        otlp_endpoint: node.otlp_endpoint.clone().filter(|endpoint| !endpoint.is_empty()),
+        ..TelemetryOptions::default()
+    }
 }
 
 fn options(node: &Node) -> anyhow::Result<RuntimeOptions> {

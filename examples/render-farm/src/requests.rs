@@ -1,4 +1,4 @@
-//! Requests to the service, as anything on the network would send them.
+//! Requests to the processes, as anything on the network would send them.
 
 use anyhow::{Context, ensure};
 use http_body_util::{BodyExt, Full};
@@ -42,17 +42,25 @@ impl Remote {
     }
 
     async fn request(&self, method: Method, what: &str, body: Vec<u8>) -> anyhow::Result<Bytes> {
-        let path = format!("{}{what}", self.path);
-        let stream = TcpStream::connect(&self.address).await.context("the service cannot be reached")?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        let connection = tokio::spawn(connection);
-        let request = Request::builder().method(&method).uri(&path).header(HOST, &self.address);
-        let request = request.header(CONTENT_TYPE, "application/json").body(Full::new(Bytes::from(body)))?;
-        let response = sender.send_request(request).await?;
-        let code = response.status();
-        let answer = response.into_body().collect().await?.to_bytes();
-        connection.abort();
-        ensure!(code.is_success(), "{method} {path}: {code} {}", String::from_utf8_lossy(&answer));
-        Ok(answer)
+        request(&self.address, (method, &format!("{}{what}", self.path)), body).await
     }
+}
+
+/// What a process says of itself there.
+pub(crate) async fn ask(address: &str, path: &str) -> anyhow::Result<String> {
+    Ok(String::from_utf8(request(address, (Method::GET, path), Vec::new()).await?.into())?)
+}
+
+async fn request(address: &str, (method, path): (Method, &str), body: Vec<u8>) -> anyhow::Result<Bytes> {
+    let stream = TcpStream::connect(address).await.with_context(|| format!("{address} cannot be reached"))?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let connection = tokio::spawn(connection);
+    let request = Request::builder().method(&method).uri(path).header(HOST, address);
+    let request = request.header(CONTENT_TYPE, "application/json").body(Full::new(Bytes::from(body)))?;
+    let response = sender.send_request(request).await?;
+    let code = response.status();
+    let answer = response.into_body().collect().await?.to_bytes();
+    connection.abort();
+    ensure!(code.is_success(), "{method} {path}: {code} {}", String::from_utf8_lossy(&answer));
+    Ok(answer)
 }

@@ -1,7 +1,7 @@
 //! The service: what the outside sees of the farm. It starts pictures, tells how far they are, and hands them out.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
@@ -20,7 +20,7 @@ use crate::picture::png_of_text;
 use crate::plan::Plan;
 use crate::results::{made, made_once};
 
-/// What stands before the address in the service's only line of output.
+/// What stands before the address in the line that says where the service is.
 pub(crate) const GREETING: &str = "serving on http://";
 
 /// How far a picture is.
@@ -40,14 +40,14 @@ pub(crate) struct Account {
     pub(crate) joined: BTreeMap<String, u32>,
 }
 
-/// Serves on 127.0.0.1 until `end`.
-pub(crate) async fn serve(client: Client, port: u16, end: impl Future<Output = ()>) -> anyhow::Result<()> {
+/// Serves until `end`.
+pub(crate) async fn serve(client: Client, address: (IpAddr, u16), end: impl Future<Output = ()>) -> anyhow::Result<()> {
     let routes = Router::new()
         .route("/pictures/{id}", get(stand).put(order).delete(forget))
         .route("/pictures/{id}/png", get(png))
         .route("/pictures/{id}/account", get(account))
         .with_state(client);
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
+    let listener = TcpListener::bind(address).await?;
     println!("{GREETING}{}", listener.local_addr()?);
     // Not a graceful end: that would wait for every open connection.
     tokio::select! {

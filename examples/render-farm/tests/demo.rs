@@ -107,11 +107,21 @@ fn the_picture_is_right_although_a_worker_and_an_orchestrator_are_killed() {
         "killed orchestrator1 ",
         "64 tiles rendered by gpu",
         "8 strips joined by cpu",
+        "7 processes are ready; those that were not killed count ",
         "the same, byte for byte",
         "2 processes killed and replaced, nothing lost",
     ] {
         assert!(output.contains(part), "{part:?} is missing in:\n{output}");
     }
+    // What the processes count themselves: at least the turns and activities of the last strip.
+    let census: Vec<f64> = output
+        .lines()
+        .find(|line| line.contains("are ready"))
+        .unwrap()
+        .split(' ')
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    assert!(matches!(census[..], [7.0, turns, activities] if turns > 8.0 && activities > 8.0), "{census:?}");
     assert!(fs::read(demo.directory.path().join("out.png")).unwrap().starts_with(b"\x89PNG"));
     assert_eq!(demo.processes(), [""; 0]);
 }
