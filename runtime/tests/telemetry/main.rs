@@ -2,4 +2,9 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod collector;
+mod node;
 mod one_process;
+mod processes;
+#[path = "../faults/servers.rs"]
+#[expect(dead_code, reason = "other tests do more to servers")]
+mod servers;
