@@ -144,6 +144,7 @@ async fn put_down(node: &Arc<Node>, shards: &[ShardId], mail: &mpsc::UnboundedSe
         node.let_go(*shard);
     }
     node.outstanding.forget(shards);
+    node.forget_stalled();
     // Actors do not know their shard before they are hydrated, so all go; the ones that stay here come back warm.
     node.passivate_all();
 }

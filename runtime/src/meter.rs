@@ -71,7 +71,7 @@ mod on {
         // What has no label is there from the beginning: the first increment is one that a rate sees.
         instruments.turns.add(0, &[]);
         instruments.shard_moves.add(0, &[]);
-        // Two gauges live as long as the meter's provider; nothing else holds them.
+        // Gauges live as long as the meter's provider; nothing else holds them.
         let gauge = |name, unit, about, read: fn(&Node) -> usize| {
             let sum = move || nodes().iter().map(|node| read(node) as u64).sum();
             meter
@@ -85,6 +85,8 @@ mod on {
             gauge("outlast.warm_instances", "{instance}", "instances with an actor in memory", Node::warm_count);
         let _depth =
             gauge("outlast.mailbox.depth", "{message}", "messages that wait in all mailboxes", Node::mailbox_depth);
+        let _unserved =
+            gauge("outlast.unserved", "{item}", "what waits for code that no node has", Node::unserved_count);
         let _first = INSTRUMENTS.set(instruments);
     }
 

@@ -1,7 +1,7 @@
 //! What all parts of a node share: the provider, the code, the shards it holds and its warm instances.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,10 @@ pub(crate) struct Node {
     pub(crate) outstanding: Outstanding,
     /// Instances that cannot be read or written, with the reason and since when.
     pub(crate) damaged: Mutex<BTreeMap<InstanceId, (String, Millis)>>,
+    /// Instances whose orchestration no node has.
+    stalled: Mutex<HashSet<InstanceId>>,
+    /// Activities that wait for a worker that nobody is, when it was last looked.
+    pub(crate) unserved: AtomicUsize,
     /// Instances whose code is being run right now, and since when.
     deciding: Mutex<HashMap<InstanceId, Instant>>,
     /// Tries of activities that no worker had registered.
@@ -118,6 +122,8 @@ impl Node {
             outstanding: Outstanding::new(limits.dispatch_window),
             limits,
             damaged: Mutex::default(),
+            stalled: Mutex::default(),
+            unserved: AtomicUsize::new(0),
             deciding: Mutex::default(),
             unregistered: Mutex::default(),
             shards: RwLock::default(),
@@ -186,6 +192,28 @@ impl Node {
         if !damaged.is_empty() {
             damaged.remove(instance);
         }
+    }
+
+    /// Whether the turn of an instance could not begin, as nobody has its code.
+    pub(crate) fn note_stalled(&self, instance: &InstanceId, stalled: bool) {
+        let mut known = self.stalled.lock().unwrap_or_else(PoisonError::into_inner);
+        if stalled {
+            known.insert(instance.clone());
+        } else if !known.is_empty() {
+            known.remove(instance);
+        }
+    }
+
+    /// Other nodes look after them now; those that stay here are noted again at their next try.
+    pub(crate) fn forget_stalled(&self) {
+        self.stalled.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Activities and instances that wait for code that nobody has.
+    #[cfg(feature = "telemetry")]
+    pub(crate) fn unserved_count(&self) -> usize {
+        let stalled = self.stalled.lock().unwrap_or_else(PoisonError::into_inner).len();
+        stalled + self.unserved.load(Ordering::Relaxed)
     }
 
     /// The instance's code runs until the guard is dropped.

@@ -267,6 +267,7 @@ impl InstanceRun {
             let span = self.trace.turn(&mut shown, &mut turn);
             let before = std::mem::replace(&mut hydrated.stored, turn.state.clone());
             let (held, kv) = (!turn.held.is_empty(), !turn.kv.is_empty());
+            let stalled = turn.state.stalled > 0;
             for seq in &turn.consumed {
                 hydrated.waiting.remove(seq);
             }
@@ -280,6 +281,7 @@ impl InstanceRun {
             crate::meter::turn_committed();
             self.node.outstanding.remove(&outcomes);
             self.node.mended(&self.instance);
+            self.node.note_stalled(&self.instance, move_to.is_none() && stalled);
             Counters::count(&self.node.counters.turns);
             if held {
                 wakes.push(Wake { shard: move_to.unwrap_or(shard), instance: self.instance.clone() });

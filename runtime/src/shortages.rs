@@ -65,6 +65,8 @@ fn look(node: &Node) -> Vec<Shortage> {
             shortage.orchestration.clone_from(&item.orchestration);
         }
     });
+    let unserved = shortages.values().map(|shortage| shortage.waiting as usize).sum();
+    node.unserved.store(unserved, std::sync::atomic::Ordering::Relaxed);
     let damaged = node.damaged.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let unreadable = damaged.iter().map(|(instance, (reason, since))| Shortage {
         reason: reason.clone(),

@@ -116,6 +116,7 @@ async fn one_trace_per_instance_and_numbers_for_all_of_it() {
 
     a_named_parent_is_kept(&store, &received, &telemetry).await;
     tags_without_end_are_counted_together(&store, only_client).await;
+    what_nobody_serves_is_counted(&store, only_client).await;
     telemetry.shutdown().await.unwrap();
 }
 
@@ -195,4 +196,22 @@ async fn tags_without_end_are_counted_together(store: &Arc<SqliteProvider>, metr
     let scrape = Scrape::of(metrics).await;
     // The default and "dock" are among the 200.
     assert_eq!(scrape.value("outlast_activities_dispatched_total{otel_metric_overflow=\"true\"}"), 300.0 - 198.0);
+}
+
+/// A tag and an orchestration that nobody has.
+async fn what_nobody_serves_is_counted(store: &Arc<SqliteProvider>, metrics: std::net::SocketAddr) {
+    let options = RuntimeOptions { worker_tag_filter: TagFilter::DefaultOnly, ..options() };
+    let runtime = Runtime::start_with_options(store.clone(), activities(), orchestrations(), options).await;
+    let client = Client::new(store.clone());
+    client.start_orchestration("stuck", "Deliver", "").await.unwrap();
+    client.start_orchestration("unknown", "Missing", "").await.unwrap();
+    let served = async |count: f64| {
+        while Scrape::of(metrics).await.value("outlast_unserved") != count {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, served(2.0)).await.expect("both are counted");
+    client.cancel_instance("stuck", "enough").await.unwrap();
+    tokio::time::timeout(PATIENCE, served(1.0)).await.expect("one is no longer waited for");
+    runtime.shutdown(None).await;
 }
