@@ -27,6 +27,9 @@ pub struct Limits {
     pub warm_instances_max: usize,
     /// Messages that one turn applies (default 1,000); the rest follow in the next.
     pub messages_per_turn_max: usize,
+    /// Turns of one node that are decided and not committed yet (default 128): the others wait with what comes for them, so
+    /// that what they decide is fresh.
+    pub turns_in_flight_max: usize,
     /// Turns in one group commit (default 512).
     pub commit_group_max: usize,
     /// Activities of one tag that a node has given to the broker and that have not ended (default 65,536); the rest waits in
@@ -55,6 +58,7 @@ impl Default for Limits {
             history_bytes_max: 256 << 20,
             warm_instances_max: 8_000,
             messages_per_turn_max: 1_000,
+            turns_in_flight_max: 128,
             commit_group_max: 512,
             dispatch_window: 65_536,
             reports_in_flight_max: 4_096,

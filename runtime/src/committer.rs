@@ -1,4 +1,5 @@
 //! Brings the turns of all instances of a node into few transactions: whatever arrived during the last commit is the next.
+//! It has a thread of its own.
 
 use std::sync::Arc;
 
@@ -6,6 +7,7 @@ use outlast_storage::{FencedTurn, Store, TurnOutcome};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::observability::RUNTIME;
+use crate::own_thread::COMMITS;
 
 /// What became of a turn, as its actor sees it.
 #[derive(Debug)]
@@ -31,7 +33,7 @@ impl Committer {
     /// Starts the task that commits; it ends when all handles are gone.
     pub(crate) fn start(store: Arc<dyn Store>, group_max: usize) -> Self {
         let (requests, mut queue) = mpsc::channel::<Request>(group_max * 4);
-        tokio::spawn(async move {
+        COMMITS.spawn(async move {
             let mut requests = Vec::with_capacity(group_max);
             while queue.recv_many(&mut requests, group_max).await > 0 {
                 let (turns, answers): (Vec<_>, Vec<_>) = requests.drain(..).map(|r| (r.turn, r.answer)).unzip();

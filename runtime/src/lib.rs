@@ -18,6 +18,7 @@ mod membership;
 mod meter;
 mod node;
 mod outstanding;
+mod own_thread;
 mod owner;
 mod readiness;
 mod renewal;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use outlast_broker::Broker;
 use outlast_core::{ActivityKey, Epoch, InstanceId, Limits, Millis, NodeId, OrchestrationRegistry, ShardId, WorkerId};
 use outlast_storage::{LeaseView, Store, WorkerInfo};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::RuntimeOptions;
@@ -25,6 +26,8 @@ pub(crate) struct Node {
     pub(crate) options: RuntimeOptions,
     pub(crate) limits: Arc<Limits>,
     pub(crate) committer: Committer,
+    /// Room for turns that are decided and not committed yet.
+    pub(crate) turns: Arc<Semaphore>,
     pub(crate) wheel: Wheel,
     pub(crate) stopping: CancellationToken,
     pub(crate) counters: Counters,
@@ -114,6 +117,7 @@ impl Node {
             broker: parts.broker,
             orchestrations: parts.orchestrations,
             options: parts.options,
+            turns: Arc::new(Semaphore::new(limits.turns_in_flight_max.max(1))),
             wheel: Wheel::default(),
             stopping: CancellationToken::new(),
             counters: Counters::default(),

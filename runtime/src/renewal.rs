@@ -1,17 +1,17 @@
-//! Renewing leases, on a thread that all nodes of the process share and nothing else uses.
+//! Renewing leases, on a thread of its own.
 //!
 //! User code may keep every thread of its executor busy for longer than a lease. What a renewal shows is acted upon by
 //! `membership`, on the executor; the renewal itself waits for nobody.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outlast_storage::{Error, LeaseView};
-use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 use crate::node::Node;
 use crate::observability::RUNTIME;
+use crate::own_thread::RENEWALS;
 
 /// Longest time between two renewals; a lease is renewed three times in its life.
 const RENEW_EVERY_MAX: Duration = Duration::from_millis(500);
@@ -28,23 +28,12 @@ pub(crate) struct Renewal {
     pub(crate) view: LeaseView,
 }
 
-/// The thread. It lasts as long as the process, because a connection to the store belongs to the executor that made it and the
-/// nodes of a process come and go.
-fn thread() -> &'static Runtime {
-    static THREAD: OnceLock<Runtime> = OnceLock::new();
-    THREAD.get_or_init(|| {
-        let mut thread = tokio::runtime::Builder::new_multi_thread();
-        thread.worker_threads(1).thread_name("outlast-renewal").enable_all();
-        thread.build().expect("a process that starts a node can start a thread")
-    })
-}
-
 /// Renews at once, then again and again until the node stops; returns what each renewal shows, beginning with the first.
 pub(crate) async fn begin(node: &Arc<Node>) -> Result<watch::Receiver<Renewal>, Error> {
-    let first = thread().spawn(renew(Arc::clone(node))).await;
+    let first = RENEWALS.spawn(renew(Arc::clone(node))).await;
     let first = first.unwrap_or_else(|_| Err(Error::Unavailable("the renewal of the lease panicked".to_owned())))?;
     let (renewals, shown) = watch::channel(first);
-    thread().spawn(keep_renewing(Arc::clone(node), renewals));
+    RENEWALS.spawn(keep_renewing(Arc::clone(node), renewals));
     Ok(shown)
 }
 

@@ -10,7 +10,7 @@ use outlast_core::{
     MessageKind, ShardId, Snapshot, Turn, TurnInput, Verdict, WarmInstance,
 };
 use outlast_storage::{FencedTurn, InboxCursor, Loaded, TurnOutcome, Wake};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::committer::Committed;
 use crate::dispatch::Shown;
@@ -107,6 +107,7 @@ impl InstanceRun {
 
     async fn try_turn(&mut self, inbound: Vec<Inbound>) -> Result<After, Obstacle> {
         self.load(inbound).await?;
+        let room = Arc::clone(&self.node.turns).acquire_owned().await.expect("it is never closed");
         let Some(hydrated) = self.warm.as_mut() else { return Err(Obstacle::Missing) };
         self.trace.turn_begins();
         let input = TurnInput {
@@ -124,7 +125,7 @@ impl InstanceRun {
             Decision::Turn(turn) => (*turn, None),
             Decision::Unregistered { name, version, messages } => self.without_code(name, version, messages),
         };
-        self.commit(turn, move_to).await
+        self.commit(turn, move_to, room).await
     }
 
     /// Reads what is missing in memory: everything when cold, the new inbox rows when warm.
@@ -245,7 +246,12 @@ impl InstanceRun {
         (hydrated.instance.stall(now, delay, ("unregistered orchestration", messages)), None)
     }
 
-    async fn commit(&mut self, mut turn: Turn, move_to: Option<ShardId>) -> Result<After, Obstacle> {
+    async fn commit(
+        &mut self,
+        mut turn: Turn,
+        move_to: Option<ShardId>,
+        room: OwnedSemaphorePermit,
+    ) -> Result<After, Obstacle> {
         let hydrated = self.warm.as_mut().expect("decided just now");
         let mut shown = Shown {
             instance: self.instance.clone(),
@@ -289,6 +295,7 @@ impl InstanceRun {
             self.announce(&before, kv);
             wakes
         };
+        drop(room);
         for (id, verdict) in verdicts {
             if let Some(answer) = self.answers.remove(&id) {
                 let _gone = answer.send(ReportReply::Settled(verdict));

@@ -1,0 +1,38 @@
+//! Threads for what must not wait behind user code: each is an executor of its own, shared by all nodes of the process.
+//!
+//! They last as long as the process, because a connection to the store belongs to the executor that made it, and the nodes of a
+//! process come and go.
+
+use std::sync::OnceLock;
+
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinHandle;
+
+/// Renews leases and does nothing else: user code may keep every other thread busy for longer than a lease.
+pub(crate) static RENEWALS: OwnThread = OwnThread::new("outlast-renewal");
+/// Commits: thousands of turns that become due at once would otherwise stand in line before it.
+pub(crate) static COMMITS: OwnThread = OwnThread::new("outlast-commit");
+
+/// A thread that is started when it is first used.
+pub(crate) struct OwnThread {
+    name: &'static str,
+    executor: OnceLock<Runtime>,
+}
+
+impl OwnThread {
+    const fn new(name: &'static str) -> Self {
+        Self { name, executor: OnceLock::new() }
+    }
+
+    pub(crate) fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send + 'static> + Send + 'static,
+    {
+        let executor = self.executor.get_or_init(|| {
+            let mut executor = Builder::new_multi_thread();
+            executor.worker_threads(1).thread_name(self.name).enable_all();
+            executor.build().expect("a process that starts a node can start a thread")
+        });
+        executor.spawn(future)
+    }
+}
