@@ -72,12 +72,11 @@ impl JetStreamBroker {
     pub async fn connect(options: JetStreamOptions) -> Result<Self, Error> {
         let subjects = Subjects::new(&options.namespace)?;
         let (client, link) = connection::connect(&options).await?;
-        let (outbox, letters) = Outbox::new();
+        let outbox = Outbox::start(client.clone());
         let (canceller, keys) = Canceller::new();
-        let hub = Arc::new(Hub::new(client.clone(), link, subjects, options, outbox));
+        let hub = Arc::new(Hub::new(client, link, subjects, options, outbox));
         hub.create_streams().await?;
         let tasks = vec![
-            tokio::spawn(outbox::run(client, letters)),
             tokio::spawn(control::send(Arc::clone(&hub), keys)),
             tokio::spawn(losses::run(Arc::clone(&hub))),
             tokio::spawn(sweep::run(Arc::clone(&hub))),
