@@ -2,7 +2,7 @@
 //!
 //! Numbered guarantees, shown by the conformance suite for every broker, while it loses nothing:
 //! 1. Published work is delivered until it is acked: again when its delivery is dropped or requeued, when its source is
-//!    dropped, and when its worker falls silent.
+//!    closed or dropped, and when its worker falls silent.
 //! 2. An item is held by one worker at a time, whose filter takes its tag. A worker gets no more than it asks for; what
 //!    it has no room for goes to others.
 //! 3. Publishing an item that is queued or held, under the same key and token, does nothing.
@@ -127,6 +127,8 @@ pub struct Dispatch {
     pub item: ActivityItem,
     /// The worker that holds its session.
     pub worker: Option<WorkerId>,
+    /// It was handed out before, and may have been run since: whoever is given it asks its owner first.
+    pub again: bool,
 }
 
 /// An activity handed to a worker. Dropped without `settle`, it is delivered again.
@@ -135,7 +137,7 @@ pub struct Delivery {
     pub item: ActivityItem,
     /// Milliseconds that it waited in the broker.
     pub queued_ms: u64,
-    /// Whether somebody was given it before, and may have run it.
+    /// Whether it was handed out before, so that somebody may have run it.
     pub redelivered: bool,
     /// Takes the worker's decision.
     pub settle: Box<dyn FnOnce(Settle) + Send + Sync>,
@@ -153,6 +155,13 @@ pub trait WorkSource: Send {
 
     /// The worker no longer uses this session.
     fn release_session(&mut self, session: &str);
+
+    /// Takes no more: what was fetched and not handed out goes to others at once. `next` is not called after it.
+    async fn close(&mut self) {}
+
+    /// After `close`: what was handed out and not settled goes to others too. Returns when the broker knows of everything
+    /// that was settled, or does not answer.
+    async fn finish(&mut self) {}
 }
 
 /// What was said last about an instance.

@@ -16,19 +16,34 @@ use crate::worker::Worker;
 /// Pause before a report is repeated.
 const REPORT_AGAIN: Duration = Duration::from_millis(20);
 const REPORT_AGAIN_MAX: Duration = Duration::from_secs(1);
-/// How often the owner is asked whether an item is still wanted.
+/// How often the owner is told that an item begins.
 const ASK_TRIES: u32 = 5;
+/// How long the store may take to keep a result that no owner has taken.
+const LAY_DOWN_MAX: Duration = Duration::from_secs(2);
 
-pub(crate) async fn run(
-    worker: Arc<Worker>,
-    delivery: Delivery,
-    cancelled: CancellationToken,
-    (slot, report): (OwnedSemaphorePermit, OwnedSemaphorePermit),
-) {
-    let Delivery { mut item, queued_ms, redelivered, settle } = delivery;
-    if let Err(instead) = prepare(&worker, &mut item, redelivered).await {
+/// A worker's permits for one attempt: to run code, and to have an unsettled result.
+pub(crate) type Permits = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+
+/// Runs it, and settles every copy of the item that was delivered meanwhile.
+pub(crate) async fn run(worker: Arc<Worker>, delivery: Delivery, cancelled: CancellationToken, permits: Permits) {
+    let Delivery { item, queued_ms, redelivered, settle } = delivery;
+    let identity = (item.key.clone(), item.token);
+    let decision = attempt(&worker, item, (queued_ms, redelivered, cancelled), permits).await;
+    let copies = worker.lock_held().remove(&identity).unwrap_or_default();
+    for settle in copies.into_iter().chain([settle]) {
+        settle(decision.clone());
+    }
+}
+
+async fn attempt(
+    worker: &Arc<Worker>,
+    mut item: ActivityItem,
+    (queued_ms, redelivered, cancelled): (u64, bool, CancellationToken),
+    (slot, report): Permits,
+) -> Settle {
+    if let Err(instead) = prepare(worker, &mut item, redelivered).await {
         worker.lock_running().remove(&item.key);
-        return settle(instead);
+        return instead;
     }
     let item = Arc::new(item);
     crate::meter::begun(&item, queued_ms, redelivered);
@@ -40,38 +55,56 @@ pub(crate) async fn run(
         }
         Some(handler) => {
             if item.timeouts.get_schedule_to_start().is_some() && !redelivered {
-                let (worker, item) = (Arc::clone(&worker), Arc::clone(&item));
-                tokio::spawn(async move { ask(&worker, &item).await });
+                let (worker, item) = (Arc::clone(worker), Arc::clone(&item));
+                tokio::spawn(async move { ask(&worker, &item, ASK_TRIES).await });
             }
-            let outcome = execute(&worker, &item, (handler, cancelled, redelivered)).await;
+            let outcome = execute(worker, &item, (handler, cancelled, redelivered)).await;
             crate::meter::ran(&item, started.elapsed());
             let ran_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
             let run = AttemptInfo { worker: worker.id.as_str().to_owned(), attempt: item.attempt, queued_ms, ran_ms };
             ReportResult::Done { outcome, run }
         }
     };
+    let reporting = worker.reporting.begin();
     // A slot is held only while user code runs; the finished result waits outside for its commit.
     drop(slot);
     worker.lock_running().remove(&item.key);
-    if let Some(session) = &item.session_id {
-        worker.lock_sessions().end(session);
-    }
     // An attempt that this worker's own end has cut short has failed nobody: it runs again elsewhere.
     let cut_short = worker.stopped.is_cancelled() && matches!(&result, ReportResult::Done { outcome: Err(_), .. });
-    let settled = !cut_short && deliver_report(&worker, &item, result).await;
-    drop(report);
-    if settled {
-        settle(Settle::Ack);
-    } else {
-        settle(Settle::Requeue);
+    let settled = !cut_short && deliver_report(worker, &item, result).await;
+    // Not before: whoever had the session next would be told that the item is wanted.
+    if let Some(session) = &item.session_id {
+        worker.end_in_session(session).await;
     }
+    drop((report, reporting));
+    if settled { Settle::Ack } else { Settle::Requeue }
 }
 
-/// Makes sure that the item is wanted, its session is held here and its input is at hand; otherwise says where it goes instead.
+/// Makes sure that the item is wanted, its session is held here and its input is at hand, and that the worker has not been
+/// told to stop meanwhile; otherwise says where it goes instead.
 async fn prepare(worker: &Arc<Worker>, item: &mut ActivityItem, redelivered: bool) -> Result<(), Settle> {
-    if redelivered && !ask(worker, item).await {
-        return Err(Settle::Ack);
+    if redelivered {
+        // Its first run may have ended and be committed. So nothing begins before the owner has answered; without an owner,
+        // no result would be taken either.
+        let wanted = tokio::select! {
+            wanted = ask(worker, item, u32::MAX) => wanted,
+            () = worker.draining.cancelled() => return Err(Settle::Requeue),
+        };
+        if wanted == Some(false) {
+            return Err(Settle::Ack);
+        }
     }
+    hold_session(worker, item).await?;
+    if !worker.draining.is_cancelled() {
+        return Ok(());
+    }
+    if let Some(session) = &item.session_id {
+        worker.end_in_session(session).await;
+    }
+    Err(Settle::Requeue)
+}
+
+async fn hold_session(worker: &Arc<Worker>, item: &mut ActivityItem) -> Result<(), Settle> {
     let Some(session) = item.session_id.clone() else { return read_input(worker, item).await };
     match worker.claim(&session).await {
         Claim::Mine => {}
@@ -83,7 +116,7 @@ async fn prepare(worker: &Arc<Worker>, item: &mut ActivityItem, redelivered: boo
     }
     let read = read_input(worker, item).await;
     if read.is_err() {
-        worker.lock_sessions().end(&session);
+        worker.end_in_session(&session).await;
     }
     read
 }
@@ -108,31 +141,38 @@ async fn read_input(worker: &Arc<Worker>, item: &mut ActivityItem) -> Result<(),
     }
 }
 
-/// Tells the owner that the item begins; `false` when its outcome is not waited for. Without an answer it begins: running
-/// twice is allowed, not running is not.
-async fn ask(worker: &Arc<Worker>, item: &ActivityItem) -> bool {
+/// Tells the owner that the item begins, and whether its outcome is waited for, if it answers.
+async fn ask(worker: &Arc<Worker>, item: &ActivityItem, tries: u32) -> Option<bool> {
     let mut shard = ShardId::of(&item.key.instance, worker.shards);
-    for _ in 0..ASK_TRIES {
+    let mut pause = REPORT_AGAIN;
+    for _ in 0..tries {
         let report = Report { key: item.key.clone(), token: item.token, result: ReportResult::Begun };
         match worker.broker.report(shard, report).await {
-            ReportReply::Settled(verdict) => return verdict == Verdict::Applied,
+            ReportReply::Settled(verdict) => return Some(verdict == Verdict::Applied),
             ReportReply::Moved(to) if to != shard => shard = to,
-            ReportReply::Moved(_) | ReportReply::TryAgain => tokio::time::sleep(REPORT_AGAIN * 5).await,
+            ReportReply::Moved(_) | ReportReply::TryAgain => {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(REPORT_AGAIN_MAX);
+            }
         }
     }
-    true
+    None
 }
 
-/// Puts a result that is too large for a report into the inbox, where its owner finds it. `false` when this process ends
-/// first.
-async fn lay_down(worker: &Arc<Worker>, item: &ActivityItem, (output, run): (&str, &AttemptInfo)) -> bool {
-    let kind = MessageKind::ActivityDone {
-        execution: item.key.execution,
-        event: item.key.event,
-        token: item.token,
-        outcome: Ok(output.to_owned()),
-        run: Some(run.clone()),
-    };
+/// A result that is too large for a message.
+fn is_large(worker: &Worker, result: &ReportResult) -> bool {
+    match result {
+        ReportResult::Done { outcome: Ok(output), .. } => output.len() > worker.broker.payload_bytes_max(),
+        ReportResult::Done { .. } | ReportResult::Begun | ReportResult::Unregistered { .. } => false,
+    }
+}
+
+/// Lays a result down in the inbox, where its owner finds it; tries until the store takes it. `false` for what is no result.
+async fn lay_down(worker: &Arc<Worker>, item: &ActivityItem, result: &ReportResult) -> bool {
+    let ReportResult::Done { outcome, run } = result else { return false };
+    let (execution, event, token) = (item.key.execution, item.key.event, item.token);
+    let (outcome, run) = (outcome.clone(), Some(run.clone()));
+    let kind = MessageKind::ActivityDone { execution, event, token, outcome, run };
     let message = Message { id: result_id(&item.key, item.token), kind };
     loop {
         match worker.store.send(&item.key.instance, message.clone(), usize::MAX).await {
@@ -148,19 +188,24 @@ async fn lay_down(worker: &Arc<Worker>, item: &ActivityItem, (output, run): (&st
                 tracing::warn!(target: crate::observability::RUNTIME, activity = %item.name, %error, "result was not stored, trying again");
             }
         }
-        tokio::select! {
-            () = tokio::time::sleep(REPORT_AGAIN_MAX) => {}
-            () = worker.stopped.cancelled() => return false,
-        }
+        tokio::time::sleep(REPORT_AGAIN_MAX).await;
     }
 }
 
-/// Repeats the report until its owner, whoever that is by then, has settled it. `false` when this process ends first.
+/// Repeats the report until its owner, whoever that is by then, has settled it. When this process ends first, the result is
+/// left in the inbox, so that what has run does not run again; `false` when the store does not take it either.
 async fn deliver_report(worker: &Arc<Worker>, item: &ActivityItem, result: ReportResult) -> bool {
-    if let ReportResult::Done { outcome: Ok(output), run } = &result
-        && output.len() > worker.broker.payload_bytes_max()
-    {
-        return lay_down(worker, item, (output, run)).await;
+    tokio::select! {
+        settled = settle_report(worker, item, &result) => return settled,
+        () = worker.stopped.cancelled() => {}
+    }
+    let kept = tokio::time::timeout(LAY_DOWN_MAX, lay_down(worker, item, &result)).await;
+    kept.unwrap_or(false)
+}
+
+async fn settle_report(worker: &Arc<Worker>, item: &ActivityItem, result: &ReportResult) -> bool {
+    if is_large(worker, result) {
+        return lay_down(worker, item, result).await;
     }
     let mut shard = ShardId::of(&item.key.instance, worker.shards);
     let mut pause = REPORT_AGAIN;
@@ -174,10 +219,7 @@ async fn deliver_report(worker: &Arc<Worker>, item: &ActivityItem, result: Repor
             }
             ReportReply::Moved(_) | ReportReply::TryAgain => {}
         }
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = worker.stopped.cancelled() => return false,
-        }
+        tokio::time::sleep(pause).await;
         pause = (pause * 2).min(REPORT_AGAIN_MAX);
     }
 }

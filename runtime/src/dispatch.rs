@@ -76,15 +76,16 @@ impl Node {
         }
         if !items.is_empty() {
             crate::meter::dispatched(&items);
-            self.dispatch(items, shown.shard).await;
+            self.dispatch(items, (shown.shard, false)).await;
         }
         for wake in wakes {
             self.broker.nudge(wake.shard, wake.instance);
         }
     }
 
-    /// Hands activities to the broker, as far as it has room for them.
-    pub(crate) async fn dispatch(self: &Arc<Self>, mut items: Vec<ActivityItem>, shard: ShardId) {
+    /// Hands activities to the broker, as far as it has room for them; `again` when they may have been run since they were
+    /// handed out before.
+    pub(crate) async fn dispatch(self: &Arc<Self>, mut items: Vec<ActivityItem>, (shard, again): (ShardId, bool)) {
         for item in items.extract_if(.., |item| item.name == KV_READ_ACTIVITY) {
             self.read_kv(item);
         }
@@ -92,29 +93,29 @@ impl Node {
             return;
         }
         self.counters.dispatched.fetch_add(items.len() as u64, std::sync::atomic::Ordering::Relaxed);
-        let admitted = self.outstanding.admit(items, (shard, self.store.now()));
+        let admitted = self.outstanding.admit(items, (shard, self.store.now()), again);
         if !admitted.is_empty() {
-            self.hand_out(admitted).await;
+            self.hand_out(admitted, again).await;
         }
     }
 
     /// Gives the broker what has room there, trying until it takes it.
-    pub(crate) async fn hand_out(self: &Arc<Self>, items: Vec<ActivityItem>) {
+    pub(crate) async fn hand_out(self: &Arc<Self>, items: Vec<ActivityItem>, again: bool) {
         let count = items.len();
-        let Err(error) = self.publish(&items).await else { return };
+        let Err(error) = self.publish(&items, again).await else { return };
         tracing::warn!(target: RUNTIME, %error, count, "activities were not published, trying again");
         let node = Arc::clone(self);
         tokio::spawn(async move {
-            while !node.stopping.is_cancelled() && node.publish(&items).await.is_err() {
+            while !node.stopping.is_cancelled() && node.publish(&items, true).await.is_err() {
                 tokio::time::sleep(PUBLISH_AGAIN).await;
             }
         });
     }
 
-    pub(crate) async fn publish(&self, items: &[ActivityItem]) -> Result<(), PublishError> {
+    pub(crate) async fn publish(&self, items: &[ActivityItem], again: bool) -> Result<(), PublishError> {
         let max = self.broker.payload_bytes_max();
         let mut dispatches: Vec<Dispatch> =
-            items.iter().map(|item| Dispatch { item: lighten(item, max), worker: None }).collect();
+            items.iter().map(|item| Dispatch { item: lighten(item, max), worker: None, again }).collect();
         if self.broker.is_shared() {
             let sessions: Vec<String> = items.iter().filter_map(|item| item.session_id.clone()).collect();
             if !sessions.is_empty() {
@@ -202,7 +203,7 @@ impl Node {
             let instance =
                 outlast_core::WarmInstance::hydrate(key.instance.clone(), snapshot, Arc::clone(&node.limits));
             let items = instance.outstanding().into_iter().filter(|item| item.key == key).collect();
-            node.dispatch(items, loaded.shard).await;
+            node.dispatch(items, (loaded.shard, true)).await;
         });
     }
 }

@@ -71,11 +71,13 @@ pub(crate) async fn share(
     mail: &mpsc::UnboundedSender<ShardMail>,
 ) -> Result<bool, outlast_storage::Error> {
     let leaving = node.leaving.load(Ordering::Relaxed);
-    let change = if leaving { Rebalance::default() } else { rebalance(&node.id, &view) };
+    // What it had asked for when it was told to leave goes too.
+    let all = || Rebalance { release: view.held.iter().map(|held| held.shard).collect(), acquire: Vec::new() };
+    let change = if leaving { all() } else { rebalance(&node.id, &view) };
     let lost = lost(node, &view);
     // Taken by an answer that never arrived, or not given back by one.
     let unknown = |held: &&HeldShard| node.epoch(held.shard).is_none() && !change.release.contains(&held.shard);
-    let mut taken: Vec<HeldShard> = view.held.iter().filter(unknown).filter(|_| !leaving).copied().collect();
+    let mut taken: Vec<HeldShard> = view.held.iter().filter(unknown).copied().collect();
     let gone = node.see(view);
     if !lost.is_empty() {
         tracing::warn!(target: RUNTIME, shards = lost.len(), "other nodes have taken shards of this one");

@@ -65,6 +65,8 @@ struct Entry {
     begin_by: Option<Instant>,
     /// The broker has not been given it yet.
     waits: bool,
+    /// It may have been run: a former owner may have given it.
+    again: bool,
     offer_at: Instant,
     pause: Duration,
 }
@@ -76,7 +78,7 @@ impl Items {
     }
 
     /// Takes one in; `true` when the broker may have it now.
-    fn add(&mut self, item: &ActivityItem, (shard, time): (ShardId, Millis)) -> bool {
+    fn add(&mut self, item: &ActivityItem, (shard, time): (ShardId, Millis), again: bool) -> bool {
         let now = Instant::now();
         if let Some(known) = self.entries.get_mut(&item.key) {
             (known.shard, known.offer_at, known.pause) = (shard, now + FIRST_OFFER, FIRST_OFFER);
@@ -96,7 +98,7 @@ impl Items {
         self.deadlines.extend(begin_by.map(|at| (at, item.key.clone())));
         let (offer_at, pause) = (now + FIRST_OFFER, FIRST_OFFER);
         let item = lighten(item, KEPT_INPUT_BYTES_MAX);
-        let entry = Entry { item, shard, worker: None, since: now, begin_by, waits, offer_at, pause };
+        let entry = Entry { item, shard, worker: None, since: now, begin_by, waits, again, offer_at, pause };
         self.entries.insert(entry.item.key.clone(), entry);
         !waits
     }
@@ -125,8 +127,8 @@ impl Items {
         self.tags.values().any(|tag| tag.given <= low && !tag.waiting.is_empty())
     }
 
-    /// What has waited and has room now.
-    fn take_waiting(&mut self) -> Vec<ActivityItem> {
+    /// What has waited and has room now, and whether it may have been run.
+    fn take_waiting(&mut self) -> Vec<(ActivityItem, bool)> {
         let now = Instant::now();
         let mut taken = Vec::new();
         self.tags.retain(|_, tag| {
@@ -136,7 +138,7 @@ impl Items {
                 if let Some(entry) = self.entries.get_mut(&key).filter(|entry| entry.waits) {
                     (entry.waits, entry.offer_at) = (false, now + FIRST_OFFER);
                     tag.given += 1;
-                    taken.push(entry.item.clone());
+                    taken.push((entry.item.clone(), entry.again));
                 }
             }
             tag.given > 0 || !tag.waiting.is_empty()
@@ -161,9 +163,9 @@ impl Outstanding {
     }
 
     /// Takes items in and returns those that the broker may have now; the others follow when there is room.
-    pub(crate) fn admit(&self, mut new: Vec<ActivityItem>, place: (ShardId, Millis)) -> Vec<ActivityItem> {
+    pub(crate) fn admit(&self, mut new: Vec<ActivityItem>, place: (ShardId, Millis), again: bool) -> Vec<ActivityItem> {
         let mut items = self.lock();
-        new.retain(|item| items.add(item, place));
+        new.retain(|item| items.add(item, place, again));
         new
     }
 
@@ -254,7 +256,7 @@ impl Outstanding {
     }
 
     /// What has waited and may be given to the broker now; waits until there is something.
-    async fn admitted(&self) -> Vec<ActivityItem> {
+    async fn admitted(&self) -> Vec<(ActivityItem, bool)> {
         loop {
             self.room.notified().await;
             let admitted = self.lock().take_waiting();
@@ -293,7 +295,10 @@ impl Node {
             tracing::warn!(target: RUNTIME, %worker, "a worker is gone, its work is handed out again");
             self.broker.forget_worker(worker).await;
         }
-        self.outstanding.hurry(|entry| entry.worker.as_ref().is_some_and(|worker| workers.contains(worker)));
+        if !workers.is_empty() {
+            // Another worker may have passed an item on to the one that is gone, of which this node does not know.
+            self.outstanding.hurry(|entry| entry.item.session_id.is_some());
+        }
     }
 }
 
@@ -316,7 +321,7 @@ pub(crate) async fn offer_again(node: Arc<Node>) {
             () = node.stopping.cancelled() => return,
         }
         for items in node.outstanding.due().chunks(OFFERS) {
-            if let Err(error) = node.publish(items).await {
+            if let Err(error) = node.publish(items, true).await {
                 tracing::warn!(target: RUNTIME, %error, count = items.len(), "activities were not offered again");
                 break;
             }
@@ -332,8 +337,12 @@ pub(crate) async fn give_waiting(node: Arc<Node>) {
             admitted = node.outstanding.admitted() => admitted,
             () = node.stopping.cancelled() => return,
         };
-        for items in admitted.chunks(OFFERS) {
-            node.hand_out(items.to_vec()).await;
+        let (again, new): (Vec<_>, Vec<_>) = admitted.into_iter().partition(|(_, again)| *again);
+        for (items, again) in [(new, false), (again, true)] {
+            let items: Vec<ActivityItem> = items.into_iter().map(|(item, _)| item).collect();
+            for items in items.chunks(OFFERS) {
+                node.hand_out(items.to_vec(), again).await;
+            }
         }
     }
 }
@@ -389,12 +398,12 @@ mod tests {
 
     fn admit(outstanding: &Outstanding, events: std::ops::Range<u64>, tag: Option<&str>) -> Vec<u64> {
         let items = events.map(|event| item(event, tag)).collect();
-        let admitted = outstanding.admit(items, (ShardId(0), Millis(0)));
+        let admitted = outstanding.admit(items, (ShardId(0), Millis(0)), false);
         admitted.into_iter().map(|item| item.key.event.0).collect()
     }
 
     fn waiting(outstanding: &Outstanding) -> Vec<u64> {
-        outstanding.lock().take_waiting().into_iter().map(|item| item.key.event.0).collect()
+        outstanding.lock().take_waiting().into_iter().map(|(item, _)| item.key.event.0).collect()
     }
 
     #[test]
@@ -419,7 +428,7 @@ mod tests {
         for item in &mut items[..3] {
             item.timeouts = ActivityTimeouts::default().schedule_to_start(Duration::ZERO);
         }
-        outstanding.admit(items.clone(), (ShardId(0), Millis(0)));
+        outstanding.admit(items.clone(), (ShardId(0), Millis(0)), false);
         outstanding.begun(&items[1].key);
         outstanding.remove(&[items[2].key.clone()]);
         let late = outstanding.take_late();

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use outlast_broker::ReportReply;
 use outlast_core::{
-    Decision, Epoch, ErrorDetails, InboxSeq, Incoming, InstanceId, InstanceState, InstanceStatus, Limits, MessageId,
-    MessageKind, ShardId, Snapshot, Turn, TurnInput, Verdict, WarmInstance,
+    ActivityKey, Decision, Epoch, ErrorDetails, InboxSeq, Incoming, InstanceId, InstanceState, InstanceStatus, Limits,
+    MessageId, MessageKind, ShardId, Snapshot, Token, Turn, TurnInput, Verdict, WarmInstance,
 };
 use outlast_storage::{FencedTurn, InboxCursor, Loaded, TurnOutcome, Wake};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -38,9 +38,17 @@ pub(crate) struct InstanceRun {
     /// Read from the inbox and not applied yet.
     backlog: VecDeque<Incoming>,
     answers: HashMap<MessageId, oneshot::Sender<ReportReply>>,
+    asked: Vec<Asked>,
     trace: crate::spans::InstanceTrace,
     again: bool,
     failures: u32,
+}
+
+/// A worker's question whether an activity is wanted.
+struct Asked {
+    key: ActivityKey,
+    token: Token,
+    answer: oneshot::Sender<ReportReply>,
 }
 
 /// An instance in memory and the right by which it is run.
@@ -68,9 +76,9 @@ enum Obstacle {
 
 impl InstanceRun {
     pub(crate) fn new(node: Arc<Node>, instance: InstanceId) -> Self {
-        let (backlog, answers) = (VecDeque::new(), HashMap::new());
+        let (backlog, answers, asked) = (VecDeque::new(), HashMap::new(), Vec::new());
         let trace = crate::spans::InstanceTrace::default();
-        Self { node, instance, warm: None, backlog, answers, trace, again: false, failures: 0 }
+        Self { node, instance, warm: None, backlog, answers, asked, trace, again: false, failures: 0 }
     }
 
     /// Whether there is work that no mailbox announces.
@@ -99,7 +107,8 @@ impl InstanceRun {
                 ReportReply::TryAgain
             }
         };
-        for (_, answer) in self.answers.drain() {
+        let asked = self.asked.drain(..).map(|asked| asked.answer);
+        for answer in self.answers.drain().map(|(_, answer)| answer).chain(asked) {
             let _gone = answer.send(reply);
         }
         After::Leave
@@ -130,7 +139,7 @@ impl InstanceRun {
 
     /// Reads what is missing in memory: everything when cold, the new inbox rows when warm.
     async fn load(&mut self, inbound: Vec<Inbound>) -> Result<(), Obstacle> {
-        let (mut direct, mut asked) = (Vec::new(), Vec::new());
+        let mut direct = Vec::new();
         let (mut nudged, mut begun) = (false, None);
         for inbound in inbound {
             match inbound {
@@ -138,7 +147,7 @@ impl InstanceRun {
                 Inbound::Begin(beginning) if self.warm.is_none() => begun = Some(*beginning),
                 Inbound::Begin(_) => nudged = true,
                 Inbound::Wake => {}
-                Inbound::Ask { key, token, answer } => asked.push((key, token, answer)),
+                Inbound::Ask { key, token, answer } => self.asked.push(Asked { key, token, answer }),
                 Inbound::Direct(message, answer) => {
                     self.answers.insert(message.id.clone(), answer);
                     direct.push(Incoming { seq: None, message });
@@ -171,7 +180,7 @@ impl InstanceRun {
         }
         self.backlog.extend(direct);
         let hydrated = self.warm.as_ref().filter(|_| self.node.lease_holds());
-        for (key, token, answer) in asked {
+        for Asked { key, token, answer } in self.asked.drain(..) {
             let reply = hydrated.map_or(ReportReply::TryAgain, |hydrated| {
                 let same = hydrated.stored.execution == key.execution;
                 let wanted = same && hydrated.instance.awaits(key.event, token);
@@ -210,7 +219,7 @@ impl InstanceRun {
         self.warm = Some(Hydrated { instance, shard, epoch, cursor, waiting, stored });
         self.backlog = inbox.into();
         if !outstanding.is_empty() {
-            self.node.dispatch(outstanding, shard).await;
+            self.node.dispatch(outstanding, (shard, true)).await;
         }
         Ok(())
     }

@@ -139,6 +139,8 @@ impl Runtime {
             shards,
             client: client.clone(),
             running: std::sync::Mutex::default(),
+            held: std::sync::Mutex::default(),
+            reporting: crate::node::UnderWay::default(),
             sessions: std::sync::Mutex::new(SessionUse::default()),
             slots: Arc::new(Semaphore::new(options.worker_concurrency.max(1))),
             reports: Arc::new(Semaphore::new(options.limits.reports_in_flight_max)),
@@ -194,6 +196,7 @@ impl Runtime {
         self.stop();
         self.tasks.close();
         self.tasks.wait().await;
+        self.node.broker.disown(&self.node.held(), &self.mail).await;
         let (store, node) = (&self.node.store, &self.node);
         if let Err(error) = store.release_sessions(&self.worker.id).await {
             tracing::warn!(target: crate::observability::RUNTIME, %error, "sessions were not released");

@@ -34,7 +34,8 @@ pub(crate) enum Claim {
 }
 
 impl SessionUse {
-    pub(crate) fn end(&mut self, session: &str) {
+    /// Counts one activity less.
+    fn end(&mut self, session: &str) {
         if let Some(entry) = self.sessions.get_mut(session) {
             entry.running = entry.running.saturating_sub(1);
             if entry.running == 0 {
@@ -44,7 +45,7 @@ impl SessionUse {
     }
 
     /// Takes out the sessions without work for `idle`.
-    pub(crate) fn take_idle(&mut self, idle: Duration) -> Vec<String> {
+    fn take_idle(&mut self, idle: Duration) -> Vec<String> {
         let is_idle = |entry: &Use| entry.idle_since.is_some_and(|since| since.elapsed() >= idle);
         let taken = self.sessions.iter().filter(|(_, entry)| is_idle(entry)).map(|(session, _)| session.clone());
         let taken: Vec<String> = taken.collect();
@@ -109,14 +110,31 @@ impl Worker {
         }
     }
 
-    /// Frees the sessions that have been idle for long enough.
-    pub(crate) async fn release_idle(&self, source: &mut dyn outlast_broker::WorkSource) {
-        let idle = self.lock_sessions().take_idle(self.options.session_idle_timeout);
-        for session in idle {
-            source.release_session(&session);
-            if self.broker.is_shared()
-                && let Err(error) = self.store.release_session(&session, &self.id).await
-            {
+    /// An activity of a session has ended here. A worker that leaves keeps no session for which nothing runs.
+    pub(crate) async fn end_in_session(&self, session: &str) {
+        self.lock_sessions().end(session);
+        if self.draining.is_cancelled() {
+            self.release_in_store(self.take_idle(Duration::ZERO)).await;
+        }
+    }
+
+    /// Frees the sessions that have been idle for so long.
+    pub(crate) async fn release_idle(&self, source: &mut dyn outlast_broker::WorkSource, idle: Duration) {
+        let idle = self.take_idle(idle);
+        idle.iter().for_each(|session| source.release_session(session));
+        self.release_in_store(idle).await;
+    }
+
+    fn take_idle(&self, idle: Duration) -> Vec<String> {
+        self.lock_sessions().take_idle(idle)
+    }
+
+    async fn release_in_store(&self, sessions: Vec<String>) {
+        if !self.broker.is_shared() {
+            return;
+        }
+        for session in sessions {
+            if let Err(error) = self.store.release_session(&session, &self.id).await {
                 tracing::warn!(target: crate::observability::RUNTIME, session, %error, "session stays claimed until it is idle");
             }
         }

@@ -1,22 +1,29 @@
 //! A worker: pulls activities that its filter takes, runs as many at once as it has slots, reports, then acks.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use outlast_broker::{Broker, Control, Delivery, WorkSource, WorkerProfile};
+use outlast_broker::{Broker, Control, Delivery, Settle, WorkSource, WorkerProfile};
 use outlast_client::Client;
-use outlast_core::{ActivityKey, WorkerId};
+use outlast_core::{ActivityKey, Token, WorkerId};
 use outlast_storage::Store;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::node::UnderWay;
 use crate::sessions::SessionUse;
 use crate::{ActivityRegistry, RuntimeOptions};
 
+/// How long results of activities that have ended may take after the worker was told to give up.
+const LAST_REPORTS_MAX: Duration = Duration::from_secs(2);
 /// Most items that are pulled at once.
 const PULL_MAX: usize = 256;
+
+/// Takes the decision on a delivery.
+pub(crate) type SettleItem = Box<dyn FnOnce(Settle) + Send + Sync>;
 
 /// What all attempts of a worker share.
 pub(crate) struct Worker {
@@ -28,6 +35,10 @@ pub(crate) struct Worker {
     pub(crate) shards: u16,
     pub(crate) client: Client,
     pub(crate) running: Mutex<HashMap<ActivityKey, CancellationToken>>,
+    /// Items with an attempt under way, and what else was delivered of them meanwhile.
+    pub(crate) held: Mutex<HashMap<(ActivityKey, Token), Vec<SettleItem>>>,
+    /// Attempts whose code has ended and whose result is not settled.
+    pub(crate) reporting: UnderWay,
     pub(crate) sessions: Mutex<SessionUse>,
     pub(crate) slots: Arc<Semaphore>,
     /// Results that wait for their commit; when it is full, pulling stops.
@@ -40,7 +51,7 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Pulls until told to stop.
+    /// Works until told to stop, and leaves.
     pub(crate) async fn run(self: Arc<Self>) {
         let profile = WorkerProfile {
             id: self.id.clone(),
@@ -55,10 +66,31 @@ impl Worker {
             }
         };
         tokio::spawn(Arc::clone(&self).listen(control));
-        self.pull(source).await;
+        let mut source = source;
+        self.pull(source.as_mut()).await;
+        self.leave(source.as_mut()).await;
     }
 
-    async fn pull(self: Arc<Self>, mut source: Box<dyn WorkSource>) {
+    /// Hands back what was not begun, waits for what runs, and goes when the broker knows of all that was settled.
+    async fn leave(&self, source: &mut dyn WorkSource) {
+        self.release_idle(source, Duration::ZERO).await;
+        source.close().await;
+        tokio::select! {
+            () = self.attempts.wait() => {}
+            () = self.stopped.cancelled() => {}
+        }
+        let reported = async {
+            while !self.reporting.is_none() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        // What is not reported by then runs again elsewhere.
+        let _late = tokio::time::timeout(LAST_REPORTS_MAX, reported).await;
+        source.finish().await;
+    }
+
+    /// Pulls until told to stop.
+    async fn pull(self: &Arc<Self>, source: &mut dyn WorkSource) {
         let cleanup =
             self.options.session_cleanup_interval.min(self.options.session_idle_timeout).max(Duration::from_millis(50));
         let mut look_for_idle = tokio::time::interval(cleanup);
@@ -75,15 +107,16 @@ impl Worker {
                 source.next(permits.len()).await.map(|deliveries| (deliveries, permits))
             };
             let (deliveries, permits) = tokio::select! {
+                biased;
+                () = self.draining.cancelled() => return,
                 next = next => match next {
                     Some(next) => next,
                     None => return,
                 },
                 _ = look_for_idle.tick(), if self.lock_sessions().len() > 0 => {
-                    self.release_idle(source.as_mut()).await;
+                    self.release_idle(source, self.options.session_idle_timeout).await;
                     continue;
                 }
-                () = self.draining.cancelled() => return,
             };
             // Permits that nothing came for are free again.
             for (delivery, permits) in deliveries.into_iter().zip(permits) {
@@ -97,6 +130,11 @@ impl Worker {
         delivery: Delivery,
         permits: (tokio::sync::OwnedSemaphorePermit, tokio::sync::OwnedSemaphorePermit),
     ) {
+        match self.lock_held().entry((delivery.item.key.clone(), delivery.item.token)) {
+            // A second copy, handed out before the session had a holder or after the broker took this one for lost.
+            Entry::Occupied(mut entry) => return entry.get_mut().push(delivery.settle),
+            Entry::Vacant(entry) => drop(entry.insert(Vec::new())),
+        }
         let cancelled = CancellationToken::new();
         self.lock_running().insert(delivery.item.key.clone(), cancelled.clone());
         let worker = Arc::clone(self);
@@ -114,6 +152,10 @@ impl Worker {
 
     pub(crate) fn lock_running(&self) -> std::sync::MutexGuard<'_, HashMap<ActivityKey, CancellationToken>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn lock_held(&self) -> std::sync::MutexGuard<'_, HashMap<(ActivityKey, Token), Vec<SettleItem>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn lock_sessions(&self) -> std::sync::MutexGuard<'_, SessionUse> {

@@ -260,6 +260,10 @@ impl WorkSource for Source {
     fn release_session(&mut self, session: &str) {
         self.work.lock().release_session(&self.id, session);
     }
+
+    async fn close(&mut self) {
+        self.work.lock().leave(&self.id);
+    }
 }
 
 impl Drop for Source {

@@ -113,7 +113,7 @@ impl Hub {
         let trip = async {
             let inbox = self.client.new_inbox();
             let mut answers = self.client.subscribe(inbox.clone()).await.map_err(unavailable)?;
-            self.client.publish(inbox, Vec::new().into()).await.map_err(unavailable)?;
+            self.client.publish(inbox, outlast_core::encode(&()).into()).await.map_err(unavailable)?;
             futures::StreamExt::next(&mut answers).await.ok_or_else(|| Error::Unavailable("closed".to_owned()))
         };
         self.answer(trip).await.map(drop)

@@ -8,7 +8,7 @@ use async_nats::{Message, Request, Subscriber};
 use futures::StreamExt as _;
 use outlast_core::{Beginning, InstanceId, ShardId, decode, encode};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 
 use super::hub::{Hub, unavailable};
 use super::wire::{Mail, ReplyBody, ReportBody};
@@ -19,6 +19,8 @@ const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A larger beginning is read from the store.
 const BEGINNING_BYTES_MAX: usize = 64 << 10;
+/// Longest wait for the answers of a shard that is given up.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 type Receiver = mpsc::UnboundedSender<ShardMail>;
 
@@ -30,13 +32,9 @@ pub(crate) struct MailRoom {
 
 struct MailBox {
     owner: Receiver,
-    subscription: AbortHandle,
-}
-
-impl Drop for MailBox {
-    fn drop(&mut self) {
-        self.subscription.abort();
-    }
+    /// Dropped with it: the sign for the subscription to end.
+    _open: oneshot::Sender<()>,
+    subscription: JoinHandle<()>,
 }
 
 impl MailRoom {
@@ -52,19 +50,28 @@ impl MailRoom {
                 continue;
             }
             let letters = self.hub.client.subscribe(self.hub.subjects.shard(*shard)).await.map_err(unavailable)?;
-            let task = tokio::spawn(listen(Arc::downgrade(self), *shard, letters));
-            let subscription = task.abort_handle();
-            self.write().insert(*shard, MailBox { owner: owner.clone(), subscription });
+            let (open, closed) = oneshot::channel();
+            let subscription = tokio::spawn(listen(Arc::downgrade(self), *shard, (letters, closed)));
+            self.write().insert(*shard, MailBox { owner: owner.clone(), _open: open, subscription });
         }
         self.hub.settled().await
     }
 
-    pub(crate) fn disown(&self, shards: &[ShardId], owner: &Receiver) {
-        let mut boxes = self.write();
-        for shard in shards {
-            if boxes.get(shard).is_some_and(|open| open.owner.same_channel(owner)) {
-                boxes.remove(shard);
-            }
+    /// Returns when whoever wrote until now has an answer on its way, or soon asks another.
+    pub(crate) async fn disown(&self, shards: &[ShardId], owner: &Receiver) {
+        let closed: Vec<JoinHandle<()>> = {
+            let mut boxes = self.write();
+            let is_theirs =
+                |shard: &ShardId, open: &mut MailBox| shards.contains(shard) && open.owner.same_channel(owner);
+            boxes.extract_if(is_theirs).map(|(_, open)| open.subscription).collect()
+        };
+        let answered = async {
+            futures::future::join_all(closed).await;
+            self.hub.client.flush().await
+        };
+        match tokio::time::timeout(CLOSE_TIMEOUT, answered).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) | Err(_) => tracing::debug!(target: super::LOG, "answers to reports may be lost"),
         }
     }
 
@@ -124,22 +131,27 @@ impl MailRoom {
     }
 
     fn take(self: &Arc<Self>, shard: ShardId, letter: Message) {
-        let Some(owner) = self.owner(shard) else { return };
+        let owner = self.owner(shard);
         match decode(&letter.payload) {
             Ok(Mail::Nudge(instance)) => {
+                let Some(owner) = owner else { return };
                 // An owner that is gone is replaced, and its successor looks at every inbox.
                 let _gone = owner.send(ShardMail::Nudge(instance));
             }
             Ok(Mail::Begin(beginning)) => {
+                let Some(owner) = owner else { return };
                 let _gone = owner.send(ShardMail::Begin(beginning));
             }
             Ok(Mail::Report(body)) => {
                 let Some(answer_to) = letter.reply else { return };
-                // Handed over here, so that mail stays in order.
-                let reply = deliver(&owner, Report::from(*body));
+                // Handed over here, so that mail stays in order. Who owns the shard no more does not keep the worker waiting.
+                let reply = owner.map(|owner| deliver(&owner, Report::from(*body)));
                 let client = self.hub.client.clone();
                 tokio::spawn(async move {
-                    let reply = reply.await.unwrap_or(ReportReply::TryAgain);
+                    let reply = match reply {
+                        Some(reply) => reply.await.unwrap_or(ReportReply::TryAgain),
+                        None => ReportReply::TryAgain,
+                    };
                     // Without an answer the worker asks again.
                     let _lost = client.publish(answer_to, encode(&ReplyBody::from(reply)).into()).await;
                 });
@@ -149,9 +161,21 @@ impl MailRoom {
     }
 }
 
-async fn listen(room: Weak<MailRoom>, shard: ShardId, mut letters: Subscriber) {
-    while let Some(letter) = letters.next().await {
-        let Some(room) = room.upgrade() else { return };
+/// Passes letters on; once closed, those that have come already.
+async fn listen(room: Weak<MailRoom>, shard: ShardId, (mut letters, mut closed): (Subscriber, oneshot::Receiver<()>)) {
+    let mut open = true;
+    loop {
+        let letter = tokio::select! {
+            letter = letters.next() => letter,
+            _ = &mut closed, if open => {
+                open = false;
+                if letters.drain().await.is_err() {
+                    return;
+                }
+                continue;
+            }
+        };
+        let (Some(letter), Some(room)) = (letter, room.upgrade()) else { return };
         room.take(shard, letter);
     }
 }

@@ -100,6 +100,7 @@ impl Drop for JetStreamBroker {
 #[async_trait]
 impl Broker for JetStreamBroker {
     async fn publish(&self, items: Vec<Dispatch>) -> Result<(), Error> {
+        let items = self.hub.without_unclaimed(items).await?;
         self.hub.publish_work(&items).await
     }
 
@@ -126,15 +127,17 @@ impl Broker for JetStreamBroker {
         let shelf = Arc::new(Shelf::default());
         let holdings = Holdings::new(Arc::clone(hub), ack_wait);
         let (learn, learned) = mpsc::unbounded_channel();
-        let puller = Puller::new(Arc::clone(hub), Arc::clone(&shelf), holdings, lanes, learned).await?;
+        let own = lanes.iter().find(|lane| matches!(lane, Lane::Worker(_))).cloned();
+        let puller = Puller::new(Arc::clone(hub), Arc::clone(&shelf), Arc::clone(&holdings), lanes, learned).await?;
         if worker.filter == TagFilter::Any {
             tokio::spawn(puller::learn(Arc::clone(hub), learn, LEARN_EVERY));
         }
         // Late ones still reach it; it may have begun what they cancel.
         let _late = tokio::time::timeout(CATCH_UP_MAX, catching_up).await;
         let (pulling, pull_no_more) = oneshot::channel();
-        tokio::spawn(puller.run(pull_no_more));
-        Ok((Box::new(Source { shelf, cancelled, _open: [reading, pulling] }), listener))
+        let puller = tokio::spawn(puller.run(pull_no_more));
+        let open = Some([reading, pulling]);
+        Ok((Box::new(Source { shelf, cancelled, holdings, own, puller, open }), listener))
     }
 
     async fn own(&self, shards: &[ShardId], mail: mpsc::UnboundedSender<ShardMail>) -> Result<(), Error> {
@@ -142,7 +145,7 @@ impl Broker for JetStreamBroker {
     }
 
     async fn disown(&self, shards: &[ShardId], mail: &mpsc::UnboundedSender<ShardMail>) {
-        self.mail.disown(shards, mail);
+        self.mail.disown(shards, mail).await;
     }
 
     fn nudge(&self, shard: ShardId, instance: InstanceId) {

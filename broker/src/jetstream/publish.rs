@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::stream::Info;
+use async_nats::jetstream::stream::{Info, LastRawMessageErrorKind};
+use futures::future::try_join_all;
 use outlast_core::encode;
 
 use super::hub::{Hub, unavailable};
+use super::puller::Origin;
 use super::subjects::Lane;
 use crate::{Dispatch, Error};
 
@@ -17,8 +20,18 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
 const PIPELINE_MAX: usize = 1_024;
 /// Most sequences between the anchor and the end of the stream.
 const ANCHOR_SPAN_MAX: u64 = 10_000_000;
+/// The header of what was handed out before.
+const AGAIN: &str = "Outlast-Again";
+/// Items that are looked for at once.
+const LOOKS_MAX: usize = 64;
 /// Pause between attempts.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
+
+/// Whether this item may have been run: its owner has handed it out before, or the server has delivered it before.
+pub(crate) fn was_handed_out(message: &async_nats::Message) -> bool {
+    let again = message.headers.as_ref().is_some_and(|headers| headers.get(AGAIN).is_some());
+    again || message.reply.as_deref().and_then(Origin::parse).is_some_and(|origin| origin.delivered > 1)
+}
 
 impl Hub {
     /// Returns when the stream has every item, or had it already. Sending again what may have arrived is harmless.
@@ -57,6 +70,41 @@ impl Hub {
         Ok(())
     }
 
+    /// Leaves out what is in the stream where it was put before its session had a holder: whoever was given it there may be
+    /// that holder and run it now, and the holder's own lane would take a second copy.
+    pub(crate) async fn without_unclaimed(&self, mut items: Vec<Dispatch>) -> Result<Vec<Dispatch>, Error> {
+        let mut there = Vec::with_capacity(items.len());
+        for some in items.chunks(LOOKS_MAX) {
+            there.extend(try_join_all(some.iter().map(|dispatch| self.is_unclaimed(dispatch))).await?);
+        }
+        let mut there = there.into_iter();
+        items.retain(|_| !there.next().unwrap_or(false));
+        Ok(items)
+    }
+
+    async fn is_unclaimed(&self, dispatch: &Dispatch) -> Result<bool, Error> {
+        if !dispatch.again || dispatch.worker.is_none() {
+            return Ok(false);
+        }
+        let subject = self.subjects.item(&Lane::of(&dispatch.item, None), &dispatch.item);
+        let name = self.subjects.work_stream();
+        let look = async {
+            let stream = self.js.get_stream_no_info(name).await.map_err(unavailable)?;
+            match stream.get_last_raw_message_by_subject(&subject).await {
+                Ok(_) => Ok(true),
+                Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(false),
+                // Without a stream there is none either.
+                Err(error) => match error.kind() {
+                    LastRawMessageErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+                        Ok(false)
+                    }
+                    _ => Err(unavailable(error)),
+                },
+            }
+        };
+        self.answer(look).await
+    }
+
     /// Keeps a message that nobody takes at the front of the stream, and moves it when it has fallen far behind.
     ///
     /// Without it, whenever all that was delivered is acknowledged, a consumer stands at the very front, and there the
@@ -72,7 +120,7 @@ impl Hub {
                 let stream = self.js.get_stream_no_info(self.subjects.work_stream()).await.map_err(unavailable)?;
                 stream.purge().filter(subject.clone()).await.map_err(unavailable)?;
             }
-            let message = PublishMessage::build().expected_last_subject_sequence(0);
+            let message = PublishMessage::build().payload(encode(&()).into()).expected_last_subject_sequence(0);
             match self.js.send_publish(subject, message).await.map_err(unavailable)?.await {
                 Ok(acknowledgement) => self.note_acknowledged(acknowledgement.sequence),
                 Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => {}
@@ -96,6 +144,7 @@ impl Hub {
             // limit of messages per subject has not.
             let message =
                 PublishMessage::build().payload(encode(&dispatch.item).into()).expected_last_subject_sequence(0);
+            let message = if dispatch.again { message.header(AGAIN, "1") } else { message };
             let acknowledgement = self.js.send_publish(subject, message).await;
             sent.push((dispatch, acknowledgement.map_err(|error| Error::Unavailable(error.to_string()))?));
         }

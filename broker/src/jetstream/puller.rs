@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use async_nats::header::HeaderMap;
 use async_nats::{Message, StatusCode, Subscriber};
 use futures::StreamExt as _;
-use outlast_core::{DecodeError, TagFilter, decode};
+use outlast_core::{DecodeError, TagFilter, decode, encode};
 use tokio::sync::{mpsc, oneshot};
 
 use super::hub::{ANSWER_TIMEOUT, Hub};
+use super::publish::was_handed_out;
 use super::settle::Holdings;
 use super::source::{Fetched, Room, Shelf};
 use super::subjects::Lane;
@@ -34,6 +35,8 @@ const BURST_MAX: usize = 256;
 const TICK: Duration = Duration::from_millis(100);
 /// A message for newer nodes is offered again after this.
 const NEWER_DELAY: Duration = Duration::from_secs(5);
+/// Messages that may be on their way although nobody waits for them.
+const DRAIN_SPARE: u64 = 16;
 /// How long a closed puller waits for what is on its way.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -60,6 +63,8 @@ pub(crate) struct Puller {
     /// Lanes that were learned of later.
     learned: mpsc::UnboundedReceiver<Lane>,
     connects: u64,
+    /// Messages that came, ends of requests included.
+    received: u64,
 }
 
 /// The lanes that a worker pulls from the beginning.
@@ -88,8 +93,18 @@ impl Puller {
         let messages = hub.client.subscribe(format!("{inbox}.*")).await.map_err(super::hub::unavailable)?;
         let connects = hub.link.borrow().connects;
         let by_consumer = HashMap::new();
-        let mut puller =
-            Self { hub, shelf, holdings, inbox, messages, lanes: Vec::new(), by_consumer, learned, connects };
+        let mut puller = Self {
+            hub,
+            shelf,
+            holdings,
+            inbox,
+            messages,
+            lanes: Vec::new(),
+            by_consumer,
+            learned,
+            connects,
+            received: 0,
+        };
         lanes.into_iter().for_each(|lane| puller.add(lane, true));
         Ok(puller)
     }
@@ -197,6 +212,7 @@ impl Puller {
     }
 
     fn take(&mut self, message: Message) {
+        self.received += 1;
         if let Some(status) = message.status {
             self.take_status(status, &message);
             return;
@@ -204,7 +220,7 @@ impl Puller {
         let Some(origin) = message.reply.as_deref().and_then(Origin::parse) else { return };
         let index = self.by_consumer.get(origin.consumer).copied();
         let unclaimed = index.is_some_and(|index| matches!(self.lanes[index].lane, Lane::Session(_)));
-        let (published, redelivered) = (origin.published, origin.delivered > 1);
+        let (published, redelivered) = (origin.published, was_handed_out(&message));
         if let Some(pulled) = index.and_then(|index| self.lanes.get_mut(index)) {
             pulled.asked = pulled.asked.saturating_sub(1);
             pulled.heard = Instant::now();
@@ -265,18 +281,32 @@ impl Puller {
     /// The server forgets the requests; what is on its way already goes back at once.
     async fn leave(mut self) {
         self.shelf.clear();
-        let drain = async {
-            self.messages.drain().await.ok()?;
-            while let Some(message) = self.messages.next().await {
-                if message.status.is_none()
-                    && let Some(hold) = self.holdings.hold(message)
-                {
-                    hold.settle(Settle::Requeue);
-                }
+        if tokio::time::timeout(DRAIN_TIMEOUT, self.drain()).await.is_err() {
+            tracing::debug!(target: super::LOG, "items that were on their way come again when the server misses them");
+        }
+    }
+
+    /// Unsubscribes without losing what the server has sent and this process has not read: the library forgets a
+    /// subscription before the server does. So both are told the same number of messages after which it ends, a number
+    /// that what is on its way cannot exceed, and messages of our own fill it up.
+    async fn drain(&mut self) {
+        // Each request that stands may come to an end of its own besides what it brings.
+        let on_the_way = 2 * self.lanes.iter().map(|pulled| pulled.asked as u64).sum::<u64>() + DRAIN_SPARE;
+        if self.messages.unsubscribe_after(self.received + on_the_way).await.is_err() {
+            return;
+        }
+        let filler = format!("{}.end", self.inbox);
+        for _ in 0..on_the_way {
+            // When the connection is gone, what was on its way is too.
+            let _lost = self.hub.client.publish(filler.clone(), encode(&()).into()).await;
+        }
+        while let Some(message) = self.messages.next().await {
+            if message.status.is_none()
+                && let Some(hold) = self.holdings.hold(message)
+            {
+                hold.settle(Settle::Requeue);
             }
-            Some(())
-        };
-        let _late = tokio::time::timeout(DRAIN_TIMEOUT, drain).await;
+        }
     }
 }
 
@@ -285,15 +315,15 @@ fn pending(headers: &HeaderMap) -> Option<usize> {
 }
 
 /// What the server says of a message in the subject for its acknowledgement.
-struct Origin<'a> {
+pub(crate) struct Origin<'a> {
     consumer: &'a str,
-    delivered: u64,
+    pub(crate) delivered: u64,
     published: u64,
 }
 
 impl<'a> Origin<'a> {
     /// `$JS.ACK.stream.consumer.delivered.sequence.consumer sequence.time.pending`, newer with domain and account first.
-    fn parse(subject: &'a str) -> Option<Self> {
+    pub(crate) fn parse(subject: &'a str) -> Option<Self> {
         let parts: Vec<&str> = subject.strip_prefix("$JS.ACK.")?.split('.').collect();
         let parts = if parts.len() >= 9 { parts.get(2..)? } else { &parts };
         let &[_, consumer, delivered, _, _, published, ..] = parts else { return None };

@@ -1,16 +1,20 @@
 //! How held items are given back, and how the server is told that they are still worked on.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use async_nats::jetstream::consumer::pull;
 use async_nats::{Message, Subject};
+use futures::StreamExt as _;
 use outlast_core::{ActivityItem, WorkerId, decode};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 
-use super::hub::Hub;
-use crate::{Dispatch, Settle};
+use super::hub::{Hub, unavailable};
+use super::subjects::Lane;
+use crate::{Dispatch, Error, Settle};
 
 /// Most decisions that are written at once.
 const BATCH_MAX: usize = 256;
@@ -21,6 +25,8 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) struct Holdings {
     held: Mutex<HashMap<u64, Held>>,
     next_id: AtomicU64,
+    /// Its worker takes no more: nothing goes back to where only this worker is given it.
+    closed: AtomicBool,
     hub: Arc<Hub>,
     decisions: mpsc::UnboundedSender<Decision>,
 }
@@ -38,15 +44,18 @@ enum Decision {
     Nak(Subject),
     Later(Subject, Duration),
     Drop(Subject),
-    Forward(Subject, Box<Message>, WorkerId),
+    /// To a worker, or to whoever takes over its session.
+    Forward(Subject, Box<Message>, Option<WorkerId>),
+    /// Not about an item: answer when the server has handled all that was decided before.
+    Told(oneshot::Sender<()>),
 }
 
 impl Holdings {
     /// Starts the task that writes decisions; it ends when nothing is held any more and the source is gone.
     pub(crate) fn new(hub: Arc<Hub>, ack_wait: Duration) -> Arc<Self> {
         let (decisions, waiting) = mpsc::unbounded_channel();
-        let (held, next_id) = (Mutex::default(), AtomicU64::new(0));
-        let holdings = Arc::new(Self { held, next_id, hub: Arc::clone(&hub), decisions });
+        let (held, next_id, closed) = (Mutex::default(), AtomicU64::new(0), AtomicBool::new(false));
+        let holdings = Arc::new(Self { held, next_id, closed, hub: Arc::clone(&hub), decisions });
         tokio::spawn(write(hub, waiting, Arc::downgrade(&holdings), ack_wait));
         holdings
     }
@@ -58,6 +67,49 @@ impl Holdings {
         let incarnation = self.hub.losses.incarnation();
         self.lock().insert(id, Held { answer_to, incarnation, heard: Instant::now() });
         Some(Hold { holdings: Arc::clone(self), id, message: Some(message) })
+    }
+
+    /// From now on, what goes back does not go back to this worker.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// Passes on some of what waits in the lane of a worker that takes no more; returns how much it was.
+    pub(crate) async fn take_waiting(self: &Arc<Self>, lane: &Lane) -> Result<usize, Error> {
+        let (consumer, stream) = (lane.consumer(), self.hub.subjects.work_stream());
+        let fetch = async {
+            let consumer = self.hub.js.get_consumer_from_stream::<pull::Config, _, _>(consumer, stream).await;
+            let fetched = consumer.map_err(unavailable)?.fetch().max_messages(BATCH_MAX).messages().await;
+            Ok(fetched.map_err(unavailable)?.collect::<Vec<_>>().await)
+        };
+        let messages = self.hub.answer(fetch).await?;
+        let count = messages.len();
+        // Dropped, each goes to others.
+        messages.into_iter().filter_map(Result::ok).for_each(|message| drop(self.hold(message.message)));
+        Ok(count)
+    }
+
+    /// Gives back all that has no decision yet, and returns when the server has handled everything.
+    pub(crate) async fn finish(&self) {
+        let left: Vec<Held> = self.lock().drain().map(|(_, held)| held).collect();
+        let incarnation = self.hub.losses.incarnation();
+        for held in left.into_iter().filter(|held| held.incarnation == incarnation) {
+            let _sent = self.decisions.send(Decision::Nak(held.answer_to));
+        }
+        let (told, all_told) = oneshot::channel();
+        let _sent = self.decisions.send(Decision::Told(told));
+        // Without an answer the server misses the items in time.
+        let _unknown = all_told.await;
+    }
+
+    /// Back to where others are given it.
+    fn back(&self, answer_to: Subject, message: Message) -> Decision {
+        let is_mine_alone = self.hub.subjects.is_of_worker(&message.subject);
+        if is_mine_alone && self.closed.load(Ordering::Acquire) {
+            Decision::Forward(answer_to, Box::new(message), None)
+        } else {
+            Decision::Nak(answer_to)
+        }
     }
 
     /// Whose news are older than `age`, counted anew from now.
@@ -93,37 +145,37 @@ impl Hold {
 
     /// Carries out a worker's decision.
     pub(crate) fn settle(mut self, settle: Settle) {
-        self.decide(|answer_to, message| match settle {
+        self.decide(|holdings, answer_to, message| match settle {
             Settle::Ack => Decision::Ack(answer_to),
-            Settle::Requeue => Decision::Nak(answer_to),
-            Settle::Forward(worker) => Decision::Forward(answer_to, Box::new(message), worker),
+            Settle::Requeue => holdings.back(answer_to, message),
+            Settle::Forward(worker) => Decision::Forward(answer_to, Box::new(message), Some(worker)),
         });
     }
 
     /// Gives it back for somebody else, not before `delay`.
     pub(crate) fn leave_for(mut self, delay: Duration) {
-        self.decide(|answer_to, _| Decision::Later(answer_to, delay));
+        self.decide(|_, answer_to, _| Decision::Later(answer_to, delay));
     }
 
     /// Takes it out for good: nobody can read it.
     pub(crate) fn discard(mut self) {
-        self.decide(|answer_to, _| Decision::Drop(answer_to));
+        self.decide(|_, answer_to, _| Decision::Drop(answer_to));
     }
 
-    fn decide(&mut self, decision: impl FnOnce(Subject, Message) -> Decision) {
+    fn decide(&mut self, decision: impl FnOnce(&Holdings, Subject, Message) -> Decision) {
         let Some(message) = self.message.take() else { return };
         let Some(held) = self.holdings.lock().remove(&self.id) else { return };
         if held.incarnation != self.holdings.hub.losses.incarnation() {
             return;
         }
         // The task ends only after the last hold is gone.
-        let _sent = self.holdings.decisions.send(decision(held.answer_to, message));
+        let _sent = self.holdings.decisions.send(decision(&self.holdings, held.answer_to, message));
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.decide(|answer_to, _| Decision::Nak(answer_to));
+        self.decide(Holdings::back);
     }
 }
 
@@ -135,6 +187,7 @@ async fn write(
 ) {
     let mut tick = tokio::time::interval((ack_wait / 6).max(Duration::from_millis(10)));
     let mut batch = Vec::with_capacity(BATCH_MAX);
+    let mut forwards = JoinSet::new();
     loop {
         tokio::select! {
             count = waiting.recv_many(&mut batch, BATCH_MAX) => {
@@ -147,8 +200,9 @@ async fn write(
                     batch.clear();
                 }
                 for decision in batch.drain(..) {
-                    carry_out(&hub, decision).await;
+                    carry_out(&hub, decision, &mut forwards).await;
                 }
+                while forwards.try_join_next().is_some() {}
             }
             _ = tick.tick(), if hub.is_checked() => {
                 let silent = holdings.upgrade().map(|holdings| holdings.silent_for(ack_wait / 3));
@@ -158,12 +212,13 @@ async fn write(
             }
         }
     }
+    forwards.join_all().await;
     if let Err(error) = hub.client.flush().await {
         tracing::debug!(target: super::LOG, %error, "acknowledgements may be lost: the items come again");
     }
 }
 
-async fn carry_out(hub: &Arc<Hub>, decision: Decision) {
+async fn carry_out(hub: &Arc<Hub>, decision: Decision, forwards: &mut JoinSet<()>) {
     match decision {
         Decision::Ack(answer_to) => tell(hub, answer_to, b"+ACK".to_vec()).await,
         Decision::Nak(answer_to) => tell(hub, answer_to, b"-NAK".to_vec()).await,
@@ -173,18 +228,26 @@ async fn carry_out(hub: &Arc<Hub>, decision: Decision) {
         Decision::Drop(answer_to) => tell(hub, answer_to, b"+TERM".to_vec()).await,
         Decision::Forward(answer_to, message, worker) => {
             let hub = Arc::clone(hub);
-            tokio::spawn(async move {
+            forwards.spawn(async move {
                 let verdict = if forward(&hub, &message, worker).await { b"+ACK" } else { b"-NAK" };
                 tell(&hub, answer_to, verdict.to_vec()).await;
             });
         }
+        Decision::Told(told) => {
+            while forwards.join_next().await.is_some() {}
+            match hub.settled().await {
+                // Whoever asked may have given up.
+                Ok(()) => drop(told.send(())),
+                Err(error) => tracing::debug!(target: super::LOG, %error, "acknowledgements may be lost"),
+            }
+        }
     }
 }
 
-/// The new place has the item before the old one loses it.
-async fn forward(hub: &Hub, message: &Message, worker: WorkerId) -> bool {
+/// The new place has the item before the old one loses it. Meanwhile its owner may have found another place for it.
+async fn forward(hub: &Hub, message: &Message, worker: Option<WorkerId>) -> bool {
     let Ok(item) = decode::<ActivityItem>(&message.payload) else { return false };
-    hub.publish_work(&[Dispatch { item, worker: Some(worker) }]).await.is_ok()
+    hub.publish_work(&[Dispatch { item, worker, again: true }]).await.is_ok()
 }
 
 async fn tell(hub: &Hub, answer_to: Subject, verdict: Vec<u8>) {

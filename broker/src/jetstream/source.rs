@@ -7,13 +7,18 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use outlast_core::ActivityItem;
 use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinHandle;
 
 use super::control::Cancelled;
-use super::settle::Hold;
+use super::settle::{Hold, Holdings};
+use super::subjects::Lane;
 use crate::{Delivery, Settle, WorkSource};
 
 /// How long an item lies on the shelf before it goes back for others.
 const SHELF_TIME_MAX: Duration = Duration::from_millis(100);
+
+/// Longest wait of a source that ends for the server.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An item that was fetched and not handed out yet.
 pub(crate) struct Fetched {
@@ -130,12 +135,16 @@ impl Shelf {
     }
 }
 
-/// The worker's side; dropped, the puller gives back what was not handed out and ends.
+/// The worker's side; closed or dropped, the puller gives back what was not handed out and ends.
 pub(crate) struct Source {
     pub(crate) shelf: Arc<Shelf>,
     pub(crate) cancelled: Arc<Cancelled>,
-    /// Dropped with the source: the signs to end for the puller and the reader of cancellations.
-    pub(crate) _open: [oneshot::Sender<()>; 2],
+    pub(crate) holdings: Arc<Holdings>,
+    /// Where work comes that only this worker is given.
+    pub(crate) own: Option<Lane>,
+    pub(crate) puller: JoinHandle<()>,
+    /// Dropped when closed: the signs to end for the puller and the reader of cancellations.
+    pub(crate) open: Option<[oneshot::Sender<()>; 2]>,
 }
 
 /// Notes that the worker waits no more, however the wait ends.
@@ -178,6 +187,41 @@ impl WorkSource for Source {
 
     /// The store knows who holds which session.
     fn release_session(&mut self, _session: &str) {}
+
+    async fn close(&mut self) {
+        if let Some(open) = self.open.take() {
+            self.holdings.close();
+            drop(open);
+            // A puller that panicked has nothing more to give back.
+            let _ended = (&mut self.puller).await;
+            self.pass_on().await;
+        }
+    }
+
+    async fn finish(&mut self) {
+        self.pass_on().await;
+        if tokio::time::timeout(FINISH_TIMEOUT, self.holdings.finish()).await.is_err() {
+            tracing::warn!(target: super::LOG, "the server does not answer: what this worker gives back is given to others later");
+        }
+    }
+}
+
+impl Source {
+    /// What waits for this worker alone goes to whoever takes over its session.
+    async fn pass_on(&self) {
+        let Some(lane) = &self.own else { return };
+        let passing = async {
+            while self.holdings.take_waiting(lane).await? > 0 {}
+            Ok::<(), crate::Error>(())
+        };
+        match tokio::time::timeout(FINISH_TIMEOUT, passing).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(target: super::LOG, %error, "work of this worker's sessions was not passed on");
+            }
+            Err(_) => tracing::debug!(target: super::LOG, "work of this worker's sessions was not passed on in time"),
+        }
+    }
 }
 
 fn delivery(fetched: Fetched) -> Delivery {

@@ -97,3 +97,26 @@ fn only_what_removes_work_raises_an_alarm() {
     assert_eq!(subjects.deletes_consumer("$JS.API.CONSUMER.DELETE.test_WORK.tag-x"), Some(Lane::Tag("x".to_owned())));
     assert_eq!(subjects.deletes_consumer("$JS.API.CONSUMER.DELETE.other_WORK.tag-x"), None);
 }
+
+/// Whatever nodes say to each other; what the server itself is told (requests for work, verdicts on items) has its format.
+#[test]
+fn every_body_begins_with_its_version_and_a_newer_one_is_left_unread() {
+    use outlast_core::{DecodeError, decode, encode};
+
+    use super::wire::{CancelBody, Mail, NewsBody, ReplyBody, TagBody};
+
+    let key = item("a", [1, 2, 3]).key;
+    let bodies = [
+        encode(&item("a", [1, 2, 3])),
+        encode(&Mail::Nudge(InstanceId::new("a"))),
+        encode(&ReplyBody::TryAgain),
+        encode(&CancelBody { key }),
+        encode(&TagBody { consumer: "tag-x".to_owned() }),
+        encode(&NewsBody { status: None }),
+    ];
+    for mut body in bodies {
+        assert_eq!(body[0], 1);
+        body[0] = 2;
+        assert!(matches!(decode::<Mail>(&body), Err(DecodeError::Newer(2))));
+    }
+}

@@ -31,6 +31,7 @@ on_every_broker!(
     dropped_work_comes_again,
     requeued_work_comes_again,
     work_of_a_dropped_source_comes_again,
+    work_of_a_closed_source_goes_to_others,
     an_item_goes_to_one_worker,
     tags_route_and_filters_hold,
     tags_that_come_up_later_reach_who_takes_any,
@@ -81,11 +82,38 @@ async fn work_of_a_dropped_source_comes_again(world: World) {
     }
 }
 
+/// Guarantee 1: a source that is closed while items come to it gives all of them to others, each once.
+async fn work_of_a_closed_source_goes_to_others(world: World) {
+    let mut gone = open(&*world.here, "gone", TagFilter::DefaultOnly).await;
+    for event in 1..=20 {
+        publish(&*world.there, item("a", event)).await;
+    }
+    let mut held = timeout(SOON, gone.next(200)).await.unwrap().unwrap();
+    let more = (21..=200).map(|event| Dispatch { item: item("a", event), worker: None, again: false });
+    world.there.publish(more.collect()).await.unwrap();
+    // It has asked for as many, and stops.
+    let _given_up = timeout(Duration::from_millis(1), gone.next(200)).await.map(|more| held.extend(more.unwrap()));
+    gone.close().await;
+    let done = held.pop().unwrap();
+    (done.settle)(Settle::Ack);
+    gone.finish().await;
+    let mut source = open(&*world.there, "w", TagFilter::DefaultOnly).await;
+    // The in-process broker knows that the attempts of a worker go on in this very process.
+    if !world.there.is_shared() {
+        drop(held);
+    }
+    let mut seen = BTreeSet::new();
+    for _ in 1..200 {
+        assert!(seen.insert(run(&mut source).await));
+    }
+    assert_nothing(&mut source).await;
+}
+
 /// Guarantee 2.
 async fn an_item_goes_to_one_worker(world: World) {
     let mut first = open(&*world.here, "w1", TagFilter::DefaultOnly).await;
     let mut second = open(&*world.there, "w2", TagFilter::DefaultOnly).await;
-    let items = (1..=200).map(|event| Dispatch { item: item("a", event), worker: None });
+    let items = (1..=200).map(|event| Dispatch { item: item("a", event), worker: None, again: false });
     world.here.publish(items.collect()).await.unwrap();
     let (mut seen, mut held) = (BTreeSet::new(), Vec::new());
     while held.len() < 200 {
@@ -141,7 +169,7 @@ async fn tags_that_come_up_later_reach_who_takes_any(world: World) {
 /// Guarantee 1, while waits end at every moment.
 async fn a_wait_that_is_given_up_loses_nothing(world: World) {
     let mut source = open(&*world.here, "w", TagFilter::DefaultOnly).await;
-    let items = (1..=100).map(|event| Dispatch { item: item("a", event), worker: None });
+    let items = (1..=100).map(|event| Dispatch { item: item("a", event), worker: None, again: false });
     world.there.publish(items.collect()).await.unwrap();
     let (mut seen, mut micros) = (BTreeSet::new(), 0);
     while seen.len() < 100 {
@@ -194,7 +222,7 @@ async fn a_session_stays_with_its_holder(world: World) {
     let worker = world.here.is_shared().then(|| holder.into());
     for event in 2..=5 {
         let item = in_session("a", event, "s");
-        world.there.publish(vec![Dispatch { item, worker: worker.clone() }]).await.unwrap();
+        world.there.publish(vec![Dispatch { item, worker: worker.clone(), again: false }]).await.unwrap();
     }
     let (holder, other) = if holder == "w1" { (&mut first, &mut second) } else { (&mut second, &mut first) };
     let mut held = Vec::new();
@@ -355,7 +383,7 @@ async fn a_full_worker_leaves_the_rest_to_others() {
     publish(&*world.there, item("a", 1)).await;
     let _held = take(&mut full).await;
     let mut free = open(&*world.there, "free", TagFilter::DefaultOnly).await;
-    let items = (2..=50).map(|event| Dispatch { item: item("a", event), worker: None });
+    let items = (2..=50).map(|event| Dispatch { item: item("a", event), worker: None, again: false });
     world.there.publish(items.collect()).await.unwrap();
     let mut seen = BTreeSet::new();
     while seen.len() < 49 {

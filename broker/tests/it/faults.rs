@@ -195,7 +195,7 @@ async fn calls_end_while_the_server_is_away() {
     let mut source = open(&broker, "w", TagFilter::DefaultOnly).await;
     server.kill();
     let begun = Instant::now();
-    let published = broker.publish(vec![Dispatch { item: item("a", 1), worker: None }]).await;
+    let published = broker.publish(vec![Dispatch { item: item("a", 1), worker: None, again: false }]).await;
     assert!(matches!(published, Err(Error::Unavailable(_))), "{published:?}");
     assert!(begun.elapsed() < Duration::from_secs(7), "{:?}", begun.elapsed());
     broker.nudge(outlast_core::ShardId(1), "i".into());

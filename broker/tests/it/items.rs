@@ -48,11 +48,11 @@ pub(crate) fn worker(id: &str, filter: TagFilter) -> WorkerProfile {
 }
 
 pub(crate) async fn publish(broker: &dyn Broker, item: ActivityItem) {
-    broker.publish(vec![Dispatch { item, worker: None }]).await.unwrap();
+    broker.publish(vec![Dispatch { item, worker: None, again: false }]).await.unwrap();
 }
 
 pub(crate) async fn publish_to(broker: &dyn Broker, item: ActivityItem, worker: &str) {
-    broker.publish(vec![Dispatch { item, worker: Some(WorkerId::new(worker)) }]).await.unwrap();
+    broker.publish(vec![Dispatch { item, worker: Some(WorkerId::new(worker)), again: false }]).await.unwrap();
 }
 
 /// Opens a source whose control messages nobody wants.

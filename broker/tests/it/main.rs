@@ -4,6 +4,7 @@
 
 mod authority;
 mod items;
+mod leaving;
 mod operator;
 mod server;
 mod world;

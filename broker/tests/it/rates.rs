@@ -23,7 +23,7 @@ async fn rates() {
     let server = Server::any();
     let broker = Arc::new(server.broker("rates").await);
     let mut source = open(&*broker, "w", TagFilter::DefaultOnly).await;
-    let other = Dispatch { item: tagged("t", 1, "gpu"), worker: None };
+    let other = Dispatch { item: tagged("t", 1, "gpu"), worker: None, again: false };
     broker.publish(vec![other]).await.unwrap();
 
     let mut waits = Vec::new();
@@ -54,7 +54,7 @@ async fn rates() {
                             let id = format!("i{task}-{interleaved}");
                             let gpu = interleaved && event % 2 == 0;
                             let item = if gpu { tagged(&id, event, "gpu") } else { item(&id, event) };
-                            Dispatch { item, worker: None }
+                            Dispatch { item, worker: None, again: false }
                         };
                         broker.publish((batch * 100..(batch + 1) * 100).map(one).collect()).await.unwrap();
                     }
@@ -66,7 +66,7 @@ async fn rates() {
         }
         println!("publishes in hundreds by eight tasks: {}/s", rate(ITEMS, begun));
         let again = Instant::now();
-        let repeated = (0..1_000).map(|event| Dispatch { item: item("i0-false", event), worker: None });
+        let repeated = (0..1_000).map(|event| Dispatch { item: item("i0-false", event), worker: None, again: false });
         broker.publish(repeated.collect()).await.unwrap();
         println!("repeated publishes: {}/s", rate(1_000, again));
 
@@ -131,7 +131,7 @@ async fn rates_beside_a_backlog() {
     let begun = Instant::now();
     for batch in 0..300_u64 {
         let waiting = (batch * 1_000..(batch + 1) * 1_000).map(|event| tagged("waits", event, "gpu"));
-        broker.publish(waiting.map(|item| Dispatch { item, worker: None }).collect()).await.unwrap();
+        broker.publish(waiting.map(|item| Dispatch { item, worker: None, again: false }).collect()).await.unwrap();
     }
     println!("publishes in thousands by one task: {}/s", rate(300_000, begun));
     let mut source = open(&broker, "w", TagFilter::DefaultOnly).await;
@@ -147,7 +147,11 @@ async fn rates_beside_a_backlog() {
     println!("publish and delivery, one by one: p50 {:?}, p99 {:?}", waits[250], waits[495]);
     let (begun, mut count) = (Instant::now(), 0);
     for batch in 0..100_u64 {
-        let items = (batch * 100..(batch + 1) * 100).map(|event| Dispatch { item: item("flow", event), worker: None });
+        let items = (batch * 100..(batch + 1) * 100).map(|event| Dispatch {
+            item: item("flow", event),
+            worker: None,
+            again: false,
+        });
         broker.publish(items.collect()).await.unwrap();
         while count < (batch + 1) * 100 {
             for delivery in source.next(64).await.unwrap() {
