@@ -6,6 +6,8 @@ mod broker_faults;
 mod figures;
 mod node;
 mod node_faults;
+mod rolling;
+mod rolling_node;
 mod scale;
 mod servers;
 mod store_faults;

@@ -12,6 +12,7 @@ use outlast::{
 };
 
 pub(crate) const LEASE: Duration = Duration::from_secs(2);
+const ACK_WAIT: Duration = Duration::from_secs(3);
 /// Longest wait of a test for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 const SETTINGS: &str = "OUTLAST_TEST_NODE";
@@ -23,6 +24,8 @@ pub(crate) struct Cluster {
     pub(crate) nats: String,
     pub(crate) namespace: String,
     pub(crate) lease: Duration,
+    /// How long the broker waits before it gives a silent worker's item to another.
+    pub(crate) ack_wait: Duration,
 }
 
 /// What a node process does.
@@ -38,7 +41,7 @@ impl Cluster {
     pub(crate) fn on(postgres: &str, nats: &str) -> Self {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos();
         let namespace = format!("f{}_{now}", std::process::id());
-        Self { postgres: postgres.to_owned(), nats: nats.to_owned(), namespace, lease: LEASE }
+        Self { postgres: postgres.to_owned(), nats: nats.to_owned(), namespace, lease: LEASE, ack_wait: ACK_WAIT }
     }
 
     /// On the servers that the environment names.
@@ -49,10 +52,25 @@ impl Cluster {
         Self::on(&url("OUTLAST_POSTGRES_URL"), &url("OUTLAST_NATS_URL"))
     }
 
+    /// As a child process is told of it.
+    pub(crate) fn to_words(&self) -> String {
+        let (lease, ack_wait) = (self.lease.as_millis(), self.ack_wait.as_millis());
+        format!("{} {} {} {lease} {ack_wait}", self.postgres, self.nats, self.namespace)
+    }
+
+    /// The cluster, and the words that follow.
+    pub(crate) fn from_words(words: &str) -> (Self, Vec<&str>) {
+        let mut words = words.split(' ');
+        let mut next = || words.next().unwrap().to_owned();
+        let (postgres, nats, namespace) = (next(), next(), next());
+        let [lease, ack_wait] = [next(), next()].map(|ms| Duration::from_millis(ms.parse().unwrap()));
+        (Self { postgres, nats, namespace, lease, ack_wait }, words.collect())
+    }
+
     pub(crate) async fn provider(&self) -> Arc<ClusterProvider> {
         let mut options = ClusterOptions::new(&self.postgres, &self.nats).namespace(&self.namespace).lease(self.lease);
         options.postgres.connections = 4;
-        options.nats.ack_wait = Duration::from_secs(3);
+        options.nats.ack_wait = self.ack_wait;
         Arc::new(ClusterProvider::connect(options).await.unwrap())
     }
 
@@ -72,8 +90,7 @@ impl Cluster {
             Role::Worker => "worker",
             Role::Both => "both",
         };
-        let lease = self.lease.as_millis().to_string();
-        let settings = [&self.postgres, &self.nats, &self.namespace, &lease, role].join(" ");
+        let settings = format!("{} {role}", self.to_words());
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "node::child_process", "--nocapture"])
             .env(SETTINGS, settings)
@@ -183,12 +200,8 @@ pub(crate) fn wall_ms() -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn child_process() {
     let Ok(settings) = std::env::var(SETTINGS) else { return };
-    let words: Vec<&str> = settings.split(' ').collect();
-    let [postgres, nats, namespace, lease, role] = words[..] else { panic!("{settings}") };
-    let lease = Duration::from_millis(lease.parse().unwrap());
-    let (postgres, nats, namespace) = (postgres.to_owned(), nats.to_owned(), namespace.to_owned());
-    let cluster = Cluster { postgres, nats, namespace, lease };
-    let role = match role {
+    let (cluster, more) = Cluster::from_words(&settings);
+    let role = match more[0] {
         "orchestrator" => Role::Orchestrator,
         "worker" => Role::Worker,
         _ => Role::Both,
