@@ -11,3 +11,4 @@ mod rolling_node;
 mod scale;
 mod servers;
 mod store_faults;
+mod timers;
