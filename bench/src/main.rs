@@ -12,6 +12,7 @@ mod roles;
 mod served;
 mod servers;
 mod table;
+mod timers;
 mod workload;
 
 use anyhow::Context;
@@ -48,7 +49,8 @@ struct Arguments {
     /// One line of JSON for each run instead of the table.
     #[arg(long)]
     json: bool,
-    /// Instead of a workload: `flat` (N steps in one execution) or `waiting` (N instances that wait).
+    /// Instead of a workload: `flat` (N steps in one execution), `waiting` (N instances that wait) or `timers` (N timers, K of them
+    /// in each instance).
     #[arg(long)]
     claim: Option<String>,
     #[arg(long, hide = true)]
@@ -77,7 +79,10 @@ async fn main() -> anyhow::Result<()> {
             return Ok(());
         }
         Some("waiting") => return claims::waiting(arguments.n.unwrap_or(100_000)).await,
-        Some(other) => anyhow::bail!("there is no claim {other}: use flat or waiting"),
+        Some("timers") => {
+            return timers::run(arguments.n.unwrap_or(1_000_000), arguments.inflight.unwrap_or(50)).await;
+        }
+        Some(other) => anyhow::bail!("there is no claim {other}: use flat, waiting or timers"),
         None => {}
     }
     run_all(&arguments).await

@@ -133,6 +133,13 @@ fn orchestrations() -> OrchestrationRegistry {
             }
             Ok(marks.join(","))
         })
+        .register("timers", |ctx: OrchestrationContext, input: String| async move {
+            let numbers: Vec<u64> = input.split(' ').filter_map(|number| number.parse().ok()).collect();
+            let [count, first, apart] = numbers[..] else { return Err("three numbers".to_owned()) };
+            let timer = |number| ctx.schedule_timer(Duration::from_millis(first + apart * number));
+            ctx.join((0..count).map(timer).collect()).await;
+            Ok(String::new())
+        })
         .register("w6", move |ctx: OrchestrationContext, _: String| {
             // A replay must give the same moment, so the first is kept.
             let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);

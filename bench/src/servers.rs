@@ -115,8 +115,9 @@ impl Servers {
 }
 
 impl Place {
+    /// Inside the namespace of the run.
     pub(crate) async fn connect(&self) -> anyhow::Result<PgConnection> {
-        Ok(self.database.connect().await?)
+        Ok(self.database.clone().options([("search_path", &self.name)]).connect().await?)
     }
 
     /// Bytes of WAL that the server has written so far.
