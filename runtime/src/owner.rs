@@ -32,10 +32,8 @@ pub(crate) async fn read_mail(node: Arc<Node>, mut mail: mpsc::UnboundedReceiver
             () = node.stopping.cancelled() => None,
         };
         match received {
-            Some(ShardMail::Nudge(instance)) => node.deliver(&instance, Inbound::Nudge),
-            Some(ShardMail::Begin(beginning)) => {
-                node.deliver(&beginning.instance.clone(), Inbound::Begin(beginning));
-            }
+            Some(ShardMail::Nudge(instance)) => node.bring(&instance, Inbound::Nudge),
+            Some(ShardMail::Begin(beginning)) => node.bring(&beginning.instance.clone(), Inbound::Begin(beginning)),
             Some(ShardMail::Report(report, answer)) => take_report(&node, *report, answer),
             None => return,
         }

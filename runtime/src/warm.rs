@@ -87,6 +87,21 @@ impl Node {
         }
     }
 
+    /// Brings news of an inbox, unless too many instances wait for room: then the sweep of the inboxes brings them, which waits
+    /// itself.
+    pub(crate) fn bring(self: &Arc<Self>, instance: &InstanceId, inbound: Inbound) {
+        // The inboxes of a store that only this process writes to are not swept.
+        let is_swept = self.broker.is_shared();
+        let is_full = {
+            let warm = self.lock_warm();
+            let known = warm.actors.contains(instance) || warm.waiting.contains_key(instance);
+            !known && warm.waiting.len() >= self.limits.warm_instances_max
+        };
+        if !(is_full && is_swept) {
+            self.deliver(instance, inbound);
+        }
+    }
+
     /// Brings a worker's result to an instance.
     pub(crate) fn deliver_direct(
         self: &Arc<Self>,

@@ -12,6 +12,8 @@ async fn with_own_nats(fault: impl AsyncFnOnce(&mut Server)) {
     let _node = cluster.process(Role::Orchestrator);
     let _worker = cluster.process(Role::Worker);
     let mut load = Load::new(cluster.client().await, "i");
+    load.start(1).await;
+    load.is_under_way().await;
     load.start(30).await;
     fault(&mut nats).await;
     load.start(30).await;
@@ -49,6 +51,8 @@ async fn starts_are_taken_while_the_broker_is_away() {
     let cluster = Cluster::on(&Cluster::shared().postgres, &nats.url);
     let _both = cluster.process(Role::Both);
     let mut load = Load::new(cluster.client().await, "i");
+    load.start(6).await;
+    load.is_under_way().await;
     load.start(6).await;
     nats.kill();
     load.start(20).await;

@@ -237,6 +237,12 @@ impl Load {
         }
     }
 
+    /// Waits for the first one: then the nodes have found their servers, which the test may take away.
+    pub(crate) async fn is_under_way(&self) {
+        let (id, _) = self.expected.first().unwrap();
+        self.client.wait_for_orchestration(id, PATIENCE).await.unwrap();
+    }
+
     /// Waits for all, and checks every result and history.
     pub(crate) async fn finish(self) {
         for (id, expected) in &self.expected {

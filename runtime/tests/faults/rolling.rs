@@ -137,7 +137,9 @@ async fn check_instances(client: &Client, started: &[(&'static str, String)]) ->
     for (kind, id) in started {
         let (output, ran) = expected(kind, id);
         activities += ran;
-        let status = client.wait_for_orchestration(id, PATIENCE).await.unwrap();
+        let Ok(status) = client.wait_for_orchestration(id, PATIENCE).await else {
+            panic!("{kind} {id} does not end: {:#?}", client.read_execution_history(id, 1).await);
+        };
         let OrchestrationStatus::Completed { output: found, .. } = status else { panic!("{id}: {status:?}") };
         assert_eq!(found, output, "{kind} {id}");
         for execution in client.list_executions(id).await.unwrap() {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use outlast::runtime::Runtime;
 use outlast::{
@@ -75,4 +76,27 @@ async fn fifty_tags_and_ten_thousand_sessions_work() {
     for worker in workers {
         worker.shutdown(Some(5_000)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_starts_than_a_node_has_room_for_all_end() {
+    let cluster = Cluster::shared();
+    let mut options = RuntimeOptions { worker_concurrency: 0, ..RuntimeOptions::default() };
+    options.limits.warm_instances_max = 4;
+    let nap = |ctx: OrchestrationContext, id: String| async move {
+        ctx.schedule_timer(Duration::from_millis(20)).await;
+        Ok(id)
+    };
+    let orchestrations = OrchestrationRegistry::builder().register("Nap", nap).build();
+    let activities = ActivityRegistry::builder().build();
+    let node = Runtime::start_with_options(cluster.provider().await, activities, orchestrations, options).await;
+    let client = cluster.client().await;
+    let ids: Vec<String> = (0..500).map(|number| format!("n{number}")).collect();
+    let starts = ids.iter().map(|id| client.start_orchestration(id, "Nap", id.clone()));
+    assert!(futures::future::join_all(starts).await.into_iter().all(|started| started.is_ok()));
+    for id in &ids {
+        let status = client.wait_for_orchestration(id, PATIENCE).await.unwrap();
+        assert!(matches!(&status, OrchestrationStatus::Completed { output, .. } if output == id), "{id}: {status:?}");
+    }
+    node.shutdown(None).await;
 }
