@@ -147,6 +147,5 @@ async fn put_down(node: &Arc<Node>, shards: &[ShardId], mail: &mpsc::UnboundedSe
     }
     node.outstanding.forget(shards);
     node.forget_stalled();
-    // Actors do not know their shard before they are hydrated, so all go; the ones that stay here come back warm.
-    node.passivate_all();
+    node.passivate_unused();
 }

@@ -47,7 +47,7 @@ pub(crate) struct Node {
     deciding: Mutex<HashMap<InstanceId, Instant>>,
     /// Tries of activities that no worker had registered.
     pub(crate) unregistered: Mutex<HashMap<ActivityKey, u32>>,
-    shards: RwLock<HashMap<ShardId, Epoch>>,
+    shards: RwLock<HashMap<ShardId, Held>>,
     view: RwLock<Option<LeaseView>>,
     pub(crate) warm: Mutex<WarmSet>,
     /// Until when this node may speak for its shards, by its own clock.
@@ -96,6 +96,13 @@ impl Drop for Deciding<'_> {
     fn drop(&mut self) {
         self.node.lock_deciding().remove(self.instance);
     }
+}
+
+/// By what right a shard is run, and since when that is known here.
+#[derive(Clone, Copy)]
+struct Held {
+    epoch: Epoch,
+    since: Instant,
 }
 
 /// What a node is made of.
@@ -157,7 +164,18 @@ impl Node {
 
     /// The epoch by which this node holds a shard.
     pub(crate) fn epoch(&self, shard: ShardId) -> Option<Epoch> {
-        self.shards.read().unwrap_or_else(PoisonError::into_inner).get(&shard).copied()
+        self.shards.read().unwrap_or_else(PoisonError::into_inner).get(&shard).map(|held| held.epoch)
+    }
+
+    /// Whether what was read from the store at `moment` is all that former owners of the shard have written.
+    pub(crate) fn held_before(&self, shard: ShardId, moment: Instant) -> bool {
+        let shards = self.shards.read().unwrap_or_else(PoisonError::into_inner);
+        shards.get(&shard).is_some_and(|held| held.since <= moment)
+    }
+
+    /// Whether this node may speak for a shard without asking the store.
+    pub(crate) fn speaks_for(&self, shard: ShardId, epoch: Epoch) -> bool {
+        self.lease_holds() && self.epoch(shard) == Some(epoch)
     }
 
     /// The shards that this node holds.
@@ -166,7 +184,8 @@ impl Node {
     }
 
     pub(crate) fn hold(&self, shard: ShardId, epoch: Epoch) {
-        self.shards.write().unwrap_or_else(PoisonError::into_inner).insert(shard, epoch);
+        let held = Held { epoch, since: Instant::now() };
+        self.shards.write().unwrap_or_else(PoisonError::into_inner).insert(shard, held);
     }
 
     pub(crate) fn let_go(&self, shard: ShardId) {

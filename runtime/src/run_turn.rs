@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outlast_broker::ReportReply;
 use outlast_core::{
@@ -139,6 +139,7 @@ impl InstanceRun {
 
     /// Reads what is missing in memory: everything when cold, the new inbox rows when warm.
     async fn load(&mut self, inbound: Vec<Inbound>) -> Result<(), Obstacle> {
+        self.forget_if_moved();
         let mut direct = Vec::new();
         let (mut nudged, mut begun) = (false, None);
         for inbound in inbound {
@@ -154,7 +155,8 @@ impl InstanceRun {
                 }
             }
         }
-        let begun = begun.filter(|_| !nudged).and_then(|begun| {
+        // A beginning may be late, and a worker's question is answered by what is known now.
+        let begun = begun.filter(|_| !nudged && self.asked.is_empty()).and_then(|begun| {
             let shard = ShardId::of(&begun.instance, self.node.store.shards());
             Loaded::begun(shard, begun)
         });
@@ -179,7 +181,7 @@ impl InstanceRun {
             Some(_) => {}
         }
         self.backlog.extend(direct);
-        let hydrated = self.warm.as_ref().filter(|_| self.node.lease_holds());
+        let hydrated = self.warm.as_ref().filter(|hydrated| self.node.speaks_for(hydrated.shard, hydrated.epoch));
         for Asked { key, token, answer } in self.asked.drain(..) {
             let reply = hydrated.map_or(ReportReply::TryAgain, |hydrated| {
                 let same = hydrated.stored.execution == key.execution;
@@ -191,9 +193,36 @@ impl InstanceRun {
         Ok(())
     }
 
+    /// What was decided for a shard that another node may have had since is not the truth any more.
+    fn forget_if_moved(&mut self) {
+        let warm = self.warm.as_ref();
+        if warm.is_some_and(|hydrated| self.node.epoch(hydrated.shard) != Some(hydrated.epoch)) {
+            self.warm = None;
+            self.backlog.clear();
+            self.again = false;
+            for (_, answer) in self.answers.drain() {
+                let _gone = answer.send(ReportReply::TryAgain);
+            }
+        }
+    }
+
+    /// The instance as the store has it, read after its shard was taken: before that, its former owner may still write.
+    async fn read(&mut self) -> Result<Loaded, Obstacle> {
+        loop {
+            let asked = Instant::now();
+            let loaded = self.node.store.load(&self.instance).await.map_err(|error| self.again(&error))?;
+            let loaded = loaded.ok_or(Obstacle::Missing)?;
+            if self.node.epoch(loaded.shard).is_none() {
+                return Err(Obstacle::Elsewhere(loaded.shard));
+            }
+            if self.node.held_before(loaded.shard, asked) {
+                return Ok(loaded);
+            }
+        }
+    }
+
     async fn hydrate(&mut self) -> Result<(), Obstacle> {
-        let loaded = self.node.store.load(&self.instance).await.map_err(|error| self.again(&error))?;
-        let Some(loaded) = loaded else { return Err(Obstacle::Missing) };
+        let loaded = self.read().await?;
         Counters::count(&self.node.counters.hydrations);
         self.take_in(loaded).await
     }
@@ -273,7 +302,7 @@ impl InstanceRun {
         let (verdicts, reload) = (std::mem::take(&mut turn.verdicts), turn.reload);
         self.again = turn.again;
         let wakes = if turn.is_empty(&hydrated.stored) && move_to.is_none() {
-            if !verdicts.is_empty() && !self.node.lease_holds() {
+            if !verdicts.is_empty() && !self.node.speaks_for(hydrated.shard, hydrated.epoch) {
                 // A successor may know better by now; it will be asked.
                 return Err(Obstacle::Again);
             }

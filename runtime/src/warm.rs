@@ -152,6 +152,17 @@ impl Node {
         }
     }
 
+    /// Lets go of all that has nothing to do. Whatever is busy looks itself whether its shard is still here, at its next
+    /// turn; were it stopped now, a second actor could read the store before this turn is written there.
+    pub(crate) fn passivate_unused(&self) {
+        let mut warm = self.lock_warm();
+        let is_unused = |(_, entry): &(&InstanceId, &Warm)| !entry.mailbox.lock().scheduled;
+        let unused: Vec<InstanceId> = warm.actors.iter().filter(is_unused).map(|(id, _)| id.clone()).collect();
+        for entry in unused.iter().filter_map(|id| warm.actors.pop(id)) {
+            entry.actor.stop(None);
+        }
+    }
+
     /// Stops all actors; whatever they were deciding is refused by the store or decided again by whoever comes next.
     pub(crate) fn passivate_all(&self) {
         let mut warm = self.lock_warm();

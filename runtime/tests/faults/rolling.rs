@@ -20,9 +20,11 @@ const START_EVERY: Duration = Duration::from_millis(50);
 const SEND_EVERY: Duration = Duration::from_millis(150);
 const KINDS: [&str; 6] = ["Chain", "Queue", "Events", "Session", "Fan", "Family"];
 
-/// A cluster whose broker takes nothing away from a silent worker.
+/// A cluster whose broker takes nothing away from a silent worker, and whose nodes are not thought dead while the machine is
+/// busy.
 fn patient_cluster() -> Cluster {
-    Cluster { ack_wait: Duration::from_secs(3_600), ..Cluster::shared() }
+    let ack_wait = Duration::from_secs(3_600);
+    Cluster { ack_wait, lease: Duration::from_secs(15), ..Cluster::shared() }
 }
 
 /// Where the activities of a test write down their runs.
