@@ -5,7 +5,7 @@
 //! the second one. So nothing has to be known about what was lost; after a while everything is offered again, the longer it
 //! has been outstanding the more rarely.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -225,6 +225,21 @@ impl Outstanding {
         self.tell_room(&items);
     }
 
+    /// The instance is gone, and nobody waits for what it has asked for.
+    pub(crate) fn forget_instance(&self, instance: &InstanceId) {
+        let mut items = self.lock();
+        items.retain(|entry| entry.item.key.instance != *instance);
+        self.tell_room(&items);
+    }
+
+    /// A turn that was under way while its shard was given up has added to what another node looks after.
+    fn keep_only(&self, held: &[ShardId]) {
+        let held: HashSet<&ShardId> = held.iter().collect();
+        let mut items = self.lock();
+        items.retain(|entry| held.contains(&entry.shard));
+        self.tell_room(&items);
+    }
+
     pub(crate) fn clear(&self) {
         self.lock().retain(|_| false);
     }
@@ -320,6 +335,7 @@ pub(crate) async fn offer_again(node: Arc<Node>) {
             }
             () = node.stopping.cancelled() => return,
         }
+        node.outstanding.keep_only(&node.held());
         for items in node.outstanding.due().chunks(OFFERS) {
             if let Err(error) = node.publish(items, true).await {
                 tracing::warn!(target: RUNTIME, %error, count = items.len(), "activities were not offered again");
@@ -419,6 +435,19 @@ mod tests {
         outstanding.forget(&[ShardId(0)]);
         assert!(outstanding.len() == 0 && outstanding.lock().tags.values().all(|tag| tag.given == 0));
         assert!(waiting(&outstanding).is_empty() && outstanding.lock().tags.is_empty());
+    }
+
+    #[test]
+    fn what_others_look_after_takes_no_room() {
+        let outstanding = Outstanding::new(2);
+        outstanding.admit(vec![item(0, None)], (ShardId(0), Millis(0)), false);
+        outstanding.admit(vec![item(1, None), item(2, None)], (ShardId(1), Millis(0)), false);
+        outstanding.keep_only(&[ShardId(1)]);
+        assert_eq!(waiting(&outstanding), [2]);
+        outstanding.forget_instance(&InstanceId::new("other"));
+        assert_eq!(outstanding.len(), 2);
+        outstanding.forget_instance(&InstanceId::new("i"));
+        assert!(outstanding.len() == 0 && outstanding.lock().tags.values().all(|tag| tag.given == 0));
     }
 
     #[test]

@@ -97,7 +97,10 @@ impl InstanceRun {
         self.backlog.clear();
         self.again = false;
         let reply = match obstacle {
-            Obstacle::Missing => ReportReply::Settled(Verdict::Unknown),
+            Obstacle::Missing => {
+                self.node.outstanding.forget_instance(&self.instance);
+                ReportReply::Settled(Verdict::Unknown)
+            }
             Obstacle::Elsewhere(shard) => {
                 self.node.broker.nudge(shard, self.instance.clone());
                 ReportReply::Moved(shard)
@@ -406,6 +409,9 @@ impl InstanceRun {
         let Some(hydrated) = &self.warm else { return Ok(After::Leave) };
         if let Some(shard) = move_to {
             self.node.wheel.set(&self.instance, None);
+            // Its new owner offers what is outstanding, and this node will not hear of the outcomes.
+            let outstanding = hydrated.instance.outstanding().into_iter().map(|item| item.key);
+            self.node.outstanding.remove(&outstanding.collect::<Vec<_>>());
             return Err(Obstacle::Elsewhere(shard));
         }
         let state = hydrated.instance.state();

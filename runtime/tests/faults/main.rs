@@ -4,6 +4,7 @@
 mod blocking;
 mod broker_faults;
 mod figures;
+mod leftovers;
 mod node;
 mod node_faults;
 mod rolling;
