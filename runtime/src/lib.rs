@@ -12,6 +12,7 @@ mod committer;
 mod dispatch;
 mod execute;
 mod heartbeat;
+mod hydrate;
 mod instance_actor;
 mod mailbox;
 mod membership;

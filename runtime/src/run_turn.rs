@@ -2,14 +2,14 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use outlast_broker::ReportReply;
 use outlast_core::{
     ActivityKey, Decision, Epoch, ErrorDetails, InboxSeq, Incoming, InstanceId, InstanceState, InstanceStatus, Limits,
-    MessageId, MessageKind, ShardId, Snapshot, Token, Turn, TurnInput, Verdict, WarmInstance,
+    MessageId, ShardId, Token, Turn, TurnInput, Verdict, WarmInstance,
 };
-use outlast_storage::{FencedTurn, InboxCursor, Loaded, TurnOutcome, Wake};
+use outlast_storage::{FencedTurn, InboxCursor, TurnOutcome, Wake};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::committer::Committed;
@@ -32,40 +32,40 @@ pub(crate) enum After {
 
 /// The state of an instance's actor.
 pub(crate) struct InstanceRun {
-    node: Arc<Node>,
-    instance: InstanceId,
-    warm: Option<Hydrated>,
+    pub(crate) node: Arc<Node>,
+    pub(crate) instance: InstanceId,
+    pub(crate) warm: Option<Hydrated>,
     /// Read from the inbox and not applied yet.
-    backlog: VecDeque<Incoming>,
-    answers: HashMap<MessageId, oneshot::Sender<ReportReply>>,
-    asked: Vec<Asked>,
-    trace: crate::spans::InstanceTrace,
-    again: bool,
-    failures: u32,
+    pub(crate) backlog: VecDeque<Incoming>,
+    pub(crate) answers: HashMap<MessageId, oneshot::Sender<ReportReply>>,
+    pub(crate) asked: Vec<Asked>,
+    pub(crate) trace: crate::spans::InstanceTrace,
+    pub(crate) again: bool,
+    pub(crate) failures: u32,
 }
 
 /// A worker's question whether an activity is wanted.
-struct Asked {
-    key: ActivityKey,
-    token: Token,
-    answer: oneshot::Sender<ReportReply>,
+pub(crate) struct Asked {
+    pub(crate) key: ActivityKey,
+    pub(crate) token: Token,
+    pub(crate) answer: oneshot::Sender<ReportReply>,
 }
 
 /// An instance in memory and the right by which it is run.
-struct Hydrated {
-    instance: WarmInstance,
-    shard: ShardId,
-    epoch: Epoch,
+pub(crate) struct Hydrated {
+    pub(crate) instance: WarmInstance,
+    pub(crate) shard: ShardId,
+    pub(crate) epoch: Epoch,
     /// From where the inbox is read on.
-    cursor: InboxCursor,
+    pub(crate) cursor: InboxCursor,
     /// Rows that were read and are still in the inbox: reading on may give them again.
-    waiting: HashSet<InboxSeq>,
+    pub(crate) waiting: HashSet<InboxSeq>,
     /// The row as the store has it.
-    stored: InstanceState,
+    pub(crate) stored: InstanceState,
 }
 
 /// Why a turn could not be made.
-enum Obstacle {
+pub(crate) enum Obstacle {
     /// The instance does not exist.
     Missing,
     /// Another node has it.
@@ -138,122 +138,6 @@ impl InstanceRun {
             Decision::Unregistered { name, version, messages } => self.without_code(name, version, messages),
         };
         self.commit(turn, move_to, room).await
-    }
-
-    /// Reads what is missing in memory: everything when cold, the new inbox rows when warm.
-    async fn load(&mut self, inbound: Vec<Inbound>) -> Result<(), Obstacle> {
-        self.forget_if_moved();
-        let mut direct = Vec::new();
-        let (mut nudged, mut begun) = (false, None);
-        for inbound in inbound {
-            match inbound {
-                Inbound::Nudge => nudged = true,
-                Inbound::Begin(beginning) if self.warm.is_none() => begun = Some(*beginning),
-                Inbound::Begin(_) => nudged = true,
-                Inbound::Wake => {}
-                Inbound::Ask { key, token, answer } => self.asked.push(Asked { key, token, answer }),
-                Inbound::Direct(message, answer) => {
-                    self.answers.insert(message.id.clone(), answer);
-                    direct.push(Incoming { seq: None, message });
-                }
-            }
-        }
-        // A beginning may be late, and a worker's question is answered by what is known now.
-        let begun = begun.filter(|_| !nudged && self.asked.is_empty()).and_then(|begun| {
-            let shard = ShardId::of(&begun.instance, self.node.store.shards());
-            Loaded::begun(shard, begun)
-        });
-        match self.warm.as_ref().map(|hydrated| hydrated.cursor) {
-            None => match begun {
-                Some(loaded) => self.take_in(loaded).await?,
-                None => self.hydrate().await?,
-            },
-            Some(after) if nudged => {
-                let read = self.node.store.inbox(&self.instance, after).await;
-                let (rows, cursor) = read.map_err(|error| self.again(&error))?;
-                // The id was deleted and started again: what is in memory was another life.
-                let begun = self.warm.as_ref().is_some_and(|hydrated| hydrated.stored.last_event_id.0 > 0);
-                if begun && rows.iter().any(|row| matches!(row.message.kind, MessageKind::Start(_))) {
-                    self.hydrate().await?;
-                } else if let Some(hydrated) = self.warm.as_mut() {
-                    hydrated.cursor = cursor;
-                    let new = rows.into_iter().filter(|row| row.seq.is_none_or(|seq| hydrated.waiting.insert(seq)));
-                    self.backlog.extend(new);
-                }
-            }
-            Some(_) => {}
-        }
-        self.backlog.extend(direct);
-        let hydrated = self.warm.as_ref().filter(|hydrated| self.node.speaks_for(hydrated.shard, hydrated.epoch));
-        for Asked { key, token, answer } in self.asked.drain(..) {
-            let reply = hydrated.map_or(ReportReply::TryAgain, |hydrated| {
-                let same = hydrated.stored.execution == key.execution;
-                let wanted = same && hydrated.instance.awaits(key.event, token);
-                ReportReply::Settled(if wanted { Verdict::Applied } else { Verdict::Unknown })
-            });
-            let _gone = answer.send(reply);
-        }
-        Ok(())
-    }
-
-    /// What was decided for a shard that another node may have had since is not the truth any more.
-    fn forget_if_moved(&mut self) {
-        let warm = self.warm.as_ref();
-        if warm.is_some_and(|hydrated| self.node.epoch(hydrated.shard) != Some(hydrated.epoch)) {
-            self.warm = None;
-            self.backlog.clear();
-            self.again = false;
-            for (_, answer) in self.answers.drain() {
-                let _gone = answer.send(ReportReply::TryAgain);
-            }
-        }
-    }
-
-    /// The instance as the store has it, read after its shard was taken: before that, its former owner may still write.
-    async fn read(&mut self) -> Result<Loaded, Obstacle> {
-        loop {
-            let asked = Instant::now();
-            let loaded = self.node.store.load(&self.instance).await.map_err(|error| self.again(&error))?;
-            let loaded = loaded.ok_or(Obstacle::Missing)?;
-            if self.node.epoch(loaded.shard).is_none() {
-                return Err(Obstacle::Elsewhere(loaded.shard));
-            }
-            if self.node.held_before(loaded.shard, asked) {
-                return Ok(loaded);
-            }
-        }
-    }
-
-    async fn hydrate(&mut self) -> Result<(), Obstacle> {
-        let loaded = self.read().await?;
-        Counters::count(&self.node.counters.hydrations);
-        self.take_in(loaded).await
-    }
-
-    /// Makes the instance warm.
-    async fn take_in(&mut self, loaded: Loaded) -> Result<(), Obstacle> {
-        self.trace = crate::spans::InstanceTrace::of(&loaded);
-        let Loaded { shard, state, history, inbox, cursor } = loaded;
-        let Some(epoch) = self.node.epoch(shard) else { return Err(Obstacle::Elsewhere(shard)) };
-        let waiting = inbox.iter().filter_map(|row| row.seq).collect();
-        self.again = state.wake_at.is_some() && state.waits == "next execution";
-        let stored = state.clone();
-        let mut instance =
-            WarmInstance::hydrate(self.instance.clone(), Snapshot { state, history }, Arc::clone(&self.node.limits));
-        let (node, id) = (Arc::downgrade(&self.node), self.instance.clone());
-        instance.when_woken_outside(Arc::new(move || {
-            if let Some(node) = node.upgrade() {
-                node.deliver(&id, Inbound::Wake);
-            }
-        }));
-        // Whatever has no outcome is handed out again; the broker knows what it still carries.
-        let outstanding = instance.outstanding();
-        self.warm = Some(Hydrated { instance, shard, epoch, cursor, waiting, stored });
-        self.backlog = inbox.into();
-        if !outstanding.is_empty() {
-            self.node.dispatch(outstanding, (shard, true)).await;
-        }
-        Ok(())
     }
 
     /// Nobody here has the code: move to a node that has it, or wait, or give up after so many tries.
@@ -419,7 +303,7 @@ impl InstanceRun {
         if state.status == InstanceStatus::Running { Ok(After::Stay) } else { Ok(After::Leave) }
     }
 
-    fn again(&self, error: &outlast_storage::Error) -> Obstacle {
+    pub(crate) fn again(&self, error: &outlast_storage::Error) -> Obstacle {
         match error {
             outlast_storage::Error::Corrupt { .. } => {
                 self.node.damaged(&self.instance, error.to_string());
