@@ -73,3 +73,33 @@ async fn a_status_change_is_pushed() {
     }
     assert_eq!(seen, ["1", "2", "3"]);
 }
+
+#[tokio::test]
+async fn texts_may_hold_every_character() {
+    const TEXT: &str = "a\0b\u{10FFFF}c";
+    let registry = OrchestrationRegistry::builder()
+        .register("Echo", |ctx: OrchestrationContext, input: String| async move {
+            ctx.set_kv_value("key", input.clone());
+            ctx.set_custom_status(input.clone());
+            ctx.schedule_activity("Echo", input).await
+        })
+        .register("Parent", |ctx: OrchestrationContext, input: String| async move {
+            let nobody = ctx.get_kv_value_from_instance(input.clone(), "key").await?;
+            if nobody.is_some() {
+                return Err("nobody has this id".to_owned());
+            }
+            let output = ctx.schedule_sub_orchestration_with_id("Echo", "child", input).await?;
+            let kept = ctx.get_kv_value_from_instance("child", "key").await?;
+            if kept.as_ref() == Some(&output) { Ok(output) } else { Err(format!("{kept:?}")) }
+        });
+    let world = World::start(activities(), registry).await;
+    assert_eq!(world.run("Parent", TEXT).await.unwrap(), TEXT);
+    let status = world.client.get_orchestration_status("child").await.unwrap();
+    assert!(
+        matches!(&status, OrchestrationStatus::Completed { output, custom_status: Some(s), .. } if output == TEXT && s == TEXT),
+        "{status:?}"
+    );
+    // An id that nobody can have is one that nobody has.
+    assert!(matches!(world.client.get_orchestration_status(TEXT).await.unwrap(), OrchestrationStatus::NotFound));
+    assert!(world.client.delete_instance(TEXT, true).await.is_err());
+}

@@ -11,6 +11,7 @@ use super::batch::Batcher;
 use super::clock::ServerClock;
 use super::connect::Pool;
 use super::outgoing::{number_of, parent_of, queue_of, small};
+use super::text::{given, may_exist, stored};
 use crate::{
     CallStore, DeleteInstanceResult, Error, InstanceFilter, PruneOptions, PruneResult, Receipt, StartConflict,
     StartOutcome, StartReceipt, StartRequest,
@@ -163,7 +164,7 @@ impl CallStore for PostgresStore {
         let sql = "INSERT INTO heartbeats (instance, activity, details) \
                    SELECT $1, $2, $3 FROM instances WHERE id = $1 AND status = 'Running' \
                    ON CONFLICT (instance, activity) DO UPDATE SET details = excluded.details";
-        let (instance, activity) = (instance.as_str().to_owned(), activity.to_owned());
+        let (instance, activity, details) = (instance.as_str().to_owned(), activity.to_owned(), stored(&details));
         self.pools.general.execute(sqlx::query(sql).bind(instance).bind(activity).bind(details)).await
     }
 
@@ -175,7 +176,7 @@ impl CallStore for PostgresStore {
                 Ok(sqlx::query_scalar(sql).bind(instance).bind(activity).fetch_optional(&mut **db).await?)
             })
         });
-        read.await
+        Ok(read.await?.map(given))
     }
 
     async fn import(&self, instance: &InstanceId, fork: Fork) -> Result<ShardId, Error> {
@@ -186,6 +187,9 @@ impl CallStore for PostgresStore {
     }
 
     async fn delete(&self, instance: &InstanceId, force: bool) -> Result<DeleteInstanceResult, Error> {
+        if !may_exist(instance) {
+            return Err(Error::InstanceNotFound(instance.clone()));
+        }
         let sql = "SELECT result, culprit, coalesce(instances_deleted, 0), coalesce(executions_deleted, 0), \
                    coalesce(events_deleted, 0), coalesce(messages_deleted, 0) FROM delete_tree($1, $2)";
         let id = instance.as_str().to_owned();
@@ -338,7 +342,7 @@ async fn import(
         .bind(id.as_str())
         .bind(&state.orchestration)
         .bind(&state.version)
-        .bind(&state.custom_status)
+        .bind(state.custom_status.as_deref().map(stored))
         .execute(&mut *tx)
         .await?;
     if made.rows_affected() == 0 {
@@ -360,7 +364,7 @@ async fn import(
     sqlx::query(sql)
         .bind(id.as_str())
         .bind(kv.iter().map(|entry| entry.key.clone()).collect::<Vec<_>>())
-        .bind(kv.iter().map(|entry| entry.value.clone()).collect::<Vec<_>>())
+        .bind(kv.iter().map(|entry| stored(&entry.value)).collect::<Vec<_>>())
         .bind(kv.iter().map(|entry| entry.last_updated_at_ms.cast_signed()).collect::<Vec<_>>())
         .execute(&mut *tx)
         .await?;

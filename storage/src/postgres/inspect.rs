@@ -9,6 +9,7 @@ use super::PostgresStore;
 use super::connect::Failure;
 use super::outgoing::number_of;
 use super::rows::{STATE_COLUMNS, event_columns, event_of, optional_millis, state_columns, state_of, unsigned};
+use super::text::{given, may_exist};
 use crate::inspect::execution_status;
 use crate::{
     Error, ExecutionInfo, InspectStore, InstanceInfo, InstanceTree, ProblemRow, QueueDepths, SystemMetrics, SystemStats,
@@ -17,10 +18,16 @@ use crate::{
 #[async_trait]
 impl InspectStore for PostgresStore {
     async fn state(&self, instance: &InstanceId) -> Result<Option<InstanceState>, Error> {
+        if !may_exist(instance) {
+            return Ok(None);
+        }
         self.reads.states.call(instance.clone(), 0).await?
     }
 
     async fn info(&self, instance: &InstanceId) -> Result<Option<InstanceInfo>, Error> {
+        if !may_exist(instance) {
+            return Ok(None);
+        }
         let sql = concat!("SELECT ", state_columns!(), ", id, created, updated, parent FROM instances WHERE id = $1");
         let id = instance.as_str().to_owned();
         let read = self.pools.general.run(|db| {
@@ -118,6 +125,9 @@ impl InspectStore for PostgresStore {
     }
 
     async fn kv(&self, instance: &InstanceId, key: Option<&str>) -> Result<Vec<KvEntry>, Error> {
+        if !may_exist(instance) || key.is_some_and(|key| key.contains('\0')) {
+            return Ok(Vec::new());
+        }
         // Keys in the order of their bytes, whatever the database's language.
         let sql = "SELECT key, value, updated FROM kv WHERE instance = $1 AND ($2::text IS NULL OR key = $2) \
                    ORDER BY key COLLATE \"C\"";
@@ -126,7 +136,7 @@ impl InspectStore for PostgresStore {
             Box::pin(async move {
                 let rows = sqlx::query(sql).bind(id).bind(key).fetch_all(&mut **db).await?;
                 let entry = |row: &PgRow| {
-                    let (key, value) = (row.try_get(0)?, row.try_get(1)?);
+                    let (key, value) = (row.try_get(0)?, given(row.try_get(1)?));
                     Ok(KvEntry { key, value, last_updated_at_ms: unsigned(row, 2)? })
                 };
                 rows.iter().map(entry).collect()

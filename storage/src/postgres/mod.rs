@@ -18,6 +18,7 @@ mod roles;
 mod rows;
 mod schema;
 mod serves;
+mod text;
 mod turns;
 
 use std::sync::{Arc, Mutex};

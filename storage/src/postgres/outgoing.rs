@@ -7,6 +7,7 @@ use sqlx::Postgres;
 use sqlx::postgres::PgArguments;
 use sqlx::query::QueryAs;
 
+use super::text::stored;
 use crate::FencedTurn;
 
 /// Declares a struct of columns that are bound in their order.
@@ -154,9 +155,9 @@ impl Group {
         states.pending.push(state.pending.cast_signed());
         states.waits.push(state.waits.clone());
         states.stalled.push(state.stalled.cast_signed());
-        states.custom.push(state.custom_status.clone());
+        states.custom.push(state.custom_status.as_deref().map(stored));
         states.custom_version.push(state.custom_status_version.cast_signed());
-        states.output.push(state.output.clone());
+        states.output.push(state.output.as_deref().map(stored));
         states.completed.push(state.completed_at.map(|at| at.0.cast_signed()));
         states.shard.push(small(shard));
     }
@@ -198,7 +199,7 @@ impl Group {
         for (key, change) in last {
             match change {
                 KvChange::Set(entry) => {
-                    let value = (entry.value.clone(), entry.last_updated_at_ms.cast_signed());
+                    let value = (stored(&entry.value), entry.last_updated_at_ms.cast_signed());
                     self.values.add((number, instance), (2, Some(key.to_owned()), Some(value)));
                 }
                 KvChange::Clear(_) | KvChange::ClearAll => {

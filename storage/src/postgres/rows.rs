@@ -7,6 +7,7 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 
 use super::connect::{Failure, corrupt};
+use super::text::given;
 
 /// Columns of an instance in the order of `state_of`.
 macro_rules! state_columns {
@@ -44,9 +45,9 @@ pub(super) fn state_of(row: &PgRow) -> Result<InstanceState, sqlx::Error> {
         pending: row.try_get::<i32, _>(8)?.cast_unsigned(),
         waits: row.try_get(9)?,
         stalled: row.try_get::<i32, _>(10)?.cast_unsigned(),
-        custom_status: row.try_get(11)?,
+        custom_status: row.try_get::<Option<String>, _>(11)?.map(given),
         custom_status_version: unsigned(row, 12)?,
-        output: row.try_get(13)?,
+        output: row.try_get::<Option<String>, _>(13)?.map(given),
         completed_at: optional_millis(row, 14)?,
     })
 }

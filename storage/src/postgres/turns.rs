@@ -11,6 +11,7 @@ use super::PostgresStore;
 use super::connect::Failure;
 use super::outgoing::small;
 use super::rows::unsigned;
+use super::text::may_exist;
 use crate::{Arrivals, CommitReply, Due, Error, FencedTurn, InboxCursor, Loaded, TurnStore, Wake};
 
 #[async_trait]
@@ -20,6 +21,9 @@ impl TurnStore for PostgresStore {
     }
 
     async fn load(&self, instance: &InstanceId) -> Result<Option<Loaded>, Error> {
+        if !may_exist(instance) {
+            return Ok(None);
+        }
         self.reads.loads.call(instance.clone(), 0).await?
     }
 

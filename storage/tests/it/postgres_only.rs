@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use outlast_core::{ShardId, WorkerId};
 use outlast_storage::postgres::{PostgresOptions, PostgresStore, Roles};
-use outlast_storage::{CallStore, Error, InboxCursor, LeaseStore, SessionClaim, TurnOutcome, TurnStore};
+use outlast_storage::{CallStore, Error, InboxCursor, InspectStore, LeaseStore, SessionClaim, TurnOutcome, TurnStore};
 use sqlx::{Connection, Executor};
 
 use crate::fixture::{Database, LEASE, Owner, commit_one, enqueue, id, is_committed, join, start, status_updated};
@@ -248,4 +248,17 @@ async fn roles_have_what_they_need_and_no_more() {
     assert_eq!(retention.delete(&id("a"), false).await.unwrap().instances_deleted, 1);
     drop((client, runtime, worker, retention, db));
     granted.drop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_nobody_can_have_disturbs_no_other_read() {
+    let database = Database::new();
+    let store = database.connect().await;
+    start(&store, "a").await;
+    for _ in 0..50 {
+        let (nobody, (a, b)) = (id("a\0"), (id("a"), id("b")));
+        let (none, a, b) = tokio::join!(store.state(&nobody), store.state(&a), store.state(&b));
+        assert!(none.unwrap().is_none() && a.unwrap().is_some() && b.unwrap().is_none());
+    }
+    database.drop_schema().await;
 }
