@@ -262,3 +262,25 @@ async fn an_id_that_nobody_can_have_disturbs_no_other_read() {
     }
     database.drop_schema().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grandchild_that_begins_during_a_deletion_goes_with_its_tree() {
+    let database = Database::new();
+    let store = std::sync::Arc::new(database.connect().await);
+    for name in ["root", "child", "grandchild"] {
+        start(store.as_ref(), name).await;
+    }
+    database.execute("UPDATE instances SET parent = 'root' WHERE id = 'child'").await;
+    // A turn of the child that starts the grandchild: it has changed its row and has not committed yet.
+    let mut db = database.open().await;
+    let mut turn = db.begin().await.unwrap();
+    turn.execute("UPDATE instances SET last_event_id = 2 WHERE id = 'child'").await.unwrap();
+    turn.execute("UPDATE instances SET parent = 'child' WHERE id = 'grandchild'").await.unwrap();
+    let asking = std::sync::Arc::clone(&store);
+    let deleting = tokio::spawn(async move { asking.delete(&id("root"), true).await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!deleting.is_finished(), "a tree was deleted under a commit");
+    turn.commit().await.unwrap();
+    assert_eq!(deleting.await.unwrap().unwrap().instances_deleted, 3);
+    database.drop_schema().await;
+}
