@@ -1,4 +1,4 @@
-//! Group commit: one call for all turns; a group that is refused for one of them is committed in halves.
+//! Group commit: one call for all turns. A group that is refused for one of them is committed in halves, a large one in several.
 
 use outlast_core::{InstanceId, Millis, ShardId};
 
@@ -25,7 +25,13 @@ impl PostgresStore {
         let mut parts = vec![group];
         while let Some(part) = parts.pop() {
             match self.commit_part(part).await {
-                Ok(written) => outcomes.extend(written),
+                Ok(written) => {
+                    let (_, rest) = part.split_at(written.len());
+                    outcomes.extend(written);
+                    if !rest.is_empty() {
+                        parts.push(rest);
+                    }
+                }
                 Err(Refusal::Broken(error)) => return Err(error),
                 Err(Refusal::Turn(error)) if part.len() == 1 => outcomes.push(refused(&error)),
                 Err(Refusal::Turn(_)) => {
@@ -37,6 +43,7 @@ impl PostgresStore {
         Ok(CommitReply { now: self.clock.now(), outcomes })
     }
 
+    /// Commits the first turns of a group; the outcomes tell how many.
     async fn commit_part(&self, part: &[FencedTurn]) -> Result<Vec<TurnOutcome>, Refusal> {
         let mut collisions = 0;
         loop {

@@ -75,6 +75,10 @@ columns!(Messages {
     taken_data: Option<Vec<u8>>,
 });
 
+/// Bytes of events and messages of one transaction, but for its last turn: far below the 1 GiB that Postgres takes in one
+/// value, and written well within the time limit of a statement.
+const BYTES_MAX: usize = 16 << 20;
+
 /// Placeholders of `commit_turns`, in the order of the structs above.
 pub(super) const COMMIT: &str = "SELECT now, outcomes, wake_turn, wake_shard, wake_instance FROM commit_turns(\
     $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, \
@@ -95,11 +99,14 @@ struct Group {
     messages: Messages,
 }
 
-/// The query that commits these turns.
+/// The query that commits the first of these turns, as many as one transaction should carry.
 pub(super) fn commit_query(turns: &[FencedTurn], shards: u16) -> Query<Answer> {
     let mut group = Group::default();
     for (index, turn) in turns.iter().enumerate() {
         group.add(number_of(index as u64 + 1), turn, shards);
+        if group.bytes() >= BYTES_MAX {
+            break;
+        }
     }
     let query = sqlx::query_as::<_, Answer>(COMMIT);
     let query = group.states.bind(group.fences.bind(query));
@@ -112,6 +119,11 @@ pub(super) fn small(shard: ShardId) -> i16 {
 }
 
 impl Group {
+    fn bytes(&self) -> usize {
+        let sum = |datas: &[Vec<u8>]| datas.iter().map(Vec::len).sum::<usize>();
+        sum(&self.events.data) + sum(&self.messages.data)
+    }
+
     fn add(&mut self, number: i32, fenced: &FencedTurn, shards: u16) {
         let turn = &fenced.turn;
         let instance = fenced.instance.as_str();

@@ -284,3 +284,24 @@ async fn a_grandchild_that_begins_during_a_deletion_goes_with_its_tree() {
     assert_eq!(deleting.await.unwrap().unwrap().instances_deleted, 3);
     database.drop_schema().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_with_large_events_is_written_in_several_transactions() {
+    let database = Database::new();
+    let store = database.connect().await;
+    let owner = Owner::of_all(&store).await;
+    let text = "x".repeat(3 << 20);
+    let mut group = Vec::new();
+    for number in 0..12 {
+        let name = format!("i{number}");
+        start(&store, &name).await;
+        group.push(owner.turn(&store, &name, vec![status_updated(&text)]).await);
+    }
+    group[5].epoch = group[5].epoch.next();
+    let outcomes = store.commit(group).await.unwrap().outcomes;
+    assert_eq!(outcomes.iter().map(is_committed).collect::<Vec<_>>(), (0..12).map(|n| n != 5).collect::<Vec<_>>());
+    let sql = "SELECT count(DISTINCT xmin::text) FROM history";
+    let transactions: i64 = sqlx::query_scalar(sql).fetch_one(&mut database.open().await).await.unwrap();
+    assert_eq!(transactions, 2);
+    database.drop_schema().await;
+}
