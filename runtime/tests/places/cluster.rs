@@ -22,7 +22,7 @@ impl Default for Place {
         let namespace = format!("t{}_{}_{now}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let mut options = ClusterOptions::new(url("OUTLAST_POSTGRES_URL"), url("OUTLAST_NATS_URL"))
             .namespace(&namespace)
-            .lease(Duration::from_secs(1));
+            .lease(Duration::from_secs(3));
         options.postgres.connections = 4;
         Self { options }
     }
