@@ -99,3 +99,29 @@ async fn an_activity_of_an_instance_that_moved_is_not_run_again() {
     lacks.shutdown(None).await;
     has.shutdown(None).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_item_of_a_deleted_instance_that_comes_again_is_not_begun() {
+    let cluster = Cluster::shared();
+    let (gate, activities) = Gate::new();
+    let none = ActivityRegistry::default();
+    let owner = Runtime::start_with_options(cluster.provider().await, none, code("Hold"), options(0)).await;
+    let no_code = OrchestrationRegistry::default();
+    let first =
+        Runtime::start_with_options(cluster.provider().await, activities.clone(), no_code.clone(), options(1)).await;
+    let client = cluster.client().await;
+    client.start_orchestration("i", "Hold", "i").await.unwrap();
+    gate.until_begun(1).await;
+    client.delete_instance("i", true).await.unwrap();
+    first.shutdown(Some(0)).await;
+    let second = Runtime::start_with_options(cluster.provider().await, activities, no_code, options(1)).await;
+    gate.open.add_permits(100);
+    // By then the item has come to it.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    // Nor does it hold the only slot for as long as a question without an answer is repeated.
+    client.start_orchestration("j", "Hold", "j").await.unwrap();
+    client.wait_for_orchestration("j", OFFERED).await.unwrap();
+    assert_eq!(gate.run_more_than_once(), []);
+    second.shutdown(None).await;
+    owner.shutdown(None).await;
+}

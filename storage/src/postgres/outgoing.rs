@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use outlast_core::{EventKind, KvChange, Message, MessageKind, ShardId, encode};
+use outlast_core::{EventKind, InstanceStatus, KvChange, Message, MessageKind, ShardId, encode};
 use sqlx::Postgres;
 use sqlx::postgres::PgArguments;
 use sqlx::query::QueryAs;
@@ -170,7 +170,10 @@ impl Group {
         states.custom.push(state.custom_status.as_deref().map(stored));
         states.custom_version.push(state.custom_status_version.cast_signed());
         states.output.push(state.output.as_deref().map(stored));
-        states.completed.push(state.completed_at.map(|at| at.0.cast_signed()));
+        // Only the turn that ends an instance clears its inbox. A later one takes out what it has read and no more: its id may
+        // be starting anew at this moment.
+        let ends = fenced.before.status == InstanceStatus::Running;
+        states.completed.push(state.completed_at.filter(|_| ends).map(|at| at.0.cast_signed()));
         states.shard.push(small(shard));
     }
 

@@ -305,3 +305,25 @@ async fn a_group_with_large_events_is_written_in_several_transactions() {
     assert_eq!(transactions, 2);
     database.drop_schema().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ended_instance_that_clears_its_inbox_leaves_a_new_start_alone() {
+    let database = Database::new();
+    let store = database.connect().await;
+    start(&store, "a").await;
+    let owner = Owner::of_all(&store).await;
+    let mut last = owner.turn(&store, "a", vec![crate::fixture::completed()]).await;
+    last.turn.consumed = crate::fixture::inbox(&store, "a").await.iter().map(|(seq, _)| *seq).collect();
+    assert!(is_committed(&commit_one(&store, last).await));
+    let leftovers = owner.turn(&store, "a", Vec::new()).await;
+    // As a new start does that this turn has not read.
+    database
+        .execute("INSERT INTO inbox (shard, instance, message_id, data) SELECT shard, id, 'new', '' FROM instances")
+        .await;
+    assert!(is_committed(&commit_one(&store, leftovers).await));
+    let mut db = database.open().await;
+    let left: i64 = sqlx::query_scalar("SELECT count(*) FROM inbox").fetch_one(&mut db).await.unwrap();
+    assert_eq!(left, 1);
+    drop((db, store));
+    database.drop_schema().await;
+}
