@@ -6,8 +6,8 @@
 //! 2. An item is held by one worker at a time, whose filter takes its tag. A worker gets no more than it asks for; what
 //!    it has no room for goes to others.
 //! 3. Publishing an item that is queued or held, under the same key and token, does nothing.
-//! 4. Items of a session go to its holder alone: the worker that `Dispatch` names when the broker is shared, otherwise
-//!    the worker that the broker gave the session to.
+//! 4. Items of a session go to the worker that `Dispatch` names, which holds it. Without one they go to anybody who admits
+//!    sessions: whoever is given them claims the session in the store, and passes them on when another has it.
 //! 5. A cancellation reaches the workers that run its activity, and an item that was published before it and is still
 //!    queued is not delivered. An item that is published after it is.
 //! 6. Mail from one sender to one shard arrives in order, at its latest owner.
@@ -118,6 +118,8 @@ pub enum Settle {
     Requeue,
     /// Another worker holds its session: bring it there.
     Forward(WorkerId),
+    /// This worker has no room for its session, which nobody holds: give it to whoever has.
+    Unclaimed,
 }
 
 /// An activity and, when its session is held, by whom.
@@ -153,8 +155,16 @@ pub trait WorkSource: Send {
     /// Whether the worker has room for sessions that nobody holds. Until told otherwise it has.
     fn admit_sessions(&mut self, admit: bool);
 
+    /// The worker uses this session from now on: it takes items of it even when it admits no new sessions.
+    fn hold_session(&mut self, _session: &str) {}
+
     /// The worker no longer uses this session.
     fn release_session(&mut self, session: &str);
+
+    /// Whether, as far as is known here, items of this session wait that only this worker is given.
+    fn waits_for(&self, _session: &str) -> bool {
+        false
+    }
 
     /// Takes no more: what was fetched and not handed out goes to others at once. `next` is not called after it.
     async fn close(&mut self) {}
@@ -214,9 +224,8 @@ pub trait Broker: Send + Sync + 'static {
     /// Subscribes to the status of an instance. Subscribe first, then read.
     fn watch(&self, instance: &InstanceId) -> StatusWatch;
 
-    /// Whether workers of other processes are reached through it. Then sessions are claimed in the store by the workers that
-    /// are given their items, and owners offer what is outstanding again, since what it carries may be lost. Otherwise the
-    /// broker lives as long as all its workers, loses nothing and gives sessions out itself.
+    /// Whether workers of other processes are reached through it. Then owners offer what is outstanding again, since what it
+    /// carries may be lost. Otherwise the broker lives as long as all its workers and loses nothing.
     fn is_shared(&self) -> bool {
         false
     }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::dispatch::result_id;
 use crate::execute::execute;
-use crate::sessions::Claim;
+use crate::sessions::{Claim, SessionUse};
 use crate::worker::Worker;
 
 /// Pause before a report is repeated.
@@ -21,14 +21,20 @@ const ASK_TRIES: u32 = 5;
 /// How long the store may take to keep a result that no owner has taken.
 const LAY_DOWN_MAX: Duration = Duration::from_secs(2);
 
-/// A worker's permits for one attempt: to run code, and to have an unsettled result.
-pub(crate) type Permits = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+/// What one attempt takes up of its worker.
+pub(crate) struct Admission {
+    /// The permit to run code.
+    pub(crate) slot: OwnedSemaphorePermit,
+    /// The permit to have an unsettled result.
+    pub(crate) report: OwnedSemaphorePermit,
+    pub(crate) session: Option<SessionUse>,
+}
 
 /// Runs it, and settles every copy of the item that was delivered meanwhile.
-pub(crate) async fn run(worker: Arc<Worker>, delivery: Delivery, cancelled: CancellationToken, permits: Permits) {
+pub(crate) async fn run(worker: Arc<Worker>, delivery: Delivery, cancelled: CancellationToken, admission: Admission) {
     let Delivery { item, queued_ms, redelivered, settle } = delivery;
     let identity = (item.key.clone(), item.token);
-    let decision = attempt(&worker, item, (queued_ms, redelivered, cancelled), permits).await;
+    let decision = attempt(&worker, item, (queued_ms, redelivered, cancelled), admission).await;
     let copies = worker.lock_held().remove(&identity).unwrap_or_default();
     for settle in copies.into_iter().chain([settle]) {
         settle(decision.clone());
@@ -39,9 +45,9 @@ async fn attempt(
     worker: &Arc<Worker>,
     mut item: ActivityItem,
     (queued_ms, redelivered, cancelled): (u64, bool, CancellationToken),
-    (slot, report): Permits,
+    Admission { slot, report, session }: Admission,
 ) -> Settle {
-    if let Err(instead) = prepare(worker, &mut item, redelivered).await {
+    if let Err(instead) = prepare(worker, &mut item, redelivered, session.as_ref()).await {
         worker.lock_running().remove(&item.key);
         return instead;
     }
@@ -73,16 +79,19 @@ async fn attempt(
     let cut_short = worker.stopped.is_cancelled() && matches!(&result, ReportResult::Done { outcome: Err(_), .. });
     let settled = !cut_short && deliver_report(worker, &item, result).await;
     // Not before: whoever had the session next would be told that the item is wanted.
-    if let Some(session) = &item.session_id {
-        worker.end_in_session(session).await;
-    }
+    drop(session);
     drop((report, reporting));
     if settled { Settle::Ack } else { Settle::Requeue }
 }
 
 /// Makes sure that the item is wanted, its session is held here and its input is at hand, and that the worker has not been
 /// told to stop meanwhile; otherwise says where it goes instead.
-async fn prepare(worker: &Arc<Worker>, item: &mut ActivityItem, redelivered: bool) -> Result<(), Settle> {
+async fn prepare(
+    worker: &Arc<Worker>,
+    item: &mut ActivityItem,
+    redelivered: bool,
+    session: Option<&SessionUse>,
+) -> Result<(), Settle> {
     if redelivered {
         // Its first run may have ended and be committed. So nothing begins before the owner has answered; without an owner,
         // no result would be taken either.
@@ -94,31 +103,18 @@ async fn prepare(worker: &Arc<Worker>, item: &mut ActivityItem, redelivered: boo
             return Err(Settle::Ack);
         }
     }
-    hold_session(worker, item).await?;
-    if !worker.draining.is_cancelled() {
-        return Ok(());
-    }
-    if let Some(session) = &item.session_id {
-        worker.end_in_session(session).await;
-    }
-    Err(Settle::Requeue)
-}
-
-async fn hold_session(worker: &Arc<Worker>, item: &mut ActivityItem) -> Result<(), Settle> {
-    let Some(session) = item.session_id.clone() else { return read_input(worker, item).await };
-    match worker.claim(&session).await {
-        Claim::Mine => {}
-        Claim::Other(owner) => return Err(Settle::Forward(owner)),
-        Claim::Refused => {
-            tokio::time::sleep(REPORT_AGAIN).await;
-            return Err(Settle::Requeue);
+    if let Some(session) = session {
+        match session.claim().await {
+            Claim::Mine => {}
+            Claim::Other(owner) => return Err(Settle::Forward(owner)),
+            Claim::Unknown => {
+                tokio::time::sleep(REPORT_AGAIN).await;
+                return Err(Settle::Requeue);
+            }
         }
     }
-    let read = read_input(worker, item).await;
-    if read.is_err() {
-        worker.end_in_session(&session).await;
-    }
-    read
+    read_input(worker, item).await?;
+    if worker.draining.is_cancelled() { Err(Settle::Requeue) } else { Ok(()) }
 }
 
 async fn read_input(worker: &Arc<Worker>, item: &mut ActivityItem) -> Result<(), Settle> {

@@ -116,15 +116,13 @@ impl Node {
         let max = self.broker.payload_bytes_max();
         let mut dispatches: Vec<Dispatch> =
             items.iter().map(|item| Dispatch { item: lighten(item, max), worker: None, again }).collect();
-        if self.broker.is_shared() {
-            let sessions: Vec<String> = items.iter().filter_map(|item| item.session_id.clone()).collect();
-            if !sessions.is_empty() {
-                let owners = self.store.session_owners(&sessions).await?;
-                let bound = dispatches.iter_mut().filter(|dispatch| dispatch.item.session_id.is_some());
-                for (dispatch, owner) in bound.zip(owners) {
-                    self.outstanding.brought_to(&dispatch.item.key, owner.as_ref());
-                    dispatch.worker = owner;
-                }
+        let sessions: Vec<String> = items.iter().filter_map(|item| item.session_id.clone()).collect();
+        if !sessions.is_empty() {
+            let owners = self.store.session_owners(&sessions).await?;
+            let bound = dispatches.iter_mut().filter(|dispatch| dispatch.item.session_id.is_some());
+            for (dispatch, owner) in bound.zip(owners) {
+                self.outstanding.brought_to(&dispatch.item.key, owner.as_ref());
+                dispatch.worker = owner;
             }
         }
         Ok(self.broker.publish(dispatches).await?)

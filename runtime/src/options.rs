@@ -48,7 +48,8 @@ pub struct RuntimeOptions {
     pub session_idle_timeout: Duration,
     /// How often idle sessions are looked for (default 300 s).
     pub session_cleanup_interval: Duration,
-    /// Sessions that this runtime holds at once (default 10).
+    /// Sessions that this runtime holds at once (default 10). One more takes the place of the idle one that was used least
+    /// recently; while all have work, it waits or goes elsewhere.
     pub max_sessions_per_runtime: usize,
     /// First part of the node's and worker's names; they stay unique at every start.
     pub worker_node_id: Option<String>,

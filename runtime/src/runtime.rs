@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::node::{Counters, Node, NodeParts};
-use crate::sessions::SessionUse;
+use crate::sessions::Sessions;
 use crate::worker::Worker;
 use crate::{ActivityRegistry, OrchestrationRegistry};
 
@@ -131,8 +131,10 @@ impl Runtime {
             options: options.clone(),
         });
         crate::meter::watch(&node);
+        let id = WorkerId::new(&name);
         let worker = Arc::new(Worker {
-            id: WorkerId::new(&name),
+            sessions: Sessions::new(id.clone(), Arc::clone(&store), &options),
+            id,
             activities,
             broker,
             store,
@@ -141,7 +143,6 @@ impl Runtime {
             running: std::sync::Mutex::default(),
             held: std::sync::Mutex::default(),
             reporting: crate::node::UnderWay::default(),
-            sessions: std::sync::Mutex::new(SessionUse::default()),
             slots: Arc::new(Semaphore::new(options.worker_concurrency.max(1))),
             reports: Arc::new(Semaphore::new(options.limits.reports_in_flight_max)),
             attempts: TaskTracker::new(),

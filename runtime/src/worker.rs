@@ -1,7 +1,6 @@
 //! A worker: pulls activities that its filter takes, runs as many at once as it has slots, reports, then acks.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,12 +12,15 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::attempt::Admission;
 use crate::node::UnderWay;
-use crate::sessions::SessionUse;
+use crate::sessions::Sessions;
 use crate::{ActivityRegistry, RuntimeOptions};
 
 /// How long results of activities that have ended may take after the worker was told to give up.
 const LAST_REPORTS_MAX: Duration = Duration::from_secs(2);
+/// How often a worker without room for sessions looks whether one can give way.
+const LOOK_FOR_ROOM: Duration = Duration::from_millis(100);
 /// Most items that are pulled at once.
 const PULL_MAX: usize = 256;
 
@@ -39,7 +41,7 @@ pub(crate) struct Worker {
     pub(crate) held: Mutex<HashMap<(ActivityKey, Token), Vec<SettleItem>>>,
     /// Attempts whose code has ended and whose result is not settled.
     pub(crate) reporting: UnderWay,
-    pub(crate) sessions: Mutex<SessionUse>,
+    pub(crate) sessions: Arc<Sessions>,
     pub(crate) slots: Arc<Semaphore>,
     /// Results that wait for their commit; when it is full, pulling stops.
     pub(crate) reports: Arc<Semaphore>,
@@ -67,17 +69,27 @@ impl Worker {
         };
         tokio::spawn(Arc::clone(&self).listen(control));
         let mut source = source;
-        self.pull(source.as_mut()).await;
-        self.leave(source.as_mut()).await;
+        let work = async {
+            self.pull(source.as_mut()).await;
+            self.leave(source.as_mut()).await;
+        };
+        tokio::select! {
+            () = work => {}
+            () = self.sessions.keep() => unreachable!("sessions are kept for ever"),
+        }
     }
 
     /// Hands back what was not begun, waits for what runs, and goes when the broker knows of all that was settled.
     async fn leave(&self, source: &mut dyn WorkSource) {
-        self.release_idle(source, Duration::ZERO).await;
+        self.sessions.leave().await;
         source.close().await;
-        tokio::select! {
-            () = self.attempts.wait() => {}
-            () = self.stopped.cancelled() => {}
+        loop {
+            self.sessions.take_ended().iter().for_each(|session| source.release_session(session));
+            tokio::select! {
+                () = self.sessions.changed() => {}
+                () = self.attempts.wait() => break,
+                () = self.stopped.cancelled() => break,
+            }
         }
         let reported = async {
             while !self.reporting.is_none() {
@@ -91,11 +103,10 @@ impl Worker {
 
     /// Pulls until told to stop.
     async fn pull(self: &Arc<Self>, source: &mut dyn WorkSource) {
-        let cleanup =
-            self.options.session_cleanup_interval.min(self.options.session_idle_timeout).max(Duration::from_millis(50));
-        let mut look_for_idle = tokio::time::interval(cleanup);
         loop {
-            source.admit_sessions(self.lock_sessions().len() < self.options.max_sessions_per_runtime);
+            self.sessions.take_ended().iter().for_each(|session| source.release_session(session));
+            let has_room = self.sessions.has_room(&|session| source.waits_for(session));
+            source.admit_sessions(has_room);
             let slots = Arc::clone(&self.slots);
             let reports = Arc::clone(&self.reports);
             let next = async {
@@ -113,32 +124,34 @@ impl Worker {
                     Some(next) => next,
                     None => return,
                 },
-                _ = look_for_idle.tick(), if self.lock_sessions().len() > 0 => {
-                    self.release_idle(source, self.options.session_idle_timeout).await;
-                    continue;
-                }
+                () = self.sessions.changed() => continue,
+                // What was known to wait for an idle session may have gone elsewhere.
+                () = tokio::time::sleep(LOOK_FOR_ROOM), if !has_room => continue,
             };
             // Permits that nothing came for are free again.
-            for (delivery, permits) in deliveries.into_iter().zip(permits) {
-                self.begin(delivery, permits);
+            for (delivery, (slot, report)) in deliveries.into_iter().zip(permits) {
+                self.begin(source, delivery, Admission { slot, report, session: None });
             }
         }
     }
 
-    fn begin(
-        self: &Arc<Self>,
-        delivery: Delivery,
-        permits: (tokio::sync::OwnedSemaphorePermit, tokio::sync::OwnedSemaphorePermit),
-    ) {
-        match self.lock_held().entry((delivery.item.key.clone(), delivery.item.token)) {
+    fn begin(self: &Arc<Self>, source: &mut dyn WorkSource, delivery: Delivery, mut admission: Admission) {
+        let identity = (delivery.item.key.clone(), delivery.item.token);
+        if let Some(copies) = self.lock_held().get_mut(&identity) {
             // A second copy, handed out before the session had a holder or after the broker took this one for lost.
-            Entry::Occupied(mut entry) => return entry.get_mut().push(delivery.settle),
-            Entry::Vacant(entry) => drop(entry.insert(Vec::new())),
+            return copies.push(delivery.settle);
         }
+        if let Some(session) = &delivery.item.session_id {
+            let entered = self.sessions.enter(session, &|session| source.waits_for(session));
+            let Some(entered) = entered else { return (delivery.settle)(Settle::Unclaimed) };
+            source.hold_session(session);
+            admission.session = Some(entered);
+        }
+        self.lock_held().insert(identity, Vec::new());
         let cancelled = CancellationToken::new();
         self.lock_running().insert(delivery.item.key.clone(), cancelled.clone());
         let worker = Arc::clone(self);
-        self.attempts.spawn(crate::attempt::run(worker, delivery, cancelled, permits));
+        self.attempts.spawn(crate::attempt::run(worker, delivery, cancelled, admission));
     }
 
     /// Passes cancellations on to the attempts that they are for.
@@ -156,9 +169,5 @@ impl Worker {
 
     pub(crate) fn lock_held(&self) -> std::sync::MutexGuard<'_, HashMap<(ActivityKey, Token), Vec<SettleItem>>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn lock_sessions(&self) -> std::sync::MutexGuard<'_, SessionUse> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

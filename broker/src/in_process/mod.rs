@@ -87,7 +87,7 @@ impl Broker for InProcessBroker {
     async fn publish(&self, items: Vec<Dispatch>) -> Result<(), Error> {
         let mut state = self.work.lock();
         for dispatch in items {
-            state.publish(dispatch.item);
+            state.publish(dispatch);
         }
         self.work.count(&state);
         Ok(())

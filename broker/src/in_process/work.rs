@@ -1,15 +1,15 @@
-//! The queues: one per tag, one per tag for sessions that nobody owns, one per worker for the sessions that it owns.
+//! The queues: one per tag, one per tag for sessions that nobody holds, one per worker for the sessions that it holds.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use outlast_core::{ActivityItem, ActivityKey, Token, WorkerId};
+use outlast_core::{ActivityItem, ActivityKey, TagFilter, Token, WorkerId};
 use tokio::sync::{Notify, mpsc};
 
 use super::Work;
-use crate::{Control, Delivery, Settle, WorkSource, WorkerProfile};
+use crate::{Control, Delivery, Dispatch, Settle, WorkSource, WorkerProfile};
 
 type Tag = Option<String>;
 
@@ -17,6 +17,7 @@ type Tag = Option<String>;
 pub(crate) struct WorkState {
     untied: BTreeMap<Tag, VecDeque<Queued>>,
     unclaimed: BTreeMap<Tag, VecDeque<Queued>>,
+    /// Where items of a session go that were published before its holder was known.
     sessions: HashMap<String, WorkerId>,
     workers: HashMap<WorkerId, Worker>,
     /// Every item that is queued or in flight. A queued item that is not here any more was cancelled.
@@ -34,12 +35,22 @@ struct Known {
 }
 
 struct Worker {
-    profile: WorkerProfile,
+    filter: TagFilter,
     sessions: HashSet<String>,
     own: VecDeque<Queued>,
     control: mpsc::UnboundedSender<Control>,
     wake: Arc<Notify>,
     waits: bool,
+    /// It has room for sessions that nobody holds.
+    admits: bool,
+    /// It takes no more. What is passed on to it waits until its sessions are free.
+    closed: bool,
+}
+
+impl Queued {
+    fn is_of(&self, session: &str) -> bool {
+        self.item.session_id.as_deref() == Some(session)
+    }
 }
 
 impl WorkState {
@@ -47,13 +58,13 @@ impl WorkState {
         self.known.len()
     }
 
-    pub(crate) fn publish(&mut self, item: ActivityItem) {
+    pub(crate) fn publish(&mut self, Dispatch { item, worker, .. }: Dispatch) {
         let known = self.known.get(&item.key);
         if known.is_some_and(|known| known.token == item.token) {
             return;
         }
         self.known.insert(item.key.clone(), Known { token: item.token, runs_on: None });
-        self.enqueue(Queued { item, since: Instant::now() }, false);
+        self.enqueue(Queued { item, since: Instant::now() }, worker.as_ref());
     }
 
     pub(crate) fn cancel(&mut self, key: &ActivityKey) {
@@ -73,61 +84,90 @@ impl WorkState {
 
     pub(crate) fn join(&mut self, profile: WorkerProfile, control: mpsc::UnboundedSender<Control>) -> Arc<Notify> {
         let wake = Arc::new(Notify::new());
-        let id = profile.id.clone();
-        let (sessions, own) = (HashSet::new(), VecDeque::new());
-        let worker = Worker { profile, sessions, own, control, wake: Arc::clone(&wake), waits: false };
-        self.workers.insert(id, worker);
+        let worker = Worker {
+            filter: profile.filter,
+            sessions: HashSet::new(),
+            own: VecDeque::new(),
+            control,
+            wake: Arc::clone(&wake),
+            waits: false,
+            admits: profile.sessions_max > 0,
+            closed: false,
+        };
+        self.workers.insert(profile.id, worker);
         wake
     }
 
+    /// What a worker has not begun goes to others; what is passed on to it from now on waits for its sessions.
+    fn close(&mut self, id: &WorkerId) {
+        let Some(worker) = self.workers.get_mut(id) else { return };
+        worker.closed = true;
+        let own = std::mem::take(&mut worker.own);
+        worker.sessions.clear();
+        self.sessions.retain(|_, holder| holder != id);
+        own.into_iter().for_each(|queued| self.enqueue(queued, None));
+    }
+
     fn leave(&mut self, id: &WorkerId) {
-        let Some(worker) = self.workers.remove(id) else { return };
-        for session in &worker.sessions {
-            self.sessions.remove(session);
+        self.close(id);
+        if let Some(worker) = self.workers.remove(id) {
+            // Passed on to it since it was closed.
+            worker.own.into_iter().for_each(|queued| self.enqueue(queued, None));
         }
-        for queued in worker.own.into_iter().rev() {
-            self.enqueue(queued, true);
+    }
+
+    fn admit_sessions(&mut self, id: &WorkerId, admit: bool) {
+        if let Some(worker) = self.workers.get_mut(id) {
+            worker.admits = admit;
         }
-        self.wake_for_sessions();
+    }
+
+    /// A worker uses a session: what waits for it comes to this worker, as it may have no room for other sessions.
+    fn hold_session(&mut self, id: &WorkerId, session: &str) {
+        let Some(worker) = self.workers.get_mut(id).filter(|worker| !worker.closed) else { return };
+        // Two workers may use it until the store has said whose it is.
+        if self.sessions.contains_key(session) {
+            return;
+        }
+        self.sessions.insert(session.to_owned(), id.clone());
+        worker.sessions.insert(session.to_owned());
+        for queue in self.unclaimed.values_mut() {
+            worker.own.extend(take_session(queue, session));
+        }
     }
 
     fn release_session(&mut self, id: &WorkerId, session: &str) {
-        let waits =
-            |worker: &Worker| worker.own.iter().any(|queued| queued.item.session_id.as_deref() == Some(session));
-        let busy = self.workers.get(id).is_some_and(waits);
-        let Some(worker) = self.workers.get_mut(id).filter(|_| !busy) else { return };
+        let Some(worker) = self.workers.get_mut(id) else { return };
         if worker.sessions.remove(session) {
             self.sessions.remove(session);
-            self.wake_for_sessions();
         }
+        take_session(&mut worker.own, session).into_iter().for_each(|queued| self.enqueue(queued, None));
     }
 
-    /// Puts an item where it belongs and wakes one worker that can take it.
-    fn enqueue(&mut self, queued: Queued, front: bool) {
-        let owner = queued.item.session_id.as_ref().and_then(|session| self.sessions.get(session)).cloned();
+    /// Whether something of a session waits for this worker.
+    fn waits_for(&self, id: &WorkerId, session: &str) -> bool {
+        self.workers.get(id).is_some_and(|worker| worker.own.iter().any(|queued| queued.is_of(session)))
+    }
+
+    /// Puts an item where it belongs, by its age, and wakes one worker that can take it. `holder` has its session.
+    fn enqueue(&mut self, queued: Queued, holder: Option<&WorkerId>) {
         let tag = queued.item.tag.clone();
-        if let Some(worker) = owner.and_then(|owner| self.workers.get_mut(&owner)) {
-            push(&mut worker.own, queued, front);
+        let session = queued.item.session_id.as_ref();
+        let holder = session.and_then(|session| holder.or_else(|| self.sessions.get(session))).cloned();
+        if let Some(worker) = holder.and_then(|holder| self.workers.get_mut(&holder)) {
+            insert(&mut worker.own, queued);
             worker.wake();
             return;
         }
-        let tied = queued.item.session_id.is_some();
+        let tied = session.is_some();
         let queues = if tied { &mut self.unclaimed } else { &mut self.untied };
-        push(queues.entry(tag.clone()).or_default(), queued, front);
-        let fits = |worker: &&mut Worker| {
-            worker.waits && worker.profile.filter.matches(tag.as_deref()) && (!tied || worker.has_session_room())
-        };
+        insert(queues.entry(tag.clone()).or_default(), queued);
+        let fits =
+            |worker: &&mut Worker| worker.waits && worker.filter.matches(tag.as_deref()) && (!tied || worker.admits);
         // A new session goes to the worker that holds the fewest, so that they spread.
         let waiting = self.workers.values_mut().filter(fits);
         if let Some(worker) = waiting.min_by_key(|worker| if tied { worker.sessions.len() } else { 0 }) {
             worker.wake();
-        }
-    }
-
-    /// Room for sessions has come up: whoever waits looks again.
-    fn wake_for_sessions(&mut self) {
-        if self.unclaimed.values().any(|queue| !queue.is_empty()) {
-            self.workers.values_mut().filter(|worker| worker.waits).for_each(Worker::wake);
         }
     }
 
@@ -157,28 +197,9 @@ impl WorkState {
         if let Some(queued) = worker.own.pop_front() {
             return Some(queued);
         }
-        let filter = worker.profile.filter.clone();
-        if worker.has_session_room()
-            && let Some(queued) = pop_oldest(&mut self.unclaimed, &filter)
-        {
-            return self.claim(id, queued);
-        }
-        pop_oldest(&mut self.untied, &filter)
-    }
-
-    /// Gives the session of an unclaimed item to a worker, with all that waits for it.
-    fn claim(&mut self, id: &WorkerId, queued: Queued) -> Option<Queued> {
-        let session = queued.item.session_id.clone()?;
-        self.sessions.insert(session.clone(), id.clone());
-        let worker = self.workers.get_mut(id)?;
-        worker.sessions.insert(session.clone());
-        for queue in self.unclaimed.values_mut() {
-            let (mine, others): (VecDeque<_>, VecDeque<_>) =
-                std::mem::take(queue).into_iter().partition(|other| other.item.session_id.as_ref() == Some(&session));
-            *queue = others;
-            worker.own.extend(mine);
-        }
-        Some(queued)
+        let filter = worker.filter.clone();
+        let unclaimed = if worker.admits { pop_oldest(&mut self.unclaimed, &filter) } else { None };
+        unclaimed.or_else(|| pop_oldest(&mut self.untied, &filter))
     }
 
     fn settle(&mut self, queued: Queued, settle: &Settle) {
@@ -188,31 +209,38 @@ impl WorkState {
             Settle::Ack => {
                 self.known.remove(&queued.item.key);
             }
-            Settle::Requeue | Settle::Forward(_) => {
+            Settle::Requeue | Settle::Unclaimed | Settle::Forward(_) => {
                 known.runs_on = None;
-                self.enqueue(queued, true);
+                let holder = if let Settle::Forward(worker) = settle { Some(worker) } else { None };
+                self.enqueue(queued, holder);
             }
         }
     }
 }
 
 impl Worker {
-    fn has_session_room(&self) -> bool {
-        self.sessions.len() < self.profile.sessions_max
-    }
-
     fn wake(&mut self) {
         self.waits = false;
         self.wake.notify_one();
     }
 }
 
-fn push(queue: &mut VecDeque<Queued>, queued: Queued, front: bool) {
-    if front { queue.push_front(queued) } else { queue.push_back(queued) }
+/// Keeps the oldest at the front: what was given back is not overtaken by what came later.
+fn insert(queue: &mut VecDeque<Queued>, queued: Queued) {
+    let younger = queue.iter().rev().take_while(|other| other.since > queued.since).count();
+    let at = queue.len() - younger;
+    queue.insert(at, queued);
+}
+
+/// Takes out what is of a session.
+fn take_session(queue: &mut VecDeque<Queued>, session: &str) -> VecDeque<Queued> {
+    let (taken, others) = std::mem::take(queue).into_iter().partition(|queued| queued.is_of(session));
+    *queue = others;
+    taken
 }
 
 /// The item that has waited longest among the queues whose tag the filter takes.
-fn pop_oldest(queues: &mut BTreeMap<Tag, VecDeque<Queued>>, filter: &outlast_core::TagFilter) -> Option<Queued> {
+fn pop_oldest(queues: &mut BTreeMap<Tag, VecDeque<Queued>>, filter: &TagFilter) -> Option<Queued> {
     let matching = queues.iter().filter(|(tag, _)| filter.matches(tag.as_deref()));
     let oldest = matching
         .filter_map(|(tag, queue)| queue.front().map(|queued| (queued.since, tag)))
@@ -254,14 +282,27 @@ impl WorkSource for Source {
         }
     }
 
-    /// Rooms for sessions are counted here, where they are given out.
-    fn admit_sessions(&mut self, _admit: bool) {}
+    fn admit_sessions(&mut self, admit: bool) {
+        self.work.lock().admit_sessions(&self.id, admit);
+    }
+
+    fn hold_session(&mut self, session: &str) {
+        self.work.lock().hold_session(&self.id, session);
+    }
 
     fn release_session(&mut self, session: &str) {
         self.work.lock().release_session(&self.id, session);
     }
 
+    fn waits_for(&self, session: &str) -> bool {
+        self.work.lock().waits_for(&self.id, session)
+    }
+
     async fn close(&mut self) {
+        self.work.lock().close(&self.id);
+    }
+
+    async fn finish(&mut self) {
         self.work.lock().leave(&self.id);
     }
 }

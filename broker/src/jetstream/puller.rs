@@ -219,7 +219,11 @@ impl Puller {
         }
         let Some(origin) = message.reply.as_deref().and_then(Origin::parse) else { return };
         let index = self.by_consumer.get(origin.consumer).copied();
-        let unclaimed = index.is_some_and(|index| matches!(self.lanes[index].lane, Lane::Session(_)));
+        let lane = index.map(|index| &self.lanes[index].lane);
+        let unclaimed = matches!(lane, Some(Lane::Session(_)));
+        if matches!(lane, Some(Lane::Worker(_))) {
+            self.shelf.note_own(origin.pending);
+        }
         let (published, redelivered) = (origin.published, was_handed_out(&message));
         if let Some(pulled) = index.and_then(|index| self.lanes.get_mut(index)) {
             pulled.asked = pulled.asked.saturating_sub(1);
@@ -319,6 +323,8 @@ pub(crate) struct Origin<'a> {
     consumer: &'a str,
     pub(crate) delivered: u64,
     published: u64,
+    /// What the consumer still had for us when it was sent.
+    pending: u64,
 }
 
 impl<'a> Origin<'a> {
@@ -326,8 +332,10 @@ impl<'a> Origin<'a> {
     pub(crate) fn parse(subject: &'a str) -> Option<Self> {
         let parts: Vec<&str> = subject.strip_prefix("$JS.ACK.")?.split('.').collect();
         let parts = if parts.len() >= 9 { parts.get(2..)? } else { &parts };
-        let &[_, consumer, delivered, _, _, published, ..] = parts else { return None };
-        Some(Self { consumer, delivered: delivered.parse().ok()?, published: published.parse().ok()? })
+        let &[_, consumer, delivered, _, _, published, pending, ..] = parts else { return None };
+        let number = |text: &str| text.parse().ok();
+        let (delivered, published, pending) = (number(delivered)?, number(published)?, number(pending)?);
+        Some(Self { consumer, delivered, published, pending })
     }
 }
 

@@ -104,12 +104,15 @@ impl Holdings {
 
     /// Back to where others are given it.
     fn back(&self, answer_to: Subject, message: Message) -> Decision {
-        let is_mine_alone = self.hub.subjects.is_of_worker(&message.subject);
-        if is_mine_alone && self.closed.load(Ordering::Acquire) {
+        if self.is_mine_alone(&message) && self.closed.load(Ordering::Acquire) {
             Decision::Forward(answer_to, Box::new(message), None)
         } else {
             Decision::Nak(answer_to)
         }
+    }
+
+    fn is_mine_alone(&self, message: &Message) -> bool {
+        self.hub.subjects.is_of_worker(&message.subject)
     }
 
     /// Whose news are older than `age`, counted anew from now.
@@ -149,6 +152,11 @@ impl Hold {
             Settle::Ack => Decision::Ack(answer_to),
             Settle::Requeue => holdings.back(answer_to, message),
             Settle::Forward(worker) => Decision::Forward(answer_to, Box::new(message), Some(worker)),
+            // From its own lane it would come back to this worker alone.
+            Settle::Unclaimed if holdings.is_mine_alone(&message) => {
+                Decision::Forward(answer_to, Box::new(message), None)
+            }
+            Settle::Unclaimed => Decision::Nak(answer_to),
         });
     }
 

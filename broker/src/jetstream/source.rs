@@ -1,6 +1,6 @@
 //! A worker's end of the stream: a shelf that the puller fills and the worker empties.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -16,6 +16,9 @@ use crate::{Delivery, Settle, WorkSource};
 
 /// How long an item lies on the shelf before it goes back for others.
 const SHELF_TIME_MAX: Duration = Duration::from_millis(100);
+
+/// How long it is believed that more waits for the worker alone: it may have gone to others, or be gone.
+const TOLD_FOR: Duration = Duration::from_secs(1);
 
 /// Longest wait of a source that ends for the server.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
@@ -45,11 +48,24 @@ struct State {
     fetched: VecDeque<Fetched>,
     wish: Wish,
     admit_sessions: bool,
+    /// Sessions that the worker uses.
+    held: HashSet<String>,
+    /// When the server said last that more waits for this worker alone.
+    more_of_own: Option<Instant>,
 }
 
 impl Default for State {
     fn default() -> Self {
-        Self { fetched: VecDeque::new(), wish: Wish::default(), admit_sessions: true }
+        let (fetched, wish, held) = (VecDeque::new(), Wish::default(), HashSet::new());
+        Self { fetched, wish, admit_sessions: true, held, more_of_own: None }
+    }
+}
+
+impl State {
+    /// An item whose session nobody holds is of no use to a worker that may take no more sessions.
+    fn refuses(&self, fetched: &Fetched) -> bool {
+        let is_held = |session: &String| self.held.contains(session);
+        fetched.unclaimed && !self.admit_sessions && !fetched.item.session_id.as_ref().is_some_and(is_held)
     }
 }
 
@@ -82,7 +98,7 @@ impl Shelf {
     /// Lays an item down for the worker.
     pub(crate) fn put(&self, fetched: Fetched) {
         let mut state = self.lock();
-        if fetched.unclaimed && !state.admit_sessions {
+        if state.refuses(&fetched) {
             drop(state);
             // Dropped, it goes to another worker.
             return;
@@ -90,6 +106,11 @@ impl Shelf {
         state.fetched.push_back(fetched);
         drop(state);
         self.filled.notify_one();
+    }
+
+    /// How much more waits for this worker alone, as the server said with the item that it sent last.
+    pub(crate) fn note_own(&self, pending: u64) {
+        self.lock().more_of_own = (pending > 0).then(Instant::now);
     }
 
     /// Gives back what has lain for too long, because the worker has no room.
@@ -178,15 +199,31 @@ impl WorkSource for Source {
             if admit {
                 return;
             }
-            let (refused, kept) = std::mem::take(&mut state.fetched).into_iter().partition(|fetched| fetched.unclaimed);
+            let all = std::mem::take(&mut state.fetched);
+            let (refused, kept) = all.into_iter().partition(|fetched| state.refuses(fetched));
             state.fetched = kept;
             refused
         };
         drop(refused);
     }
 
-    /// The store knows who holds which session.
-    fn release_session(&mut self, _session: &str) {}
+    fn hold_session(&mut self, session: &str) {
+        let mut state = self.shelf.lock();
+        if !state.held.contains(session) {
+            state.held.insert(session.to_owned());
+        }
+    }
+
+    fn release_session(&mut self, session: &str) {
+        self.shelf.lock().held.remove(session);
+    }
+
+    /// What the server has for this worker alone is of any of its sessions.
+    fn waits_for(&self, session: &str) -> bool {
+        let state = self.shelf.lock();
+        let is_of = |fetched: &Fetched| fetched.item.session_id.as_deref() == Some(session);
+        state.more_of_own.is_some_and(|told| told.elapsed() < TOLD_FOR) || state.fetched.iter().any(is_of)
+    }
 
     async fn close(&mut self) {
         if let Some(open) = self.open.take() {

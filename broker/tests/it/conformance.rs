@@ -6,13 +6,14 @@ use std::time::Duration;
 use outlast_broker::{Control, Dispatch, Report, ReportReply, ReportResult, Settle, ShardMail};
 use outlast_core::{
     Beginning, InboxSeq, InstanceId, InstanceState, Message, MessageKind, OrchestrationStatus, ShardId, StartMessage,
-    TagFilter, Token, Verdict,
+    TagFilter, Token, Verdict, WorkerId,
 };
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::items::{
-    NEVER, SOON, assert_nothing, in_session, item, key, open, publish, run, tagged, take, take_within, worker,
+    NEVER, SOON, assert_nothing, in_session, item, key, open, publish, publish_to, run, tagged, take, take_within,
+    worker,
 };
 use crate::world::World;
 
@@ -39,6 +40,7 @@ on_every_broker!(
     an_outstanding_item_is_not_queued_again,
     a_settled_item_can_be_published_again,
     a_session_stays_with_its_holder,
+    what_one_worker_has_no_room_for_goes_to_another,
     a_cancel_reaches_the_running_worker,
     a_cancelled_item_is_not_delivered,
     a_later_life_of_a_cancelled_key_is_delivered,
@@ -219,7 +221,7 @@ async fn a_session_stays_with_its_holder(world: World) {
         taken = second.next(1) => { (taken.unwrap().pop().unwrap().settle)(Settle::Ack); "w2" }
         () = tokio::time::sleep(SOON) => panic!("the session's first item does not come"),
     };
-    let worker = world.here.is_shared().then(|| holder.into());
+    let worker = Some(WorkerId::new(holder));
     for event in 2..=5 {
         let item = in_session("a", event, "s");
         world.there.publish(vec![Dispatch { item, worker: worker.clone(), again: false }]).await.unwrap();
@@ -230,6 +232,23 @@ async fn a_session_stays_with_its_holder(world: World) {
         held.push(take(holder).await);
     }
     assert_nothing(other).await;
+}
+
+/// Guarantee 4: also from where only that worker is given it.
+async fn what_one_worker_has_no_room_for_goes_to_another(world: World) {
+    let mut full = open(&*world.here, "full", TagFilter::DefaultOnly).await;
+    publish(&*world.there, in_session("a", 1, "s")).await;
+    publish_to(&*world.there, in_session("a", 2, "t"), "full").await;
+    let both = [take(&mut full).await, take(&mut full).await];
+    full.admit_sessions(false);
+    for delivery in both {
+        (delivery.settle)(Settle::Unclaimed);
+    }
+    assert_nothing(&mut full).await;
+    let mut free = open(&*world.there, "free", TagFilter::DefaultOnly).await;
+    let taken = BTreeSet::from([run(&mut free).await, run(&mut free).await]);
+    assert_eq!(taken, BTreeSet::from([key("a", 1), key("a", 2)]));
+    assert_nothing(&mut full).await;
 }
 
 /// Guarantee 5.

@@ -12,5 +12,6 @@ mod limits;
 mod management;
 mod replacing;
 mod routing;
+mod sessions;
 mod state;
 mod versions;

@@ -29,6 +29,13 @@ struct Members {
     sessions: HashMap<String, (WorkerId, Instant)>,
 }
 
+impl Members {
+    /// A worker has the id of its node.
+    fn is_there(&self, worker: &WorkerId) -> bool {
+        self.nodes.contains_key(&NodeId::new(worker.as_str()))
+    }
+}
+
 impl Leases {
     pub(super) fn new(path: Option<PathBuf>, shards: u16) -> Self {
         let members = Members { owners: vec![None; usize::from(shards)], ..Members::default() };
@@ -145,6 +152,7 @@ impl LeaseStore for SqliteStore {
         self.report_shortages(node, Vec::new()).await?;
         let mut members = self.leases.lock();
         members.nodes.remove(node);
+        members.sessions.retain(|_, (worker, _)| worker.as_str() != node.as_str());
         if members.nodes.is_empty() {
             members.lock = None;
         }
@@ -174,7 +182,9 @@ impl LeaseStore for SqliteStore {
     async fn claim_session(&self, session: &str, worker: &WorkerId, idle: Duration) -> Result<SessionClaim, Error> {
         let mut members = self.leases.lock();
         match members.sessions.get(session) {
-            Some((owner, used)) if owner != worker && used.elapsed() < idle => Ok(SessionClaim::Other(owner.clone())),
+            Some((owner, used)) if owner != worker && used.elapsed() < idle && members.is_there(owner) => {
+                Ok(SessionClaim::Other(owner.clone()))
+            }
             _ => {
                 members.sessions.insert(session.to_owned(), (worker.clone(), Instant::now()));
                 Ok(SessionClaim::Mine)
@@ -184,7 +194,10 @@ impl LeaseStore for SqliteStore {
 
     async fn session_owners(&self, sessions: &[String]) -> Result<Vec<Option<WorkerId>>, Error> {
         let members = self.leases.lock();
-        let owner = |session: &String| members.sessions.get(session).map(|(worker, _)| worker.clone());
+        let owner = |session: &String| {
+            let (worker, _) = members.sessions.get(session)?;
+            members.is_there(worker).then(|| worker.clone())
+        };
         Ok(sessions.iter().map(owner).collect())
     }
 
