@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outlast_broker::Broker;
-use outlast_core::{Beginning, InstanceId, Message, MessageId, MessageKind, StartMessage};
+use outlast_core::{InstanceId, Message, MessageId, MessageKind, StartMessage};
 use outlast_storage::{Error, StartConflict, StartOutcome, StartRequest, Store};
 use serde::Serialize;
 
@@ -134,15 +134,9 @@ impl Client {
         let news = self.broker.watch(&instance);
         let receipt = self.insist(|| self.store.start(request.clone())).await?;
         match receipt.seq {
-            Some(seq) => {
-                self.begun.note(instance.clone(), news);
-                self.broker.begin(receipt.shard, Beginning { instance, message: request.message, seq });
-            }
-            None => {
-                // What was kept may be of a life that this start has ended.
-                self.begun.take(&instance);
-                self.broker.nudge(receipt.shard, instance);
-            }
+            Some(_) => self.begun.note(instance, news),
+            // What was kept may be of a life that this start has ended.
+            None => drop(self.begun.take(&instance)),
         }
         Ok(receipt.outcome)
     }

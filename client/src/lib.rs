@@ -19,5 +19,5 @@ pub use outlast_storage::{
     DeleteInstanceResult, ExecutionInfo, InstanceFilter, InstanceInfo, InstanceTree, PruneOptions, PruneResult,
     QueueDepths, StartConflict, StartOutcome, SystemMetrics, SystemStats,
 };
-pub use provider::Provider;
+pub use provider::{Provider, carry_arrivals};
 pub use query::Problem;

@@ -55,9 +55,7 @@ impl Client {
         let fork =
             fork_history(&history, EventId(event_id)).map_err(|error| ClientError::invalid(error.to_string()))?;
         let id = InstanceId::new(new_instance);
-        let shard = self.manage(|| self.store.import(&id, fork.clone())).await?;
-        self.broker.nudge(shard, id);
-        Ok(())
+        self.manage(|| self.store.import(&id, fork.clone())).await.map(drop)
     }
 
     /// Insists on a management call; a role without the right to it has no management.

@@ -5,7 +5,15 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use outlast_broker::Broker;
 use outlast_core::{Event, InstanceId};
-use outlast_storage::Store;
+use outlast_storage::{Arrival, Store};
+
+/// What a provider tells its store to do with arrivals: the broker carries them to the owners of the shards.
+pub fn carry_arrivals(broker: Arc<dyn Broker>) -> impl Fn(Arrival) + Send + Sync + 'static {
+    move |arrival| match arrival {
+        Arrival::Begin(shard, beginning) => broker.begin(shard, beginning),
+        Arrival::Nudge(shard, instance) => broker.nudge(shard, instance),
+    }
+}
 
 /// The handle that clients and runtimes are made from.
 #[async_trait]

@@ -88,10 +88,6 @@ impl Client {
         let instance = InstanceId::from(instance);
         let message = Message { id: fresh_message_id(), kind };
         let max = self.options.limits.queue_messages_max;
-        let receipt = self.insist(|| self.store.send(&instance, message.clone(), max)).await?;
-        if let Some(shard) = receipt.nudge {
-            self.broker.nudge(shard, instance);
-        }
-        Ok(())
+        self.insist(|| self.store.send(&instance, message.clone(), max)).await.map(drop)
     }
 }

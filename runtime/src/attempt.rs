@@ -172,12 +172,7 @@ async fn lay_down(worker: &Arc<Worker>, item: &ActivityItem, result: &ReportResu
     let message = Message { id: result_id(&item.key, item.token), kind };
     loop {
         match worker.store.send(&item.key.instance, message.clone(), usize::MAX).await {
-            Ok(receipt) => {
-                if let Some(shard) = receipt.nudge {
-                    worker.broker.nudge(shard, item.key.instance.clone());
-                }
-                return true;
-            }
+            Ok(_) => return true,
             // Deleted since: nobody waits for it.
             Err(outlast_storage::Error::InstanceNotFound(_)) => return true,
             Err(error) => {

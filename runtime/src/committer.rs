@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use outlast_broker::Broker;
 use outlast_storage::{FencedTurn, Store, TurnOutcome};
 use tokio::sync::{mpsc, oneshot};
 
@@ -31,13 +32,13 @@ pub(crate) struct Committer {
 
 impl Committer {
     /// Starts the task that commits; it ends when all handles are gone.
-    pub(crate) fn start(store: Arc<dyn Store>, group_max: usize) -> Self {
+    pub(crate) fn start(store: Arc<dyn Store>, broker: Arc<dyn Broker>, group_max: usize) -> Self {
         let (requests, mut queue) = mpsc::channel::<Request>(group_max * 4);
         COMMITS.spawn(async move {
             let mut requests = Vec::with_capacity(group_max);
             while queue.recv_many(&mut requests, group_max).await > 0 {
                 let (turns, answers): (Vec<_>, Vec<_>) = requests.drain(..).map(|r| (r.turn, r.answer)).unzip();
-                commit_group(store.as_ref(), turns, answers).await;
+                commit_group((store.as_ref(), broker.as_ref()), turns, answers).await;
             }
         });
         Self { requests }
@@ -53,13 +54,21 @@ impl Committer {
     }
 }
 
-async fn commit_group(store: &dyn Store, turns: Vec<FencedTurn>, answers: Vec<oneshot::Sender<Committed>>) {
+async fn commit_group(
+    (store, broker): (&dyn Store, &dyn Broker),
+    turns: Vec<FencedTurn>,
+    answers: Vec<oneshot::Sender<Committed>>,
+) {
     let count = turns.len();
     let measured = crate::meter::Commit::begin(count);
     match store.commit(turns).await {
         Ok(reply) => {
             measured.done();
             for (answer, outcome) in answers.into_iter().zip(reply.outcomes) {
+                // Told here: the actor and its whole executor may be gone, and what was sent waits for others.
+                if let TurnOutcome::Committed { wakes } = &outcome {
+                    wakes.iter().for_each(|wake| broker.nudge(wake.shard, wake.instance.clone()));
+                }
                 // An actor that is gone needs no answer.
                 let _gone = answer.send(Committed::Outcome(outcome));
             }

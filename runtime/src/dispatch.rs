@@ -8,7 +8,6 @@ use outlast_core::{
     ActivityItem, ActivityKey, Effect, ErrorDetails, ExecutionId, InstanceId, KV_READ_ACTIVITY, LogLevel, LogLine,
     Message, MessageId, MessageKind, ShardId, Token,
 };
-use outlast_storage::Wake;
 use tokio::sync::oneshot;
 
 use crate::node::{Counters, Node};
@@ -56,8 +55,8 @@ pub(crate) struct Shown {
 }
 
 impl Node {
-    /// Shows a committed turn to the world: log lines, cancellations, activities, nudges.
-    pub(crate) async fn carry_out(self: &Arc<Self>, mut shown: Shown, wakes: Vec<Wake>) {
+    /// Shows a committed turn to the world: log lines, cancellations, activities.
+    pub(crate) async fn carry_out(self: &Arc<Self>, mut shown: Shown) {
         for line in std::mem::take(&mut shown.logs) {
             log(&shown, line);
         }
@@ -77,9 +76,6 @@ impl Node {
         if !items.is_empty() {
             crate::meter::dispatched(&items);
             self.dispatch(items, (shown.shard, false)).await;
-        }
-        for wake in wakes {
-            self.broker.nudge(wake.shard, wake.instance);
         }
     }
 

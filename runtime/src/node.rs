@@ -118,7 +118,7 @@ impl Node {
     pub(crate) fn new(parts: NodeParts) -> Arc<Self> {
         let limits = Arc::new(parts.options.limits.clone());
         Arc::new(Self {
-            committer: Committer::start(Arc::clone(&parts.store), limits.commit_group_max),
+            committer: Committer::start(Arc::clone(&parts.store), Arc::clone(&parts.broker), limits.commit_group_max),
             id: parts.id,
             store: parts.store,
             broker: parts.broker,

@@ -9,7 +9,7 @@ use outlast_core::{
     ActivityKey, Decision, Epoch, ErrorDetails, InboxSeq, Incoming, InstanceId, InstanceState, InstanceStatus, Limits,
     MessageId, ShardId, Token, Turn, TurnInput, Verdict, WarmInstance,
 };
-use outlast_storage::{FencedTurn, InboxCursor, TurnOutcome, Wake};
+use outlast_storage::{FencedTurn, InboxCursor, TurnOutcome};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::committer::Committed;
@@ -188,12 +188,11 @@ impl InstanceRun {
         };
         let (verdicts, reload) = (std::mem::take(&mut turn.verdicts), turn.reload);
         self.again = turn.again;
-        let wakes = if turn.is_empty(&hydrated.stored) && move_to.is_none() {
+        if turn.is_empty(&hydrated.stored) && move_to.is_none() {
             if !verdicts.is_empty() && !self.node.speaks_for(hydrated.shard, hydrated.epoch) {
                 // A successor may know better by now; it will be asked.
                 return Err(Obstacle::Again);
             }
-            Vec::new()
         } else {
             let span = self.trace.turn(&mut shown, &mut turn);
             let before = std::mem::replace(&mut hydrated.stored, turn.state.clone());
@@ -207,7 +206,7 @@ impl InstanceRun {
             let outcomes = crate::outstanding::outcomes(&self.instance, &turn.events);
             let fenced = FencedTurn { instance, shard, epoch, before: before.clone(), turn, move_to };
             let outcome = self.node.committer.commit(fenced).await;
-            let mut wakes = self.check(outcome).await?;
+            self.check(outcome).await?;
             span.committed();
             crate::meter::turn_committed();
             self.node.outstanding.remove(&outcomes);
@@ -215,18 +214,17 @@ impl InstanceRun {
             self.node.note_stalled(&self.instance, move_to.is_none() && stalled);
             Counters::count(&self.node.counters.turns);
             if held {
-                wakes.push(Wake { shard: move_to.unwrap_or(shard), instance: self.instance.clone() });
+                self.node.broker.nudge(move_to.unwrap_or(shard), self.instance.clone());
             }
             self.announce(&before, kv);
-            wakes
-        };
+        }
         drop(room);
         for (id, verdict) in verdicts {
             if let Some(answer) = self.answers.remove(&id) {
                 let _gone = answer.send(ReportReply::Settled(verdict));
             }
         }
-        self.node.carry_out(shown, wakes).await;
+        self.node.carry_out(shown).await;
         if reload {
             self.warm = None;
             self.backlog.clear();
@@ -237,9 +235,9 @@ impl InstanceRun {
     }
 
     /// What the commit came to; anything but success means that memory is not the truth any more.
-    async fn check(&mut self, committed: Committed) -> Result<Vec<Wake>, Obstacle> {
+    async fn check(&mut self, committed: Committed) -> Result<(), Obstacle> {
         match committed {
-            Committed::Outcome(TurnOutcome::Committed { wakes }) => return Ok(wakes),
+            Committed::Outcome(TurnOutcome::Committed { .. }) => return Ok(()),
             Committed::Outcome(TurnOutcome::Conflict | TurnOutcome::Fenced) | Committed::Unknown => {}
             Committed::Outcome(TurnOutcome::Refused(reason)) => {
                 tracing::error!(target: RUNTIME, instance = %self.instance, %reason, "the store refused a turn for good");

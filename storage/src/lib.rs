@@ -3,6 +3,7 @@
 //! The runtime commits turns and holds leases through it, the client calls and inspects through it. A store never talks
 //! to a broker and never decides anything about an instance.
 
+mod arrival;
 mod error;
 mod inspect;
 mod seam;
@@ -11,6 +12,7 @@ mod virtual_clock;
 pub mod postgres;
 pub mod sqlite;
 
+pub use arrival::Arrival;
 pub use error::Error;
 pub use inspect::{
     DeleteInstanceResult, ExecutionInfo, InspectStore, InstanceFilter, InstanceInfo, InstanceTree, ProblemRow,

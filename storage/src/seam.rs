@@ -309,7 +309,7 @@ pub enum StartOutcome {
 /// Answer to a start.
 #[derive(Clone, Debug)]
 pub struct StartReceipt {
-    /// The shard to nudge.
+    /// The shard of the instance.
     pub shard: ShardId,
     /// What happened.
     pub outcome: StartOutcome,
@@ -320,11 +320,12 @@ pub struct StartReceipt {
 /// Answer to a sent message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Receipt {
-    /// The shard to nudge; `None` when the instance has ended or the message was known, so nothing was written.
+    /// The shard that was told; `None` when the instance has ended or the message was known, so nothing was written.
     pub nudge: Option<ShardId>,
 }
 
-/// What comes from outside.
+/// What comes from outside. The store itself tells the owner of the shard ([`crate::Arrival`]), whether or not the caller still waits
+/// for its answer: what a dropped call has made durable happens all the same, and at once.
 #[async_trait]
 pub trait CallStore: Send + Sync + 'static {
     /// Makes an instance (row and first inbox message) in one durable step.

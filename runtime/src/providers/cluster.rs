@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use outlast_broker::Broker;
 use outlast_broker::jetstream::JetStreamBroker;
 pub use outlast_broker::jetstream::{Auth, ClientCertificate, JetStreamOptions, Tls};
-use outlast_client::Provider;
+use outlast_client::{Provider, carry_arrivals};
 use outlast_storage::Store;
 use outlast_storage::postgres::PostgresStore;
 pub use outlast_storage::postgres::{PostgresOptions, Roles};
@@ -85,7 +85,9 @@ impl ClusterProvider {
     pub async fn connect(options: ClusterOptions) -> Result<Self, ConnectError> {
         let store = PostgresStore::connect(&options.postgres_url, options.postgres).await?;
         let broker = JetStreamBroker::connect(options.nats).await?;
-        Ok(Self { store: Arc::new(store), broker: Arc::new(broker) })
+        let broker = Arc::new(broker);
+        store.on_arrival(carry_arrivals(broker.clone()));
+        Ok(Self { store: Arc::new(store), broker })
     }
 }
 

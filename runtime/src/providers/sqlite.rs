@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use outlast_broker::Broker;
 use outlast_broker::in_process::InProcessBroker;
-use outlast_client::Provider;
+use outlast_client::{Provider, carry_arrivals};
 use outlast_storage::sqlite::SqliteStore;
 use outlast_storage::{Error, Store, VirtualClock};
 
@@ -25,8 +25,7 @@ impl SqliteProvider {
     pub async fn new(url: &str, _options: Option<SqliteOptions>) -> Result<Self, Error> {
         let url = url.to_owned();
         let opened = tokio::task::spawn_blocking(move || SqliteStore::open(&url)).await;
-        let store = opened.map_err(|error| Error::Unusable(error.to_string()))??;
-        Ok(Self { store: Arc::new(store), broker: Arc::new(InProcessBroker::new()) })
+        Ok(Self::of(opened.map_err(|error| Error::Unusable(error.to_string()))??))
     }
 
     /// A database in memory, for tests.
@@ -36,8 +35,13 @@ impl SqliteProvider {
 
     /// A database in memory whose time a test moves; `outlast::testing` drives it.
     pub(crate) fn in_memory_with_clock(clock: Arc<VirtualClock>) -> Result<Self, Error> {
-        let store = SqliteStore::open_in_memory_with_clock(clock)?;
-        Ok(Self { store: Arc::new(store), broker: Arc::new(InProcessBroker::new()) })
+        Ok(Self::of(SqliteStore::open_in_memory_with_clock(clock)?))
+    }
+
+    fn of(store: SqliteStore) -> Self {
+        let broker = Arc::new(InProcessBroker::new());
+        store.on_arrival(carry_arrivals(broker.clone()));
+        Self { store: Arc::new(store), broker }
     }
 
     /// Statements and jobs that the database has done; for tests of idleness.

@@ -7,6 +7,7 @@ mod basics;
 mod cancelling;
 mod children;
 mod deadlines;
+mod dropped_calls;
 mod events;
 mod limits;
 mod management;

@@ -12,8 +12,9 @@ use super::clock::ServerClock;
 use super::connect::Pool;
 use super::outgoing::{number_of, parent_of, queue_of, small};
 use super::text::{given, may_exist, stored};
+use crate::arrival::Listener;
 use crate::{
-    CallStore, DeleteInstanceResult, Error, InstanceFilter, PruneOptions, PruneResult, Receipt, StartConflict,
+    Arrival, CallStore, DeleteInstanceResult, Error, InstanceFilter, PruneOptions, PruneResult, Receipt, StartConflict,
     StartOutcome, StartReceipt, StartRequest,
 };
 
@@ -26,8 +27,9 @@ pub(super) struct Calls {
     sends: Batcher<Send, Sent>,
 }
 
-/// A start as it is written.
+/// A start as it is written, and as it was asked for.
 struct Start {
+    request: Arc<StartRequest>,
     id: String,
     shard: i16,
     orchestration: String,
@@ -45,24 +47,36 @@ struct Send {
     queue_max: i32,
 }
 
+/// Where a trip goes, and who is told of what it has brought.
+#[derive(Clone)]
+struct Written {
+    pool: Pool,
+    clock: Arc<ServerClock>,
+    listener: Listener,
+}
+
 /// What became of a message: the outcome of `send_messages` and the receiver's shard.
 type Sent = (i16, Option<i16>);
+/// The outcome of a message that waits in the inbox now.
+const WRITTEN: i16 = 1;
 
 impl Calls {
-    pub(super) fn start(pool: &Pool, clock: &Arc<ServerClock>) -> Self {
-        let (starts, sends) = ((pool.clone(), Arc::clone(clock)), (pool.clone(), Arc::clone(clock)));
+    pub(super) fn start(pool: &Pool, clock: &Arc<ServerClock>, listener: &Listener) -> Self {
+        let starts = Written { pool: pool.clone(), clock: Arc::clone(clock), listener: listener.clone() };
+        let sends = starts.clone();
         Self {
-            starts: Batcher::start(1, move |batch| write_starts(starts.0.clone(), Arc::clone(&starts.1), batch)),
-            sends: Batcher::start(1, move |batch| write_sends(sends.0.clone(), Arc::clone(&sends.1), batch)),
+            starts: Batcher::start(1, move |batch| write_starts(starts.clone(), batch)),
+            sends: Batcher::start(1, move |batch| write_sends(sends.clone(), batch)),
         }
     }
 }
 
 /// Writes starts; an id that was not free gets no row.
-async fn write_starts(pool: Pool, clock: Arc<ServerClock>, batch: Vec<Start>) -> Result<Vec<Option<InboxSeq>>, Error> {
+async fn write_starts(to: Written, batch: Vec<Start>) -> Result<Vec<Option<InboxSeq>>, Error> {
     // Of two starts of one id the second finds it taken.
     let mut firsts = HashSet::new();
     let first: Vec<bool> = batch.iter().map(|start| firsts.insert(start.id.clone())).collect();
+    let requests: Vec<_> = batch.iter().map(|start| (Arc::clone(&start.request), start.shard)).collect();
     let mut ids = Vec::with_capacity(batch.len());
     let (mut shards, mut names, mut parents) = (Vec::new(), Vec::new(), Vec::new());
     let (mut message_ids, mut datas) = (Vec::new(), Vec::new());
@@ -75,7 +89,8 @@ async fn write_starts(pool: Pool, clock: Arc<ServerClock>, batch: Vec<Start>) ->
         datas.push(start.data);
     }
     let mut asked = ids.clone().into_iter();
-    let (now, made, seqs): (i64, Vec<String>, Vec<i64>) = pool
+    let (now, made, seqs): (i64, Vec<String>, Vec<i64>) = to
+        .pool
         .run(|db| {
             Box::pin(async move {
                 let query = sqlx::query_as("SELECT now, made, seqs FROM begin_instances($1, $2, $3, $4, $5, $6)");
@@ -84,13 +99,24 @@ async fn write_starts(pool: Pool, clock: Arc<ServerClock>, batch: Vec<Start>) ->
             })
         })
         .await?;
-    clock.heard(Millis(now.cast_unsigned()));
+    to.clock.heard(Millis(now.cast_unsigned()));
     let made: HashMap<String, i64> = made.into_iter().zip(seqs).collect();
     let mut row = || asked.next().and_then(|id| made.get(&id).copied().map(InboxSeq));
-    Ok(first.into_iter().map(|first| first.then(&mut row).flatten()).collect())
+    let rows: Vec<Option<InboxSeq>> = first.into_iter().map(|first| first.then(&mut row).flatten()).collect();
+    for ((request, shard), seq) in requests.into_iter().zip(&rows) {
+        if seq.is_some() {
+            to.listener.tell(Arrival::started(request, &new_instance(ShardId(shard.cast_unsigned()), *seq)));
+        }
+    }
+    Ok(rows)
 }
 
-async fn write_sends(pool: Pool, clock: Arc<ServerClock>, batch: Vec<Send>) -> Result<Vec<Sent>, Error> {
+fn new_instance(shard: ShardId, seq: Option<InboxSeq>) -> StartReceipt {
+    StartReceipt { shard, outcome: StartOutcome::Started, seq }
+}
+
+async fn write_sends(to: Written, batch: Vec<Send>) -> Result<Vec<Sent>, Error> {
+    let told: Vec<InstanceId> = batch.iter().map(|send| InstanceId::new(&send.receiver)).collect();
     let (mut receivers, mut ids, mut queues) = (Vec::new(), Vec::new(), Vec::new());
     let (mut datas, mut limits) = (Vec::new(), Vec::new());
     for send in batch {
@@ -100,7 +126,8 @@ async fn write_sends(pool: Pool, clock: Arc<ServerClock>, batch: Vec<Send>) -> R
         datas.push(send.data);
         limits.push(send.queue_max);
     }
-    let (now, outcomes, shards): (i64, Vec<i16>, Vec<Option<i16>>) = pool
+    let (now, outcomes, shards): (i64, Vec<i16>, Vec<Option<i16>>) = to
+        .pool
         .run(|db| {
             Box::pin(async move {
                 let query = sqlx::query_as("SELECT now, outcomes, shards FROM send_messages($1, $2, $3, $4, $5)");
@@ -109,8 +136,14 @@ async fn write_sends(pool: Pool, clock: Arc<ServerClock>, batch: Vec<Send>) -> R
             })
         })
         .await?;
-    clock.heard(Millis(now.cast_unsigned()));
-    Ok(outcomes.into_iter().zip(shards).collect())
+    to.clock.heard(Millis(now.cast_unsigned()));
+    let sent: Vec<Sent> = outcomes.into_iter().zip(shards).collect();
+    for (instance, outcome) in told.into_iter().zip(&sent) {
+        if let (WRITTEN, Some(shard)) = *outcome {
+            to.listener.tell(Arrival::Nudge(ShardId(shard.cast_unsigned()), instance));
+        }
+    }
+    Ok(sent)
 }
 
 #[async_trait]
@@ -121,19 +154,21 @@ impl CallStore for PostgresStore {
         };
         let shard = ShardId::of(&request.instance, self.shards);
         let data = encode(&request.message);
+        let (name, request) = (message.name.clone(), Arc::new(request));
         let start = Start {
+            request: Arc::clone(&request),
             id: request.instance.as_str().to_owned(),
             shard: small(shard),
-            orchestration: message.name.clone(),
+            orchestration: name.clone(),
             parent: parent_of(&request.message),
             message_id: request.message.id.as_str().to_owned(),
             data,
         };
         let bytes = start.data.len();
         if let Some(seq) = self.calls.starts.call(start, bytes).await? {
-            return Ok(StartReceipt { shard, outcome: StartOutcome::Started, seq: Some(seq) });
+            return Ok(new_instance(shard, Some(seq)));
         }
-        self.existing(&request, &message.name).await
+        self.existing(request, &name).await
     }
 
     async fn send(&self, instance: &InstanceId, message: Message, queue_messages_max: usize) -> Result<Receipt, Error> {
@@ -149,7 +184,7 @@ impl CallStore for PostgresStore {
         let (outcome, shard) = self.calls.sends.call(send, bytes).await?;
         let shard = shard.map(|shard| ShardId(shard.cast_unsigned()));
         match (outcome, shard) {
-            (1, shard) => Ok(Receipt { nudge: shard }),
+            (WRITTEN, shard) => Ok(Receipt { nudge: shard }),
             (2, _) => Ok(Receipt { nudge: None }),
             (3, _) => {
                 let queue = queue.unwrap_or_default();
@@ -182,8 +217,15 @@ impl CallStore for PostgresStore {
     async fn import(&self, instance: &InstanceId, fork: Fork) -> Result<ShardId, Error> {
         let shard = ShardId::of(instance, self.shards);
         let (id, orchestration) = (instance.clone(), fork.state.orchestration.clone());
-        let made = self.pools.general.run(|db| Box::pin(import(db, (id, shard), fork))).await?;
-        if made { Ok(shard) } else { Err(Error::InstanceExists { instance: instance.clone(), orchestration }) }
+        let (pool, listener, imported) = (self.pools.general.clone(), self.listener.clone(), instance.clone());
+        let made = self.see_through(async move {
+            let made = pool.run(|db| Box::pin(import(db, (id, shard), fork))).await?;
+            if made {
+                listener.tell(Arrival::Nudge(shard, imported));
+            }
+            Ok(made)
+        });
+        if made.await? { Ok(shard) } else { Err(Error::InstanceExists { instance: instance.clone(), orchestration }) }
     }
 
     async fn delete(&self, instance: &InstanceId, force: bool) -> Result<DeleteInstanceResult, Error> {
@@ -273,7 +315,7 @@ impl CallStore for PostgresStore {
 
 impl PostgresStore {
     /// The id to start is taken.
-    async fn existing(&self, request: &StartRequest, name: &str) -> Result<StartReceipt, Error> {
+    async fn existing(&self, request: Arc<StartRequest>, name: &str) -> Result<StartReceipt, Error> {
         let sql = "SELECT orchestration, shard, is_known(id, $2) FROM instances WHERE id = $1";
         let (id, message) = (request.instance.as_str().to_owned(), request.message.id.as_str().to_owned());
         let row: Option<(String, i16, bool)> = self
@@ -291,21 +333,38 @@ impl PostgresStore {
             return Err(Error::InstanceExists { instance: request.instance.clone(), orchestration });
         }
         if request.on_conflict == StartConflict::TerminateExisting {
-            self.replace(request).await?;
-            return Ok(StartReceipt { shard, outcome: StartOutcome::Replaced, seq: None });
+            let receipt = StartReceipt { shard, outcome: StartOutcome::Replaced, seq: None };
+            self.replace(request, receipt.clone()).await?;
+            return Ok(receipt);
         }
         let outcome = if retried { StartOutcome::Started } else { StartOutcome::AlreadyExists };
         Ok(StartReceipt { shard, outcome, seq: None })
     }
 
-    async fn replace(&self, request: &StartRequest) -> Result<(), Error> {
+    async fn replace(&self, request: Arc<StartRequest>, receipt: StartReceipt) -> Result<(), Error> {
         let MessageKind::Start(start) = &request.message.kind else { return Ok(()) };
         let replace = Message { id: request.message.id.clone(), kind: MessageKind::Replace(start.clone()) };
         let (id, name) = (request.instance.as_str().to_owned(), start.name.clone());
         let message_id = request.message.id.as_str().to_owned();
         let (start, replace) = (encode(&request.message), encode(&replace));
         let query = sqlx::query("SELECT replace_instance($1, $2, $3, $4, $5)").bind(id).bind(name);
-        self.pools.general.execute(query.bind(message_id).bind(start).bind(replace)).await
+        let (pool, listener) = (self.pools.general.clone(), self.listener.clone());
+        let query = query.bind(message_id).bind(start).bind(replace);
+        self.see_through(async move {
+            pool.execute(query).await?;
+            listener.tell(Arrival::started(request, &receipt));
+            Ok(())
+        })
+        .await
+    }
+
+    /// Does what has consequences to the end, even when the caller goes away meanwhile.
+    async fn see_through<T: std::marker::Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Error>> + std::marker::Send + 'static,
+    ) -> Result<T, Error> {
+        let closed = |_| Err(Error::Unavailable("the store is closed".to_owned()));
+        self.executor.spawn(work).await.unwrap_or_else(closed)
     }
 
     /// Ids that a bulk call is for.

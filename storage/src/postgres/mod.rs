@@ -25,8 +25,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use outlast_core::NodeId;
+use tokio::runtime::Handle;
 
-use crate::Error;
+use crate::arrival::Listener;
+use crate::{Arrival, Error};
 use calls::Calls;
 use clock::ServerClock;
 use connect::Pools;
@@ -61,6 +63,9 @@ pub struct PostgresStore {
     clock: Arc<ServerClock>,
     calls: Calls,
     reads: Reads,
+    listener: Listener,
+    /// Where the store was opened: what must not end with its caller runs there.
+    executor: Handle,
     lease: Duration,
     shards: u16,
     /// Since when every renewal has succeeded; an outage of the store must not look like the death of all others.
@@ -73,17 +78,24 @@ impl PostgresStore {
     /// Connects to `postgres://user:password@host/database`, checks the server, and prepares the schema.
     pub async fn connect(url: &str, options: PostgresOptions) -> Result<Self, Error> {
         let opened = connect::open(url, &options).await?;
-        let clock = Arc::new(ServerClock::new(opened.now));
+        let (clock, listener) = (Arc::new(ServerClock::new(opened.now)), Listener::default());
         Ok(Self {
-            calls: Calls::start(&opened.pools.general, &clock),
+            calls: Calls::start(&opened.pools.general, &clock, &listener),
             reads: Reads::start(&opened.pools.general),
             pools: opened.pools,
             clock,
+            listener,
+            executor: Handle::current(),
             lease: options.lease,
             shards: opened.shards,
             connected_since: Mutex::default(),
             joined: Mutex::default(),
         })
+    }
+
+    /// Sets who is told what has come for instances, as soon as it is durable.
+    pub fn on_arrival(&self, listener: impl Fn(Arrival) + Send + Sync + 'static) {
+        self.listener.set(listener);
     }
 
     /// Brings the schema of a database up to date; for a role that may create tables.

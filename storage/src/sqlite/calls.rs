@@ -1,5 +1,7 @@
 //! What comes from outside: starts, messages, forks, deletion.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use outlast_core::{Fork, InboxSeq, InstanceId, Message, MessageKind, ShardId, encode};
 use rusqlite::{Connection, OptionalExtension, params};
@@ -8,7 +10,7 @@ use super::connection::sql_error;
 use super::turns::{insert_instance, insert_message};
 use super::{SqliteStore, deletion};
 use crate::{
-    CallStore, DeleteInstanceResult, Error, InstanceFilter, PruneOptions, PruneResult, Receipt, StartConflict,
+    Arrival, CallStore, DeleteInstanceResult, Error, InstanceFilter, PruneOptions, PruneResult, Receipt, StartConflict,
     StartOutcome, StartReceipt, StartRequest,
 };
 
@@ -16,25 +18,33 @@ use crate::{
 impl CallStore for SqliteStore {
     async fn start(&self, request: StartRequest) -> Result<StartReceipt, Error> {
         let (now, shards) = (self.clock.now(), self.shards);
-        self.connections
-            .write(move |db, _| {
-                let MessageKind::Start(start) = &request.message.kind else {
-                    return Err(Error::Unusable("a start needs a start message".to_owned()));
-                };
-                let shard = ShardId::of(&request.instance, shards);
-                if insert_instance(db, (&request.instance, shard), start, now).map_err(sql_error)? {
-                    insert_message(db, (&request.instance, shard), &request.message).map_err(sql_error)?;
-                    let seq = Some(InboxSeq(db.last_insert_rowid()));
-                    return Ok(StartReceipt { shard, outcome: StartOutcome::Started, seq });
-                }
-                existing(db, &request, &start.name)
-            })
-            .await
+        let request = Arc::new(request);
+        let (listener, started) = (self.listener.clone(), Arc::clone(&request));
+        let start = move |db: &Connection, _| {
+            let MessageKind::Start(start) = &request.message.kind else {
+                return Err(Error::Unusable("a start needs a start message".to_owned()));
+            };
+            let shard = ShardId::of(&request.instance, shards);
+            if insert_instance(db, (&request.instance, shard), start, now).map_err(sql_error)? {
+                insert_message(db, (&request.instance, shard), &request.message).map_err(sql_error)?;
+                let seq = Some(InboxSeq(db.last_insert_rowid()));
+                return Ok(StartReceipt { shard, outcome: StartOutcome::Started, seq });
+            }
+            existing(db, &request, &start.name)
+        };
+        let tell = move |receipt: &StartReceipt| listener.tell(Arrival::started(started, receipt));
+        self.connections.write_then(start, tell).await
     }
 
     async fn send(&self, instance: &InstanceId, message: Message, queue_messages_max: usize) -> Result<Receipt, Error> {
-        let instance = instance.clone();
-        self.connections.write(move |db, _| send(db, &instance, (&message, queue_messages_max))).await
+        let (instance, receiver, listener) = (instance.clone(), instance.clone(), self.listener.clone());
+        let tell = move |receipt: &Receipt| {
+            if let Some(shard) = receipt.nudge {
+                listener.tell(Arrival::Nudge(shard, receiver));
+            }
+        };
+        let send = move |db: &Connection, _| send(db, &instance, (&message, queue_messages_max));
+        self.connections.write_then(send, tell).await
     }
 
     async fn save_heartbeat(&self, instance: &InstanceId, activity: &str, details: String) -> Result<(), Error> {
@@ -65,24 +75,24 @@ impl CallStore for SqliteStore {
 
     async fn import(&self, instance: &InstanceId, fork: Fork) -> Result<ShardId, Error> {
         let (instance, now, shards) = (instance.clone(), self.clock.now(), self.shards);
-        self.connections
-            .write(move |db, _| {
-                let shard = ShardId::of(&instance, shards);
-                let start = outlast_core::StartMessage {
-                    name: fork.state.orchestration.clone(),
-                    version: None,
-                    input: String::new(),
-                    parent: None,
-                    traceparent: None,
-                };
-                if !insert_instance(db, (&instance, shard), &start, now).map_err(sql_error)? {
-                    let (instance, orchestration) = (instance.clone(), fork.state.orchestration.clone());
-                    return Err(Error::InstanceExists { instance, orchestration });
-                }
-                import(db, &instance, &fork).map_err(sql_error)?;
-                Ok(shard)
-            })
-            .await
+        let (imported, listener) = (instance.clone(), self.listener.clone());
+        let import = move |db: &Connection, _| {
+            let shard = ShardId::of(&instance, shards);
+            let start = outlast_core::StartMessage {
+                name: fork.state.orchestration.clone(),
+                version: None,
+                input: String::new(),
+                parent: None,
+                traceparent: None,
+            };
+            if !insert_instance(db, (&instance, shard), &start, now).map_err(sql_error)? {
+                let (instance, orchestration) = (instance.clone(), fork.state.orchestration.clone());
+                return Err(Error::InstanceExists { instance, orchestration });
+            }
+            import(db, &instance, &fork).map_err(sql_error)?;
+            Ok(shard)
+        };
+        self.connections.write_then(import, move |shard| listener.tell(Arrival::Nudge(*shard, imported))).await
     }
 
     async fn delete(&self, instance: &InstanceId, force: bool) -> Result<DeleteInstanceResult, Error> {

@@ -45,14 +45,20 @@ trait WriteJob: Send {
     fn finish(self: Box<Self>, committed: Result<(), Error>);
 }
 
-/// A closure and where its result goes.
-struct Job<T, F> {
+/// A closure, what follows once its result is durable, and where the result goes.
+struct Job<T, F, A> {
     work: F,
+    after: A,
     result: Option<Result<T, Error>>,
     answer: oneshot::Sender<Result<T, Error>>,
 }
 
-impl<T: Send, F: FnMut(&Connection, Undo) -> Result<T, Error> + Send> WriteJob for Job<T, F> {
+impl<T, F, A> WriteJob for Job<T, F, A>
+where
+    T: Send,
+    F: FnMut(&Connection, Undo) -> Result<T, Error> + Send,
+    A: FnOnce(&T) + Send,
+{
     fn run(&mut self, db: &Connection, undo: Undo) -> bool {
         let before = db.total_changes();
         let result = match undo {
@@ -66,9 +72,15 @@ impl<T: Send, F: FnMut(&Connection, Undo) -> Result<T, Error> + Send> WriteJob f
     }
 
     fn finish(self: Box<Self>, committed: Result<(), Error>) {
-        let result = self.result.unwrap_or_else(|| Err(closed()));
+        let Self { work, after, result, answer } = *self;
+        // What it shares with `after` is now its alone.
+        drop(work);
+        let result = committed.and(result.unwrap_or_else(|| Err(closed())));
+        if let Ok(value) = &result {
+            after(value);
+        }
         // A caller that has gone away does not need its answer.
-        let _gone = self.answer.send(committed.and(result));
+        let _gone = answer.send(result);
     }
 }
 
@@ -265,8 +277,18 @@ impl Connections {
         &self,
         work: impl FnMut(&Connection, Undo) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
+        self.write_then(work, |_| {}).await
+    }
+
+    /// [`Connections::write`], and what follows from it. `after` is called by the writing thread once the result is durable,
+    /// whether or not the caller still waits for it.
+    pub(super) async fn write_then<T: Send + 'static>(
+        &self,
+        work: impl FnMut(&Connection, Undo) -> Result<T, Error> + Send + 'static,
+        after: impl FnOnce(&T) + Send + 'static,
+    ) -> Result<T, Error> {
         let (answer, answered) = oneshot::channel();
-        self.writer.send(Box::new(Job { work, result: None, answer })).map_err(|_| closed())?;
+        self.writer.send(Box::new(Job { work, after, result: None, answer })).map_err(|_| closed())?;
         answered.await.unwrap_or_else(|_| Err(closed()))
     }
 

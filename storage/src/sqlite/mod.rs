@@ -16,7 +16,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use outlast_core::ShardId;
 
-use crate::{Error, VirtualClock};
+use crate::arrival::Listener;
+use crate::{Arrival, Error, VirtualClock};
 use clock::StoreClock;
 use connection::Connections;
 use leases::Leases;
@@ -29,6 +30,7 @@ pub struct SqliteStore {
     connections: Connections,
     leases: Leases,
     clock: StoreClock,
+    listener: Listener,
     shards: u16,
 }
 
@@ -77,8 +79,14 @@ impl SqliteStore {
             connections: opened.connections,
             leases: Leases::new(path, opened.shards),
             clock: StoreClock::not_before(opened.last_write),
+            listener: Listener::default(),
             shards: opened.shards,
         })
+    }
+
+    /// Sets who is told what has come for instances, as soon as it is durable.
+    pub fn on_arrival(&self, listener: impl Fn(Arrival) + Send + Sync + 'static) {
+        self.listener.set(listener);
     }
 
     /// Jobs that the database has done since it was opened; for tests of idleness.
