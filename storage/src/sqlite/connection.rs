@@ -1,6 +1,5 @@
 //! One writing thread that groups its jobs, and reading threads beside it.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -8,9 +7,11 @@ use std::time::{Duration, Instant};
 
 use outlast_core::Millis;
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 use tokio::sync::{oneshot, watch};
 
+use super::TARGET;
+use super::file::DatabaseFile;
 use crate::Error;
 
 /// Jobs that share one durable commit.
@@ -25,7 +26,6 @@ const READERS: usize = 2;
 const STATEMENTS: usize = 128;
 /// How often an outage is reported as an error.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
-const TARGET: &str = "outlast::storage";
 
 /// Whether what one job writes can be undone without undoing its neighbours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,12 +93,15 @@ pub(super) struct Connections {
     next_reader: AtomicUsize,
     pub(super) queries: Arc<AtomicU64>,
     pub(super) elsewhere: Arc<Elsewhere>,
+    file: Option<Arc<DatabaseFile>>,
 }
 
-/// What the writing thread finds out about other processes.
+/// What the writing thread finds out about other processes and people.
 #[derive(Default)]
 pub(super) struct Elsewhere {
     pub(super) watched: AtomicBool,
+    /// The file does not lie where it was opened any more.
+    pub(super) misplaced: AtomicBool,
     /// Rises with every look that found something.
     pub(super) written: watch::Sender<u64>,
 }
@@ -110,28 +113,33 @@ pub(super) struct Opened {
     pub(super) last_write: Millis,
 }
 
-pub(super) fn open(path: Option<&Path>, queries: Arc<AtomicU64>) -> Result<Opened, Error> {
-    let mut db = connect(path)?;
+pub(super) fn open(file: Option<&Arc<DatabaseFile>>, queries: Arc<AtomicU64>) -> Result<Opened, Error> {
+    let mut db = connect(file)?;
     super::schema::migrate(&mut db)?;
     let unusable = |error: rusqlite::Error| Error::Unusable(error.to_string());
     let shards = db.query_row("SELECT count(*) FROM shards", [], |row| row.get(0)).map_err(unusable)?;
     let last_write: i64 = db.query_row("SELECT last_write FROM clock", [], |row| row.get(0)).map_err(unusable)?;
     let mut readers = Vec::new();
-    if path.is_some() {
+    if let Some(file) = file {
         for _ in 0..READERS {
-            readers.push(spawn_reader(connect(path)?, Arc::clone(&queries))?);
+            readers.push(spawn_reader((Arc::clone(file), connect(Some(file))?), Arc::clone(&queries))?);
         }
     }
     let elsewhere = Arc::new(Elsewhere::default());
-    let writer = spawn_writer(db, Arc::clone(&queries), Arc::clone(&elsewhere))?;
-    let connections = Connections { writer, readers, next_reader: AtomicUsize::new(0), queries, elsewhere };
+    let file = file.cloned();
+    let (written, counted) = (Arc::clone(&elsewhere), Arc::clone(&queries));
+    let writer =
+        spawn_writer(Writer { db, file: file.clone(), elsewhere: written, queries: counted, complained: None })?;
+    let connections = Connections { writer, readers, next_reader: AtomicUsize::new(0), queries, elsewhere, file };
     Ok(Opened { connections, shards, last_write: Millis(last_write.max(0).cast_unsigned()) })
 }
 
-fn connect(path: Option<&Path>) -> Result<Connection, Error> {
+fn connect(file: Option<&Arc<DatabaseFile>>) -> Result<Connection, Error> {
     let open = || {
-        let db = match path {
-            Some(path) => Connection::open(path)?,
+        // It was made before, and its path is no address: no flag that would read it as one, or make another file.
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let db = match file {
+            Some(file) => Connection::open_with_flags(&file.path, flags)?,
             None => Connection::open_in_memory()?,
         };
         db.busy_timeout(BUSY_TIMEOUT)?;
@@ -147,14 +155,19 @@ fn connect(path: Option<&Path>) -> Result<Connection, Error> {
         Ok(db)
     };
     open().map_err(|error: rusqlite::Error| {
-        let name = path.map_or("in memory".into(), |path| path.display().to_string());
+        let name = file.map_or("in memory".into(), |file| file.path.display().to_string());
         Error::Unusable(format!("database {name} cannot be opened: {error}"))
     })
 }
 
-fn spawn_reader(db: Connection, queries: Arc<AtomicU64>) -> Result<mpsc::Sender<ReadJob>, Error> {
+fn spawn_reader(
+    (file, db): (Arc<DatabaseFile>, Connection),
+    queries: Arc<AtomicU64>,
+) -> Result<mpsc::Sender<ReadJob>, Error> {
     let (sender, jobs) = mpsc::channel::<ReadJob>();
     let run = move || {
+        // Dropped after the connection.
+        let (_file, db) = (file, db);
         while let Ok(job) = jobs.recv() {
             queries.fetch_add(1, Ordering::Relaxed);
             job(&db);
@@ -164,31 +177,38 @@ fn spawn_reader(db: Connection, queries: Arc<AtomicU64>) -> Result<mpsc::Sender<
     Ok(sender)
 }
 
-fn spawn_writer(
+/// The writing thread. Fields are dropped in order: the connection before the file.
+struct Writer {
     db: Connection,
-    queries: Arc<AtomicU64>,
+    file: Option<Arc<DatabaseFile>>,
     elsewhere: Arc<Elsewhere>,
-) -> Result<mpsc::Sender<Box<dyn WriteJob>>, Error> {
+    queries: Arc<AtomicU64>,
+    /// When an outage was last reported as an error.
+    complained: Option<Instant>,
+}
+
+fn spawn_writer(mut writer: Writer) -> Result<mpsc::Sender<Box<dyn WriteJob>>, Error> {
     let (sender, jobs) = mpsc::channel::<Box<dyn WriteJob>>();
     let run = move || {
-        let (mut seen, mut complained) = (data_version(&db), None);
+        let mut seen = data_version(&writer.db);
         loop {
             let first = match jobs.recv_timeout(ELSEWHERE_INTERVAL) {
                 Ok(job) => job,
                 Err(mpsc::RecvTimeoutError::Disconnected) => return,
                 Err(mpsc::RecvTimeoutError::Timeout) => {
-                    if elsewhere.watched.load(Ordering::Relaxed) {
-                        queries.fetch_add(1, Ordering::Relaxed);
-                        seen = notice(&db, seen, &elsewhere);
+                    writer.look_for_file();
+                    if writer.elsewhere.watched.load(Ordering::Relaxed) {
+                        writer.queries.fetch_add(1, Ordering::Relaxed);
+                        seen = notice(&writer.db, seen, &writer.elsewhere);
                     }
                     continue;
                 }
             };
             let mut group = vec![first];
             group.extend(std::iter::from_fn(|| jobs.try_recv().ok()).take(JOBS_PER_COMMIT_MAX - 1));
-            queries.fetch_add(group.len() as u64, Ordering::Relaxed);
-            write_group(&db, group, &mut complained);
-            seen = notice(&db, seen, &elsewhere);
+            writer.queries.fetch_add(group.len() as u64, Ordering::Relaxed);
+            writer.write_group(group);
+            seen = notice(&writer.db, seen, &writer.elsewhere);
         }
     };
     spawn("outlast-write", run)?;
@@ -213,25 +233,52 @@ fn notice(db: &Connection, seen: i64, elsewhere: &Elsewhere) -> i64 {
     now
 }
 
-/// Runs all jobs in one transaction and tells each what became of it.
-fn write_group(db: &Connection, mut group: Vec<Box<dyn WriteJob>>, complained: &mut Option<Instant>) {
-    let outcome = match transact(db, &mut group, Undo::Together) {
-        Err(Failure::MustUndo) => transact(db, &mut group, Undo::Alone),
-        outcome => outcome,
-    };
-    let outcome = outcome.map_err(|failure| {
-        let text = failure.to_string();
-        // Everything waits until this is mended, so it is said where it is seen, but not at every try.
-        if complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) {
-            *complained = Some(Instant::now());
-            tracing::error!(target: TARGET, error = %text, "the database cannot be written, everything waits for it");
-        } else {
-            tracing::warn!(target: TARGET, error = %text, jobs = group.len(), "nothing was committed, callers try again");
+impl Writer {
+    /// Runs all jobs in one transaction and tells each what became of it.
+    fn write_group(&mut self, mut group: Vec<Box<dyn WriteJob>>) {
+        // What is written to a file that lies elsewhere by now is in a log that nobody finds there.
+        let outcome = self.look_for_file().map_or_else(|| self.try_group(&mut group), Err);
+        for job in group {
+            job.finish(outcome.clone());
         }
-        Error::Unavailable(text)
-    });
-    for job in group {
-        job.finish(outcome.clone());
+    }
+
+    fn try_group(&mut self, group: &mut [Box<dyn WriteJob>]) -> Result<(), Error> {
+        let outcome = match transact(&self.db, group, Undo::Together) {
+            Err(Failure::MustUndo) => transact(&self.db, group, Undo::Alone),
+            outcome => outcome,
+        };
+        outcome.map_err(|failure| {
+            let text = failure.to_string();
+            // Everything waits until this is mended, so it is said where it is seen, but not at every try.
+            if self.may_complain() {
+                tracing::error!(target: TARGET, error = %text, "the database cannot be written, everything waits for it");
+            } else {
+                tracing::warn!(target: TARGET, error = %text, jobs = group.len(), "nothing was committed, callers try again");
+            }
+            Error::Unavailable(text)
+        })
+    }
+
+    /// What is wrong with the place of the file.
+    fn look_for_file(&mut self) -> Option<Error> {
+        let file = self.file.clone()?;
+        let misplaced = !file.is_in_place();
+        let was_misplaced = self.elsewhere.misplaced.swap(misplaced, Ordering::Relaxed);
+        if misplaced && (self.may_complain() || !was_misplaced) {
+            tracing::error!(target: TARGET, error = %file.lost(), "nothing is written any more");
+        } else if was_misplaced && !misplaced {
+            tracing::warn!(target: TARGET, path = %file.path.display(), "the database lies where it was opened again");
+        }
+        misplaced.then(|| file.lost())
+    }
+
+    fn may_complain(&mut self) -> bool {
+        let may = self.complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY);
+        if may {
+            self.complained = Some(Instant::now());
+        }
+        may
     }
 }
 
@@ -299,6 +346,11 @@ impl Connections {
     ) -> Result<T, Error> {
         if self.readers.is_empty() {
             return self.write(move |db, _| job(db)).await;
+        }
+        if let Some(file) = &self.file
+            && self.elsewhere.misplaced.load(Ordering::Relaxed)
+        {
+            return Err(file.lost());
         }
         let (answer, answered) = oneshot::channel();
         let run: ReadJob = Box::new(move |db| {

@@ -1,32 +1,106 @@
 //! Ownership in the embedded mode: one process has the file, its runtimes share the shards out among themselves.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use outlast_core::{Epoch, NodeId, ShardId, WorkerId};
-use rusqlite::params;
+use rusqlite::{Connection, params};
 
-use super::SqliteStore;
 use super::connection::sql_error;
+use super::file::{DatabaseFile, beside};
+use super::{FileId, SqliteStore, TARGET};
 use crate::{Error, HeldShard, LeaseStore, LeaseView, NodeInfo, SessionClaim, Shortage};
 
 /// Who is there and who holds what, in this process.
 pub(super) struct Leases {
-    path: Option<PathBuf>,
+    file: Option<Arc<DatabaseFile>>,
     members: Mutex<Members>,
 }
 
 #[derive(Default)]
 struct Members {
-    /// Held while any runtime of this process is joined; the kernel frees it when the process dies.
-    lock: Option<File>,
+    /// Held while any runtime of this process is joined.
+    lock: Option<RunLock>,
     nodes: BTreeMap<NodeId, NodeInfo>,
     owners: Vec<Option<(NodeId, Epoch)>>,
     sessions: HashMap<String, (WorkerId, Instant)>,
+}
+
+/// By this no second process runs the same database: a file beside it, locked; the kernel frees it when the process dies. All that
+/// have the database open have it open by the same name, so it is one lock for all.
+struct RunLock {
+    path: PathBuf,
+    id: Option<FileId>,
+    _locked: File,
+}
+
+impl RunLock {
+    fn take(database: &DatabaseFile) -> Result<Self, Error> {
+        let path = beside(&database.path, ".runtime-lock");
+        let failed = |error: &dyn std::fmt::Display| Error::Unusable(format!("lock file {}: {error}", path.display()));
+        let file =
+            File::options().create(true).truncate(false).write(true).open(&path).map_err(|error| failed(&error))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { id: FileId::of(&path), path, _locked: file }),
+            Err(TryLockError::WouldBlock) => Err(Error::Unusable(format!(
+                "another process runs orchestrations on {}: stop it first, or use a client only, or move to the cluster provider",
+                database.path.display()
+            ))),
+            Err(TryLockError::Error(error)) => Err(failed(&error)),
+        }
+    }
+
+    /// Whether others that look for the lock find this one.
+    fn is_in_place(&self) -> bool {
+        self.id.is_some() && FileId::of(&self.path) == self.id
+    }
+}
+
+impl Leases {
+    pub(super) fn new(file: Option<Arc<DatabaseFile>>, shards: u16) -> Self {
+        let members = Members { owners: vec![None; usize::from(shards)], ..Members::default() };
+        Self { file, members: Mutex::new(members) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Members> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes sure that this process alone runs the database, as far as anybody can have taken that away since: somebody may have
+    /// removed the lock file, or moved the database. What was held by a lock that was lost is held no more; another process may
+    /// have run it.
+    fn hold_lock(&self, members: &mut Members) -> Result<(), Error> {
+        let Some(file) = &self.file else { return Ok(()) };
+        let in_place = file.is_in_place();
+        if in_place && members.lock.as_ref().is_some_and(RunLock::is_in_place) {
+            return Ok(());
+        }
+        members.owners.fill(None);
+        let had = members.lock.take().is_some();
+        if !in_place {
+            return Err(file.lost());
+        }
+        members.lock = Some(RunLock::take(file)?);
+        if had {
+            tracing::error!(target: TARGET, database = %file.path.display(), "the lock file was removed; it is taken again");
+        }
+        Ok(())
+    }
+
+    /// The store did not take a commit by this epoch. When it is the one that is known here, another process has raised it, and
+    /// the shard has to be taken anew.
+    pub(super) fn fenced(&self, shard: ShardId, epoch: Epoch) {
+        let mut members = self.lock();
+        let Some(owner) = members.owners.get_mut(usize::from(shard.0)) else { return };
+        if owner.as_ref().is_some_and(|(_, known)| *known == epoch) {
+            *owner = None;
+            tracing::error!(target: TARGET, shard = shard.0, "another process has run this database; taking the shard again");
+        }
+    }
 }
 
 impl Members {
@@ -34,34 +108,18 @@ impl Members {
     fn is_there(&self, worker: &WorkerId) -> bool {
         self.nodes.contains_key(&NodeId::new(worker.as_str()))
     }
-}
 
-impl Leases {
-    pub(super) fn new(path: Option<PathBuf>, shards: u16) -> Self {
-        let members = Members { owners: vec![None; usize::from(shards)], ..Members::default() };
-        Self { path, members: Mutex::new(members) }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Members> {
-        self.members.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The file lock by which no second process runs the same database.
-    fn lock_file(&self) -> Result<Option<File>, Error> {
-        let Some(path) = &self.path else { return Ok(None) };
-        let mut name = path.as_os_str().to_owned();
-        name.push(".runtime-lock");
-        let name = PathBuf::from(name);
-        let failed = |error: &dyn std::fmt::Display| Error::Unusable(format!("lock file {}: {error}", name.display()));
-        let file =
-            File::options().create(true).truncate(false).write(true).open(&name).map_err(|error| failed(&error))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(file)),
-            Err(std::fs::TryLockError::WouldBlock) => Err(Error::Unusable(format!(
-                "another process runs orchestrations on {}: stop it first, or use a client only, or move to the cluster provider",
-                path.display()
-            ))),
-            Err(std::fs::TryLockError::Error(error)) => Err(failed(&error)),
+    /// Forgets a node, with all that it holds.
+    fn forget(&mut self, node: &NodeId) {
+        for owner in &mut self.owners {
+            if owner.as_ref().is_some_and(|(id, _)| id == node) {
+                *owner = None;
+            }
+        }
+        self.nodes.remove(node);
+        self.sessions.retain(|_, (worker, _)| worker.as_str() != node.as_str());
+        if self.nodes.is_empty() {
+            self.lock = None;
         }
     }
 }
@@ -69,26 +127,25 @@ impl Leases {
 #[async_trait]
 impl LeaseStore for SqliteStore {
     async fn join(&self, node: NodeInfo) -> Result<(), Error> {
-        let first = {
+        let (first, id) = {
             let mut members = self.leases.lock();
             let first = members.nodes.is_empty();
-            if first && members.lock.is_none() {
-                members.lock = self.leases.lock_file()?;
-            }
+            self.leases.hold_lock(&mut members)?;
+            let id = node.id.clone();
             members.nodes.insert(node.id.clone(), node);
-            first
+            (first, id)
         };
         if first {
             // Whoever reported them died without taking them back.
-            self.connections
-                .write(|db, _| db.execute("DELETE FROM shortages", []).map(drop).map_err(sql_error))
-                .await?;
+            let clear = |db: &Connection, _| db.execute("DELETE FROM shortages", []).map(drop).map_err(sql_error);
+            self.connections.write(clear).await.inspect_err(|_| self.leases.lock().forget(&id))?;
         }
         Ok(())
     }
 
     async fn renew(&self, node: &NodeId) -> Result<LeaseView, Error> {
-        let members = self.leases.lock();
+        let mut members = self.leases.lock();
+        self.leases.hold_lock(&mut members)?;
         let owner = |owner: &Option<(NodeId, Epoch)>| owner.as_ref().map(|(id, _)| id.clone());
         let held = members.owners.iter().enumerate().filter_map(|(index, owner)| match owner {
             Some((id, epoch)) if id == node => Some(HeldShard { shard: shard(index), epoch: *epoch }),
@@ -125,13 +182,16 @@ impl LeaseStore for SqliteStore {
         });
         let raised = raised.await;
         let mut members = self.leases.lock();
-        match &raised {
-            Ok(held) => held.iter().for_each(|held| {
-                members.owners[usize::from(held.shard.0)] = Some((node.clone(), held.epoch));
-            }),
-            Err(_) => free.iter().for_each(|shard| members.owners[usize::from(shard.0)] = None),
+        // Meanwhile the node may have left, or the lock been lost: then the shards are not its own.
+        for shard in &free {
+            let owner = &mut members.owners[usize::from(shard.0)];
+            if owner.as_ref() == Some(&(node.clone(), Epoch(0))) {
+                let mine = raised.iter().flatten().find(|held| held.shard == *shard);
+                *owner = mine.map(|held| (node.clone(), held.epoch));
+            }
         }
-        raised
+        let is_mine = |held: &HeldShard| members.owners[usize::from(held.shard.0)] == Some((node.clone(), held.epoch));
+        raised.map(|held| held.into_iter().filter(is_mine).collect())
     }
 
     async fn release(&self, node: &NodeId, shards: &[ShardId]) -> Result<(), Error> {
@@ -147,16 +207,9 @@ impl LeaseStore for SqliteStore {
     }
 
     async fn leave(&self, node: &NodeId) -> Result<(), Error> {
-        let all: Vec<ShardId> = self.all_shards().collect();
-        self.release(node, &all).await?;
-        self.report_shortages(node, Vec::new()).await?;
-        let mut members = self.leases.lock();
-        members.nodes.remove(node);
-        members.sessions.retain(|_, (worker, _)| worker.as_str() != node.as_str());
-        if members.nodes.is_empty() {
-            members.lock = None;
-        }
-        Ok(())
+        // First, and without a wait: whatever becomes of the rest, no shard stays with a node that is gone.
+        self.leases.lock().forget(node);
+        self.report_shortages(node, Vec::new()).await
     }
 
     async fn report_shortages(&self, node: &NodeId, shortages: Vec<Shortage>) -> Result<(), Error> {

@@ -1,33 +1,37 @@
 //! The embedded store: one SQLite file, durable at every commit, written by one thread that groups what arrives.
 
+mod address;
 mod calls;
 mod clock;
 mod connection;
 mod deletion;
+mod file;
 mod inspect;
 mod leases;
 mod rows;
 mod schema;
 mod turns;
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use outlast_core::ShardId;
-
 use crate::arrival::Listener;
 use crate::{Arrival, Error, VirtualClock};
+pub use address::Address;
 use clock::StoreClock;
 use connection::Connections;
+use file::DatabaseFile;
+pub use file::FileId;
 use leases::Leases;
 
+const TARGET: &str = "outlast::storage";
 /// Shards of a new database.
 const SHARDS: u16 = 64;
 
 /// A SQLite database as a store.
 pub struct SqliteStore {
     connections: Connections,
+    file: Option<Arc<DatabaseFile>>,
     leases: Leases,
     clock: StoreClock,
     listener: Listener,
@@ -35,26 +39,11 @@ pub struct SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens `sqlite:path`, `sqlite://path`, `sqlite::memory:` or a plain path, which is taken as it is. A missing file is
-    /// created.
-    pub fn open(url: &str) -> Result<Self, Error> {
-        let refuse = |what: &str| {
-            Err(Error::Unusable(format!("{url:?} {what}: use sqlite:PATH, sqlite::memory: or a plain path")))
-        };
-        let Some(path) = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:")) else {
-            return match url {
-                "" => refuse("names no database"),
-                _ if url.contains("://") => refuse("is not a SQLite database"),
-                ":memory:" => Self::open_in_memory(),
-                path => Self::open_file(Path::new(path)),
-            };
-        };
-        // Other programs write this parameter; it says what is done here anyway.
-        match path.strip_suffix("?mode=rwc").unwrap_or(path) {
-            "" => refuse("names no database"),
-            ":memory:" => Self::open_in_memory(),
-            path if path.contains('?') => refuse("has parameters, and none is known"),
-            path => Self::open_file(Path::new(path)),
+    /// Opens what [`Address::parse`] reads. A missing file is created.
+    pub fn open(address: &str) -> Result<Self, Error> {
+        match Address::parse(address)? {
+            Address::Memory => Self::with(None),
+            Address::File(path) => Self::with(Some(Arc::new(DatabaseFile::open(&path)?))),
         }
     }
 
@@ -68,20 +57,21 @@ impl SqliteStore {
         Ok(Self { clock: StoreClock::Virtual(clock), ..Self::with(None)? })
     }
 
-    fn open_file(path: &Path) -> Result<Self, Error> {
-        Self::with(Some(path.to_owned()))
-    }
-
-    fn with(path: Option<PathBuf>) -> Result<Self, Error> {
-        let queries = Arc::new(AtomicU64::new(0));
-        let opened = connection::open(path.as_deref(), queries)?;
+    fn with(file: Option<Arc<DatabaseFile>>) -> Result<Self, Error> {
+        let opened = connection::open(file.as_ref(), Arc::new(AtomicU64::new(0)))?;
         Ok(Self {
             connections: opened.connections,
-            leases: Leases::new(path, opened.shards),
+            leases: Leases::new(file.clone(), opened.shards),
+            file,
             clock: StoreClock::not_before(opened.last_write),
             listener: Listener::default(),
             shards: opened.shards,
         })
+    }
+
+    /// The file that is open; `None` for a database in memory.
+    pub fn file_id(&self) -> Option<&FileId> {
+        self.file.as_ref().map(|file| &file.id)
     }
 
     /// Sets who is told what has come for instances, as soon as it is durable.
@@ -92,9 +82,5 @@ impl SqliteStore {
     /// Jobs that the database has done since it was opened; for tests of idleness.
     pub fn queries(&self) -> u64 {
         self.connections.queries.load(Ordering::Relaxed)
-    }
-
-    fn all_shards(&self) -> impl Iterator<Item = ShardId> + use<> {
-        (0..self.shards).map(ShardId)
     }
 }

@@ -35,7 +35,16 @@ impl TurnStore for SqliteStore {
     async fn commit(&self, group: Vec<FencedTurn>) -> Result<CommitReply, Error> {
         let now = self.clock.now();
         let shards = self.shards;
-        let outcomes = self.connections.write(move |db, undo| commit_group(db, &group, (now, shards), undo)).await?;
+        let commit = move |db: &Connection, undo| {
+            let outcomes = commit_group(db, &group, (now, shards), undo)?;
+            let fenced = group.iter().zip(&outcomes).filter(|(_, outcome)| matches!(outcome, TurnOutcome::Fenced));
+            let fenced: Vec<_> = fenced.map(|(turn, _)| (turn.shard, turn.epoch)).collect();
+            Ok((outcomes, fenced))
+        };
+        let (outcomes, fenced) = self.connections.write(commit).await?;
+        for (shard, epoch) in fenced {
+            self.leases.fenced(shard, epoch);
+        }
         Ok(CommitReply { now: self.clock.now(), outcomes })
     }
 
