@@ -78,6 +78,7 @@ impl WarmInstance {
             self.state.version.clone_from(version);
         }
         let event = HistoryEvent { event_id, source_event_id: source, message_id: message, at: draft.now, kind };
+        self.heartbeats.note(self.state.execution, &event);
         self.state.last_event_id = event_id;
         self.state.history_bytes += weight(&event.kind);
         draft.turn.events.push((self.state.execution, event));

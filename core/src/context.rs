@@ -353,11 +353,11 @@ impl OrchestrationContext {
 
     async fn retry(&self, request: Request, policy: RetryPolicy) -> Result<String, String> {
         let mut attempt = 1;
-        let mut first_event = None;
+        let first = self.journal.lock().next_event;
+        let _trying = Trying::begin(&self.journal, first);
         loop {
-            let scheduled_at = self.journal.lock().next_event;
+            let first_event = (attempt > 1).then_some(first);
             let again = Request { attempt, first_event, ..request.copy() };
-            first_event.get_or_insert(scheduled_at);
             let activity = self.schedule(again);
             let result = match policy.timeout {
                 None => activity.await,
@@ -423,6 +423,25 @@ impl OrchestrationContext {
             Ok(input) => schedule(input),
             Err(error) => DurableFuture::settled(&self.journal, Err(error)),
         }
+    }
+}
+
+/// Says that a retry policy tries an activity, until it is dropped.
+struct Trying {
+    journal: Arc<Journal>,
+    first: EventId,
+}
+
+impl Trying {
+    fn begin(journal: &Arc<Journal>, first: EventId) -> Self {
+        journal.lock().retried.insert(first);
+        Self { journal: Arc::clone(journal), first }
+    }
+}
+
+impl Drop for Trying {
+    fn drop(&mut self) {
+        self.journal.lock().retried.remove(&self.first);
     }
 }
 

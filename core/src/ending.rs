@@ -51,6 +51,8 @@ impl WarmInstance {
         self.state.history_bytes = 0;
         self.append(draft, (None, None, kind));
         self.children.clear();
+        // A cold instance knows the messages of its current execution; those of earlier ones have left the inbox for good.
+        self.applied.clear();
         self.cold = draft.turn.events.last().map(|(_, event)| event.clone()).into_iter().collect();
         // The next execution's first poll is a turn of its own, so that an endless loop never holds a commit back.
         draft.turn.again = true;
@@ -114,6 +116,7 @@ impl WarmInstance {
         };
         self.parent = None;
         self.children.clear();
+        self.applied.clear();
         self.cold = Vec::new();
     }
 
@@ -277,6 +280,11 @@ impl WarmInstance {
             }
             draft.turn.outbound.push(start);
         }
+        let retried = self.execution.as_ref().map(|execution| execution.journal.lock().retried.clone());
+        let stale = self.heartbeats.take_stale(self.state.execution, &retried.unwrap_or_default());
+        let names =
+            stale.into_iter().map(|(execution, first)| crate::turn::idempotency_key(&self.id, execution, first));
+        draft.turn.heartbeats = names.collect();
         draft.turn.state = self.state.clone();
         draft.turn
     }
@@ -374,4 +382,39 @@ pub(crate) fn item_of(
         version: state.version.clone(),
         traceparent,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use crate::{
+        Decision, InboxSeq, Incoming, InstanceId, InstanceState, Limits, Message, MessageId, MessageKind, Millis,
+        OrchestrationContext, OrchestrationRegistry, Snapshot, StartMessage, TurnInput, WarmInstance,
+    };
+
+    #[test]
+    fn an_endless_instance_keeps_no_message_ids_of_earlier_executions() {
+        let code = |ctx: OrchestrationContext, _: String| async move {
+            ctx.dequeue_event("queue").await;
+            ctx.continue_as_new("").await
+        };
+        let handlers = OrchestrationRegistry::builder().register("Loop", code).build();
+        let snapshot = Snapshot { state: InstanceState::begun("Loop"), history: Vec::new() };
+        let mut warm = WarmInstance::hydrate(InstanceId::new("i"), snapshot, Arc::new(Limits::default()));
+        let (name, input) = ("Loop".to_owned(), String::new());
+        let start = StartMessage { name, version: None, input, parent: None, traceparent: None };
+        let mut kind = MessageKind::Start(start);
+        for number in 1..200 {
+            let message = Message { id: MessageId::new(format!("m{number}")), kind };
+            let messages = vec![Incoming { seq: Some(InboxSeq(number)), message }];
+            for messages in [messages, Vec::new()] {
+                let input = TurnInput { now: Millis(1), seed: 1, messages };
+                assert!(matches!(warm.decide(input, &handlers), Decision::Turn(_)));
+            }
+            assert!(warm.applied.len() <= 2, "{} ids are kept", warm.applied.len());
+            kind = MessageKind::Enqueue { queue: "queue".to_owned(), data: String::new() };
+        }
+        assert!(warm.state().execution.0 > 100);
+    }
 }

@@ -94,6 +94,9 @@ pub struct AttemptInfo {
     pub queued_ms: u64,
     /// Milliseconds of the run.
     pub ran_ms: u64,
+    /// A heartbeat of the activity may be stored.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub heartbeat: bool,
 }
 
 fn is_zero(value: &u64) -> bool {

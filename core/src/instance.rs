@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::follow::{Execution, OutsideWake, Polled, parent_link};
+use crate::heartbeats::Heartbeats;
 use crate::journal::OpKind;
 use crate::{
     ActivityItem, Carried, ErrorDetails, EventId, EventKind, ExecutionId, Handlers, HistoryEvent, InboxSeq, Incoming,
@@ -65,6 +66,7 @@ pub struct WarmInstance {
     pub(crate) parent: Option<ParentLink>,
     /// Children that this execution has started, by scheduling event.
     pub(crate) children: BTreeMap<EventId, (InstanceId, Token)>,
+    pub(crate) heartbeats: Heartbeats,
 }
 
 /// A turn in the making.
@@ -88,6 +90,7 @@ impl WarmInstance {
             });
         Self {
             children: children.collect(),
+            heartbeats: Heartbeats::of_history(snapshot.state.execution, &snapshot.history),
             parent: snapshot.history.first().and_then(|event| parent_link(&event.kind)),
             id,
             limits,
@@ -318,6 +321,7 @@ impl WarmInstance {
         match execution.replay(&self.cold) {
             Ok(_) => {
                 self.cold = Vec::new();
+                self.heartbeats.keep_only(&execution.journal.lock().retried);
                 self.execution = Some(execution);
             }
             Err(divergence) => {
@@ -379,9 +383,10 @@ impl WarmInstance {
         if let (MessageKind::Enqueue { queue, .. }, Some(seq)) = (&incoming.message.kind, incoming.seq) {
             if self.state.status == InstanceStatus::Running {
                 let waiting = self.queues.entry(queue.clone()).or_default();
-                // A row may be read twice; the order of arrival decides, so looking at the end is enough.
-                if waiting.back().is_none_or(|(last, _)| *last < seq) {
-                    waiting.push_back((seq, incoming.message));
+                // A row may be read twice, and one that was numbered first may become visible last: two senders commit as they
+                // like. So its number decides where it stands, as it does when the inbox is read from the beginning.
+                if let Err(place) = waiting.binary_search_by_key(&seq, |(seq, _)| *seq) {
+                    waiting.insert(place, (seq, incoming.message));
                 }
             }
             return Verdict::Applied;

@@ -91,6 +91,8 @@ pub(crate) struct JournalState {
     pub(crate) timers: BTreeSet<(Millis, EventId)>,
     pub(crate) waits: BTreeMap<String, VecDeque<EventId>>,
     pub(crate) dequeues: BTreeMap<String, VecDeque<EventId>>,
+    /// Activities that are being tried by a retry policy, by the scheduling event of their first attempt.
+    pub(crate) retried: BTreeSet<EventId>,
     open_ops: usize,
     ops: BTreeMap<EventId, Op>,
     /// Completed and not yet taken: (completion, operation).
@@ -124,6 +126,7 @@ impl Journal {
                 timers: BTreeSet::new(),
                 waits: BTreeMap::new(),
                 dequeues: BTreeMap::new(),
+                retried: BTreeSet::new(),
                 open_ops: 0,
                 ops: BTreeMap::new(),
                 ready: BTreeSet::new(),

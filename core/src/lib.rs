@@ -26,6 +26,7 @@ mod command;
 mod ending;
 mod follow;
 mod fork;
+mod heartbeats;
 mod instance;
 mod replay_check;
 mod timeouts;

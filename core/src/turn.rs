@@ -23,6 +23,8 @@ pub struct Turn {
     pub consumed: Vec<InboxSeq>,
     /// Changes of the key-value state.
     pub kv: Vec<KvChange>,
+    /// Stored heartbeats that nobody will read any more, by the idempotency keys of their activities.
+    pub heartbeats: Vec<String>,
     /// Messages to other instances.
     pub outbound: Vec<OutboundMessage>,
     /// Messages that came directly and must wait durably in the instance's own inbox.
@@ -124,6 +126,17 @@ pub struct ActivityItem {
     pub version: String,
     /// W3C trace context of the instance.
     pub traceparent: Option<String>,
+}
+
+impl ActivityItem {
+    /// The same in every attempt of the activity, and under no other activity of the instance.
+    pub fn idempotency_key(&self) -> String {
+        idempotency_key(&self.key.instance, self.key.execution, self.first_event)
+    }
+}
+
+pub(crate) fn idempotency_key(instance: &InstanceId, execution: ExecutionId, first_event: EventId) -> String {
+    format!("{instance}/{execution}/{first_event}")
 }
 
 /// A line that orchestration code logged.

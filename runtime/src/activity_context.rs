@@ -112,7 +112,7 @@ impl ActivityContext {
 
     /// The same for all attempts of one activity, and for no other activity.
     pub fn idempotency_key(&self) -> String {
-        idempotency_key(&self.inner.item)
+        self.inner.item.idempotency_key()
     }
 
     /// Notes how far the work is, and that it goes on. The next attempt can read the details, on any worker, also after this one
@@ -155,8 +155,4 @@ impl ActivityContext {
     pub fn trace_debug(&self, message: impl Into<String>) {
         log!(self, debug, message);
     }
-}
-
-pub(crate) fn idempotency_key(item: &ActivityItem) -> String {
-    format!("{}/{}/{}", item.key.instance, item.key.execution, item.first_event)
 }

@@ -9,7 +9,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use crate::dispatch::result_id;
-use crate::execute::execute;
+use crate::execute::{Executed, execute};
 use crate::sessions::{Claim, SessionUse};
 use crate::worker::Worker;
 
@@ -64,10 +64,11 @@ async fn attempt(
                 let (worker, item) = (Arc::clone(worker), Arc::clone(&item));
                 tokio::spawn(async move { ask(&worker, &item, ASK_TRIES).await });
             }
-            let outcome = execute(worker, &item, (handler, cancelled, redelivered)).await;
+            let Executed { outcome, heartbeat } = execute(worker, &item, (handler, cancelled, redelivered)).await;
             crate::meter::ran(&item, started.elapsed());
             let ran_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-            let run = AttemptInfo { worker: worker.id.as_str().to_owned(), attempt: item.attempt, queued_ms, ran_ms };
+            let worker = worker.id.as_str().to_owned();
+            let run = AttemptInfo { worker, attempt: item.attempt, queued_ms, ran_ms, heartbeat };
             ReportResult::Done { outcome, run }
         }
     };

@@ -14,12 +14,19 @@ use crate::activity::ActivityHandler;
 use crate::heartbeat::Heartbeat;
 use crate::worker::Worker;
 
+/// What came of a run.
+pub(crate) struct Executed {
+    pub(crate) outcome: ActivityOutcome,
+    /// A heartbeat of the activity may be stored.
+    pub(crate) heartbeat: bool,
+}
+
 /// Runs user code. A panic is an error, a missed deadline and an abort after the grace period are too.
 pub(crate) async fn execute(
     worker: &Arc<Worker>,
     item: &Arc<ActivityItem>,
     (handler, cancelled, redelivered): (ActivityHandler, CancellationToken, bool),
-) -> ActivityOutcome {
+) -> Executed {
     let heartbeat = Arc::new(Heartbeat::begin(worker, item, redelivered).await);
     let shared = (worker.client.clone(), Arc::clone(&heartbeat));
     let context = ActivityContext::new(Arc::clone(item), worker.id.as_str().to_owned(), cancelled.clone(), shared);
@@ -40,8 +47,11 @@ pub(crate) async fn execute(
     let abort = AbortOnDrop(task.abort_handle());
     let grace = worker.options.activity_cancellation_grace_period;
     let timeouts = item.timeouts.or(worker.activities.timeouts(&item.name));
-    let keeping = heartbeat.keep(worker, item);
-    let outcome = tokio::select! {
+    let ended = CancellationToken::new();
+    let keeping = heartbeat.keep(worker, item, ended.clone());
+    let running = async {
+        let _ended = ended.drop_guard();
+        tokio::select! {
         result = task => match result {
             Ok(Ok(output)) => check_size(worker, output),
             Ok(Err(error)) => Err(application(error)),
@@ -60,13 +70,14 @@ pub(crate) async fn execute(
             drop(abort);
             Err(application("activity was cancelled and aborted after its grace period".to_owned()))
         }
-        () = keeping => unreachable!("heartbeats are kept for ever"),
+        }
     };
+    let (outcome, ()) = tokio::join!(running, keeping);
     crate::spans::attempt_ended(&attempt, &outcome);
     if outcome.is_err() {
         heartbeat.save(worker, item).await;
     }
-    outcome
+    Executed { outcome, heartbeat: heartbeat.may_be_stored(item, redelivered) }
 }
 
 struct AbortOnDrop(AbortHandle);

@@ -4,9 +4,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use outlast_core::ActivityItem;
+use outlast_storage::HeartbeatOf;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-use crate::activity_context::idempotency_key;
 use crate::observability::RUNTIME;
 use crate::worker::Worker;
 
@@ -29,7 +30,7 @@ impl Heartbeat {
     pub(crate) async fn begin(worker: &Arc<Worker>, item: &ActivityItem, redelivered: bool) -> Self {
         let mut details = None;
         if redelivered || item.attempt > 1 {
-            match worker.store.heartbeat(&item.key.instance, &idempotency_key(item)).await {
+            match worker.store.heartbeat(&item.key.instance, &item.idempotency_key()).await {
                 Ok(found) => details = found,
                 Err(error) => {
                     tracing::warn!(target: RUNTIME, activity = %item.name, %error, "the last heartbeat was not read");
@@ -63,12 +64,17 @@ impl Heartbeat {
         }
     }
 
-    /// Stores new details now and then, for ever.
-    pub(crate) async fn keep(&self, worker: &Arc<Worker>, item: &ActivityItem) {
-        loop {
-            tokio::time::sleep(SAVE_EVERY).await;
+    /// Stores new details now and then, until `ended`. One that is being stored then is waited for: it must not arrive behind
+    /// the outcome, whose turn takes it away.
+    pub(crate) async fn keep(&self, worker: &Arc<Worker>, item: &ActivityItem, ended: CancellationToken) {
+        while ended.run_until_cancelled(tokio::time::sleep(SAVE_EVERY)).await.is_some() {
             self.save(worker, item).await;
         }
+    }
+
+    /// Whether something of the activity may be stored, by this attempt or by another one that may still run.
+    pub(crate) fn may_be_stored(&self, item: &ActivityItem, redelivered: bool) -> bool {
+        redelivered || item.attempt > 1 || self.lock().details.is_some()
     }
 
     /// Stores new details, if there are any.
@@ -78,7 +84,9 @@ impl Heartbeat {
             if std::mem::replace(&mut state.saved, true) { None } else { state.details.clone() }
         };
         let Some(details) = details else { return };
-        if let Err(error) = worker.store.save_heartbeat(&item.key.instance, &idempotency_key(item), details).await {
+        let name = item.idempotency_key();
+        let of = HeartbeatOf { key: &item.key, scheduled_at: item.scheduled_at, activity: &name };
+        if let Err(error) = worker.store.save_heartbeat(of, details).await {
             self.lock().saved = false;
             tracing::warn!(target: RUNTIME, activity = %item.name, %error, "a heartbeat was not stored");
         }

@@ -38,15 +38,18 @@ impl InstanceRun {
         });
         match self.warm.as_ref().map(|hydrated| hydrated.cursor) {
             None => match begun {
-                Some(loaded) => self.take_in(loaded).await?,
+                Some(loaded) => self.take_in(loaded, self.node.generation()).await?,
                 None => self.hydrate().await?,
             },
             Some(after) if nudged => {
                 let read = self.node.store.inbox(&self.instance, after).await;
                 let (rows, cursor) = read.map_err(|error| self.again(&error))?;
-                // The id was deleted and started again: what is in memory was another life.
-                let begun = self.warm.as_ref().is_some_and(|hydrated| hydrated.stored.last_event_id.0 > 0);
-                if begun && rows.iter().any(|row| matches!(row.message.kind, MessageKind::Start(_))) {
+                // The id was deleted and started again: what is in memory was another life, even if it has not begun either.
+                let is_new = |row: &Incoming| {
+                    let known = |hydrated: &Hydrated| row.seq.is_some_and(|seq| hydrated.waiting.contains(&seq));
+                    matches!(row.message.kind, MessageKind::Start(_)) && !self.warm.as_ref().is_some_and(known)
+                };
+                if rows.iter().any(is_new) {
                     self.hydrate().await?;
                 } else if let Some(hydrated) = self.warm.as_mut() {
                     hydrated.cursor = cursor;
@@ -72,7 +75,11 @@ impl InstanceRun {
     /// What was decided for a shard that another node may have had since is not the truth any more.
     fn forget_if_moved(&mut self) {
         let warm = self.warm.as_ref();
-        if warm.is_some_and(|hydrated| self.node.epoch(hydrated.shard) != Some(hydrated.epoch)) {
+        let generation = self.node.generation();
+        let is_stale = |hydrated: &Hydrated| {
+            self.node.epoch(hydrated.shard) != Some(hydrated.epoch) || hydrated.generation != generation
+        };
+        if warm.is_some_and(is_stale) {
             self.warm = None;
             self.backlog.clear();
             self.again = false;
@@ -83,30 +90,30 @@ impl InstanceRun {
     }
 
     /// The instance as the store has it, read after its shard was taken: before that, its former owner may still write.
-    async fn read(&mut self) -> Result<Loaded, Obstacle> {
+    async fn read(&mut self) -> Result<(Loaded, u64), Obstacle> {
         loop {
-            let asked = Instant::now();
+            let (asked, generation) = (Instant::now(), self.node.generation());
             let loaded = self.node.store.load(&self.instance).await.map_err(|error| self.again(&error))?;
             let loaded = loaded.ok_or(Obstacle::Missing)?;
             if self.node.epoch(loaded.shard).is_none() {
                 return Err(Obstacle::Elsewhere(loaded.shard));
             }
             if self.node.held_before(loaded.shard, asked) {
-                return Ok(loaded);
+                return Ok((loaded, generation));
             }
         }
     }
 
     pub(crate) async fn hydrate(&mut self) -> Result<(), Obstacle> {
-        let loaded = self.read().await?;
+        let (loaded, generation) = self.read().await?;
         Counters::count(&self.node.counters.hydrations);
-        self.take_in(loaded).await
+        self.take_in(loaded, generation).await
     }
 
-    /// Makes the instance warm.
-    async fn take_in(&mut self, loaded: Loaded) -> Result<(), Obstacle> {
+    /// Makes the instance warm, with what was read under this generation.
+    async fn take_in(&mut self, loaded: Loaded, generation: u64) -> Result<(), Obstacle> {
         self.trace = crate::spans::InstanceTrace::of(&loaded);
-        let Loaded { shard, state, history, inbox, cursor } = loaded;
+        let Loaded { shard, state, history, inbox, cursor, mailed } = loaded;
         let Some(epoch) = self.node.epoch(shard) else { return Err(Obstacle::Elsewhere(shard)) };
         let waiting = inbox.iter().filter_map(|row| row.seq).collect();
         self.again = state.wake_at.is_some() && state.waits == "next execution";
@@ -121,7 +128,9 @@ impl InstanceRun {
         }));
         // Whatever has no outcome is handed out again; the broker knows what it still carries.
         let outstanding = instance.outstanding();
-        self.warm = Some(Hydrated { instance, shard, epoch, cursor, waiting, stored });
+        // In process there is nobody else who could write mail.
+        let mailed = mailed.filter(|_| self.node.broker.is_shared());
+        self.warm = Some(Hydrated { instance, shard, epoch, generation, cursor, waiting, stored, mailed });
         self.backlog = inbox.into();
         if !outstanding.is_empty() {
             self.node.dispatch(outstanding, (shard, true)).await;

@@ -43,12 +43,22 @@ pub(crate) async fn keep_share(
     mut renewals: watch::Receiver<Renewal>,
 ) {
     let mut changed = Instant::now();
+    let mut generation = node.generation();
     loop {
         tokio::select! {
             renewed = renewals.changed() => if renewed.is_err() { return },
             () = node.stopping.cancelled() => return,
         }
         let renewal = renewals.borrow_and_update().clone();
+        let now = node.generation();
+        if now != generation {
+            match start_over(&node, &renewal.view, &mail).await {
+                Ok(()) => generation = now,
+                Err(error) => tracing::warn!(target: RUNTIME, %error, "shards were not freed, trying again"),
+            }
+            changed = Instant::now();
+            continue;
+        }
         // What was asked before the last change here does not know of it.
         if renewal.sent < changed {
             continue;
@@ -122,6 +132,22 @@ async fn give_up(
 ) -> Result<(), outlast_storage::Error> {
     put_down(node, shards, mail).await;
     node.store.release(&node.id, shards).await
+}
+
+/// The store is in an older state than the one that memory is of: this node holds what it held then. All of it is given back, so
+/// that the epochs rise and whoever takes a shard, this node included, reads everything.
+async fn start_over(
+    node: &Arc<Node>,
+    view: &LeaseView,
+    mail: &mpsc::UnboundedSender<ShardMail>,
+) -> Result<(), outlast_storage::Error> {
+    let mut shards: Vec<ShardId> = view.held.iter().map(|held| held.shard).chain(node.held()).collect();
+    shards.sort_unstable();
+    shards.dedup();
+    give_up(node, &shards, mail).await?;
+    node.outstanding.clear();
+    node.wheel.clear();
+    Ok(())
 }
 
 /// Before leaving: if others have code, they take the shards, and whatever still runs here is reported to them.

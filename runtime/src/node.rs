@@ -54,6 +54,8 @@ pub(crate) struct Node {
     lease_until: Mutex<Option<Instant>>,
     /// When the store was asked for the last renewal that succeeded.
     renewed_at: Mutex<Instant>,
+    /// Rises when the store went back to an older state: what was read under another one is not trusted.
+    generation: AtomicU64,
 }
 
 /// Counts since the start of the node.
@@ -142,7 +144,18 @@ impl Node {
             warm: Mutex::default(),
             lease_until: Mutex::new(Some(Instant::now())),
             renewed_at: Mutex::new(Instant::now()),
+            generation: AtomicU64::new(0),
         })
+    }
+
+    /// Which past of the store this node knows.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// The store went back to an older state. From now on no turn builds on what was read before.
+    pub(crate) fn begin_generation(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
     /// A renewal that was sent at `sent` has succeeded.

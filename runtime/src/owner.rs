@@ -105,7 +105,7 @@ async fn load_due(node: &Arc<Node>, shards: &[ShardId], horizon: Millis) -> Resu
     }
     // A million rows due in one minute is beyond what one node fires; what is cut off is read by the next look.
     for due in node.store.due(shards, horizon, PAGE * 100).await? {
-        node.wheel.set(&due.instance, Some(due.at));
+        node.wheel.set_if_sooner(&due.instance, due.at);
     }
     Ok(())
 }
@@ -166,13 +166,17 @@ async fn admit(node: &Arc<Node>, instance: &InstanceId, inbound: Inbound) {
 
 /// Looks for messages that other processes wrote, and lets idle instances go.
 pub(crate) async fn watch_store(node: Arc<Node>) {
-    let (mut seen, mut written) = (InboxCursor::default(), 0);
+    let (mut seen, mut written, mut generation) = (InboxCursor::default(), 0, node.generation());
     let mut passivated = tokio::time::Instant::now();
     loop {
         let now = tokio::select! {
             now = node.store.written_elsewhere(written, ELSEWHERE_TIMEOUT) => now,
             () = node.stopping.cancelled() => return,
         };
+        if node.generation() != generation {
+            // A cursor into a past that is gone would pass over what is written from now on.
+            (seen, generation) = (InboxCursor::default(), node.generation());
+        }
         if now != written {
             match sweep(&node, &node.held(), seen).await {
                 Ok(last) => (seen, written) = (last, now),

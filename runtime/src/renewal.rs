@@ -61,6 +61,16 @@ async fn renew(node: Arc<Node>) -> Result<Renewal, Error> {
     let sent = Instant::now();
     let view = node.store.renew(&node.id).await?;
     node.renewed(sent, view.lease);
+    if let Some(reason) = &view.set_back {
+        // Here and not where shards are shared out: that may be busy, and a later renewal takes this one's place.
+        tracing::error!(
+            target: RUNTIME,
+            %reason,
+            "the store went back to an older state; all that is in memory is dropped and read again; \
+             what was acknowledged after that state is lost"
+        );
+        node.begin_generation();
+    }
     Ok(Renewal { sent, view })
 }
 

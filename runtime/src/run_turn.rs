@@ -9,7 +9,7 @@ use outlast_core::{
     ActivityKey, Decision, Epoch, ErrorDetails, InboxSeq, Incoming, InstanceId, InstanceState, InstanceStatus, Limits,
     MessageId, ShardId, Token, Turn, TurnInput, Verdict, WarmInstance,
 };
-use outlast_storage::{FencedTurn, InboxCursor, TurnOutcome};
+use outlast_storage::{FencedTurn, InboxCursor, Mailed, TurnOutcome};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::committer::Committed;
@@ -56,12 +56,16 @@ pub(crate) struct Hydrated {
     pub(crate) instance: WarmInstance,
     pub(crate) shard: ShardId,
     pub(crate) epoch: Epoch,
+    /// Which past of the store it was read from.
+    pub(crate) generation: u64,
     /// From where the inbox is read on.
     pub(crate) cursor: InboxCursor,
     /// Rows that were read and are still in the inbox: reading on may give them again.
     pub(crate) waiting: HashSet<InboxSeq>,
     /// The row as the store has it.
     pub(crate) stored: InstanceState,
+    /// The start that came with the broker's mail, until a commit has compared it with its row.
+    pub(crate) mailed: Option<Mailed>,
 }
 
 /// Why a turn could not be made.
@@ -204,7 +208,8 @@ impl InstanceRun {
             let (shard, epoch) = (hydrated.shard, hydrated.epoch);
             let instance = self.instance.clone();
             let outcomes = crate::outstanding::outcomes(&self.instance, &turn.events);
-            let fenced = FencedTurn { instance, shard, epoch, before: before.clone(), turn, move_to };
+            let mailed = hydrated.mailed.take_if(|mailed| turn.consumed.contains(&mailed.seq));
+            let fenced = FencedTurn { instance, shard, epoch, before: before.clone(), turn, move_to, mailed };
             let outcome = self.node.committer.commit(fenced).await;
             self.check(outcome).await?;
             span.committed();
@@ -267,7 +272,7 @@ impl InstanceRun {
         turn.effects.clear();
         let (shard, epoch, instance) = (hydrated.shard, hydrated.epoch, self.instance.clone());
         let before = hydrated.stored.clone();
-        let fenced = FencedTurn { instance, shard, epoch, before, turn, move_to: None };
+        let fenced = FencedTurn { instance, shard, epoch, before, turn, move_to: None, mailed: None };
         let outcome = self.node.committer.commit(fenced).await;
         tracing::error!(target: RUNTIME, instance = %self.instance, ?outcome, "the instance was failed for it");
         if let Committed::Outcome(TurnOutcome::Refused(reason)) = outcome {

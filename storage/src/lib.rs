@@ -19,8 +19,8 @@ pub use inspect::{
     PruneOptions, PruneResult, QueueDepths, SystemMetrics, SystemStats,
 };
 pub use seam::{
-    Arrivals, CallStore, CommitReply, Due, FencedTurn, HeldShard, InboxCursor, LeaseStore, LeaseView, Loaded, NodeInfo,
-    Receipt, SessionClaim, Shortage, StartConflict, StartOutcome, StartReceipt, StartRequest, Store, TurnOutcome,
-    TurnStore, Wake, WorkerInfo,
+    Arrivals, CallStore, CommitReply, Due, FencedTurn, HeartbeatOf, HeldShard, InboxCursor, LeaseStore, LeaseView,
+    Loaded, Mailed, NodeInfo, Receipt, SessionClaim, Shortage, StartConflict, StartOutcome, StartReceipt, StartRequest,
+    Store, TurnOutcome, TurnStore, Wake, WorkerInfo,
 };
 pub use virtual_clock::VirtualClock;

@@ -16,9 +16,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use outlast_core::{
-    Beginning, Epoch, Fork, HistoryEvent, InboxSeq, Incoming, InstanceId, InstanceState, Message, MessageKind, Millis,
-    NodeId, ShardId, TagFilter, Turn, WorkerId,
+    ActivityKey, Beginning, Epoch, Fork, HistoryEvent, InboxSeq, Incoming, InstanceId, InstanceState, Message,
+    MessageKind, Millis, NodeId, ShardId, TagFilter, Turn, WorkerId, encode,
 };
+use sha2::{Digest as _, Sha256};
 
 use crate::{Error, InspectStore};
 
@@ -42,6 +43,29 @@ pub struct FencedTurn {
     pub turn: Turn,
     /// Moves the instance and its inbox to this shard.
     pub move_to: Option<ShardId>,
+    /// The applied message that came with the broker's mail and not from its row. One whose row says otherwise is a conflict.
+    pub mailed: Option<Mailed>,
+}
+
+/// A message that is known from elsewhere than its inbox row, so that whoever may write mail decides no history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mailed {
+    /// Its row.
+    pub seq: InboxSeq,
+    /// SHA-256 of its stored form.
+    pub digest: [u8; 32],
+}
+
+impl Mailed {
+    /// What the row of this message must hold.
+    pub fn new(seq: InboxSeq, message: &Message) -> Self {
+        Self { seq, digest: Sha256::digest(encode(message)).into() }
+    }
+
+    /// Whether this is the message's stored form.
+    pub(crate) fn is(&self, data: &[u8]) -> bool {
+        self.digest == <[u8; 32]>::from(Sha256::digest(data))
+    }
 }
 
 /// What became of one turn of a group.
@@ -91,6 +115,8 @@ pub struct Loaded {
     pub inbox: Vec<Incoming>,
     /// From where the inbox is to be read on.
     pub cursor: InboxCursor,
+    /// The message of `inbox` that was not read from its row.
+    pub mailed: Option<Mailed>,
 }
 
 impl Loaded {
@@ -98,8 +124,9 @@ impl Loaded {
     pub fn begun(shard: ShardId, beginning: Beginning) -> Option<Self> {
         let MessageKind::Start(start) = &beginning.message.kind else { return None };
         let state = InstanceState::begun(&start.name);
+        let mailed = Some(Mailed::new(beginning.seq, &beginning.message));
         let inbox = vec![Incoming { seq: Some(beginning.seq), message: beginning.message }];
-        Some(Self { shard, state, history: Vec::new(), inbox, cursor: InboxCursor::default() })
+        Some(Self { shard, state, history: Vec::new(), inbox, cursor: InboxCursor::default(), mailed })
     }
 }
 
@@ -110,6 +137,9 @@ pub struct InboxCursor {
     pub transaction: u64,
     /// Rows up to this one have been seen.
     pub seq: InboxSeq,
+    /// Inside of a look of several pages: the oldest transaction that may have been under way at its first page, and so may
+    /// have become visible behind the pages that were read since; 0 at the beginning of a look.
+    pub horizon: u64,
 }
 
 /// An instance that is due.
@@ -224,6 +254,9 @@ pub struct LeaseView {
     pub owners: Vec<Option<NodeId>>,
     /// What the asking node holds.
     pub held: Vec<HeldShard>,
+    /// The store went back to an older state since the last renewal, and how that shows: what a node remembers of it, cursors and
+    /// instances, may never have been. Told once.
+    pub set_back: Option<String>,
 }
 
 /// Who has a session.
@@ -324,6 +357,17 @@ pub struct Receipt {
     pub nudge: Option<ShardId>,
 }
 
+/// Whose words a heartbeat keeps.
+#[derive(Clone, Copy, Debug)]
+pub struct HeartbeatOf<'a> {
+    /// The attempt that speaks.
+    pub key: &'a ActivityKey,
+    /// When it was scheduled, which no attempt of another life was.
+    pub scheduled_at: Millis,
+    /// Under what name all attempts find it.
+    pub activity: &'a str,
+}
+
 /// What comes from outside. The store itself tells the owner of the shard ([`crate::Arrival`]), whether or not the caller still waits
 /// for its answer: what a dropped call has made durable happens all the same, and at once.
 #[async_trait]
@@ -334,8 +378,9 @@ pub trait CallStore: Send + Sync + 'static {
     /// Puts a message into an instance's inbox; an `Enqueue` is refused with `QueueFull` at `queue_messages_max`.
     async fn send(&self, instance: &InstanceId, message: Message, queue_messages_max: usize) -> Result<Receipt, Error>;
 
-    /// Keeps what an activity of an instance said last, until the instance has ended.
-    async fn save_heartbeat(&self, instance: &InstanceId, activity: &str, details: String) -> Result<(), Error>;
+    /// Keeps what an activity said last, until a turn takes it away or the execution has ended. Does nothing when the activity
+    /// has its outcome or belongs to another life of the id.
+    async fn save_heartbeat(&self, of: HeartbeatOf<'_>, details: String) -> Result<(), Error>;
 
     /// What an activity said last.
     async fn heartbeat(&self, instance: &InstanceId, activity: &str) -> Result<Option<String>, Error>;

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod harness;
+mod late;
 mod orchestrations;
 
 mod ending;

@@ -109,6 +109,7 @@ proptest! {
             prop_assert_eq!(&by_warm.effects, &by_cold.effects);
             prop_assert_eq!(&by_warm.outbound, &by_cold.outbound);
             prop_assert_eq!(&by_warm.kv, &by_cold.kv);
+            prop_assert_eq!(&by_warm.heartbeats, &by_cold.heartbeats);
             bench.take(&by_warm);
         }
         let exported = bench.exported();

@@ -84,6 +84,16 @@ impl Server {
         }
     }
 
+    /// Keeps a copy of the data of a Postgres that is not running, or puts it back.
+    pub(crate) fn copy_data(&self, put_back: bool) {
+        assert!(self.process.is_none());
+        let (data, copy) = (self.directory.path().join("db"), self.directory.path().join("copy"));
+        let (from, to) = if put_back { (copy, data) } else { (data, copy) };
+        let _replaced = fs::remove_dir_all(&to);
+        // Not as `copy_tree` does it: its owner must stay.
+        assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+    }
+
     /// What JetStream has stored.
     pub(crate) fn nats_store(&self) -> PathBuf {
         self.directory.path().join("store")

@@ -1,8 +1,12 @@
-//! An outage of the store turns no healthy instance into a failed one.
+//! An outage of the store turns no healthy instance into a failed one, and one that comes back older is read anew.
 
 use std::time::Duration;
 
-use crate::node::{Cluster, Load, Role};
+use outlast::runtime::Runtime;
+use outlast::{ActivityContext, ActivityRegistry, OrchestrationContext, OrchestrationRegistry, RuntimeOptions};
+use tokio::sync::watch;
+
+use crate::node::{Cluster, Load, PATIENCE, Role};
 use crate::servers::Server;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -21,4 +25,61 @@ async fn postgres_may_stop_and_come_back() {
         load.start(10).await;
     }
     load.finish().await;
+}
+
+/// Goal: what an older state of the store says is what happens next, whatever the nodes remember.
+/// Method: instances have an activity under way when the database's files are copied; they end, the files are put back. The nodes
+/// have seen the outcomes and handed out nothing since, but the store waits for them again.
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_may_go_back_to_an_older_state_under_living_nodes() {
+    let mut postgres = Server::postgres();
+    let cluster = Cluster::on(&postgres.url, &Cluster::shared().nats);
+    let (open, gate) = watch::channel(false);
+    let begun = watch::Sender::new(0);
+    let counting = begun.clone();
+    let activities = ActivityRegistry::builder()
+        .register("Gate", move |_: ActivityContext, input: String| {
+            let mut gate = gate.clone();
+            counting.send_modify(|count| *count += 1);
+            async move {
+                gate.wait_for(|open| *open).await.map_err(|error| error.to_string())?;
+                Ok(input)
+            }
+        })
+        .build();
+    let orchestrations = OrchestrationRegistry::builder()
+        .register("Gated", |ctx: OrchestrationContext, id: String| async move {
+            let passed = ctx.schedule_activity("Gate", id).await?;
+            Ok(format!("{passed} {}", ctx.dequeue_event("q").await))
+        })
+        .build();
+    let options = RuntimeOptions { worker_concurrency: 32, ..RuntimeOptions::default() };
+    let node = Runtime::start_with_options(cluster.provider().await, activities, orchestrations, options).await;
+    let client = cluster.client().await;
+    for number in 0..8 {
+        client.start_orchestration(format!("i{number}"), "Gated", format!("i{number}")).await.unwrap();
+    }
+    begun.subscribe().wait_for(|count| *count >= 8).await.unwrap();
+    postgres.stop_immediately();
+    postgres.copy_data(false);
+    postgres.up();
+    open.send_replace(true);
+    for life in ["first", "second"] {
+        for number in 0..8 {
+            client.enqueue_event(format!("i{number}"), "q", life).await.unwrap();
+        }
+        for number in 0..8 {
+            let output: String = match client.wait_for_orchestration(&format!("i{number}"), PATIENCE).await.unwrap() {
+                outlast::OrchestrationStatus::Completed { output, .. } => output,
+                other => panic!("i{number}: {other:?}"),
+            };
+            assert_eq!(output, format!("i{number} {life}"));
+        }
+        if life == "first" {
+            postgres.stop_immediately();
+            postgres.copy_data(true);
+            postgres.up();
+        }
+    }
+    node.shutdown(None).await;
 }

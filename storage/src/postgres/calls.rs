@@ -14,8 +14,8 @@ use super::outgoing::{number_of, parent_of, queue_of, small};
 use super::text::{given, may_exist, stored};
 use crate::arrival::Listener;
 use crate::{
-    Arrival, CallStore, DeleteInstanceResult, Error, InstanceFilter, PruneOptions, PruneResult, Receipt, StartConflict,
-    StartOutcome, StartReceipt, StartRequest,
+    Arrival, CallStore, DeleteInstanceResult, Error, HeartbeatOf, InstanceFilter, PruneOptions, PruneResult, Receipt,
+    StartConflict, StartOutcome, StartReceipt, StartRequest,
 };
 
 /// Instances that one bulk call touches when the caller names no limit.
@@ -190,17 +190,21 @@ impl CallStore for PostgresStore {
                 let queue = queue.unwrap_or_default();
                 Err(Error::QueueFull { instance: instance.clone(), queue, max: queue_messages_max })
             }
+            // What becomes of it is known in a moment: it is gone, or its next life has begun.
+            (4, _) => Err(Error::Unavailable(format!("instance {instance} is being deleted or begun anew, try again"))),
             _ => Err(Error::InstanceNotFound(instance.clone())),
         }
     }
 
-    async fn save_heartbeat(&self, instance: &InstanceId, activity: &str, details: String) -> Result<(), Error> {
-        // An instance that has ended keeps nothing.
-        let sql = "INSERT INTO heartbeats (instance, activity, details) \
-                   SELECT $1, $2, $3 FROM instances WHERE id = $1 AND status = 'Running' \
-                   ON CONFLICT (instance, activity) DO UPDATE SET details = excluded.details";
-        let (instance, activity, details) = (instance.as_str().to_owned(), activity.to_owned(), stored(&details));
-        self.pools.general.execute(sqlx::query(sql).bind(instance).bind(activity).bind(details)).await
+    async fn save_heartbeat(&self, of: HeartbeatOf<'_>, details: String) -> Result<(), Error> {
+        let query = sqlx::query("SELECT save_heartbeat($1, $2, $3, $4, $5, $6)")
+            .bind(of.key.instance.as_str().to_owned())
+            .bind(of.key.execution.0.cast_signed())
+            .bind(number_of(of.key.event.0))
+            .bind(of.scheduled_at.0.cast_signed())
+            .bind(of.activity.to_owned())
+            .bind(stored(&details));
+        self.pools.general.execute(query).await
     }
 
     async fn heartbeat(&self, instance: &InstanceId, activity: &str) -> Result<Option<String>, Error> {

@@ -10,13 +10,14 @@ use outlast_core::{Epoch, Millis, NodeId, ShardId, WorkerId};
 use super::PostgresStore;
 use super::connect::Pool;
 use super::serves::{decode, encode};
+use super::set_back::Told;
 use super::turns::numbers;
 use crate::{Error, HeldShard, LeaseStore, LeaseView, NodeInfo, SessionClaim, Shortage};
 
 /// A dead node is forgotten after so many leases.
-const FORGET_AFTER_LEASES: u32 = 12;
+pub(super) const FORGET_AFTER_LEASES: u32 = 12;
 
-/// What `renew_node` answers.
+/// What `renew_lease` answers.
 struct Renewed {
     node_ids: Vec<String>,
     node_handler_lists: Vec<String>,
@@ -29,18 +30,14 @@ struct Renewed {
 impl LeaseStore for PostgresStore {
     async fn join(&self, node: NodeInfo) -> Result<(), Error> {
         let handlers = encode(&node);
-        {
-            let mut joined = self.joined.lock().unwrap_or_else(PoisonError::into_inner);
-            joined.retain(|(id, _)| *id != node.id);
-            joined.push((node.id.clone(), handlers.clone()));
-        }
+        self.note_joined(&node.id, &handlers);
         self.renew_node(&self.pools.general, &node.id, handlers).await.map(drop)
     }
 
     async fn renew(&self, node: &NodeId) -> Result<LeaseView, Error> {
         let handlers = {
             let joined = self.joined.lock().unwrap_or_else(PoisonError::into_inner);
-            joined.iter().find(|(id, _)| id == node).map(|(_, handlers)| handlers.clone())
+            joined.iter().find(|other| other.id == *node).map(|other| other.handlers.clone())
         };
         let handlers = handlers.ok_or_else(|| Error::Unusable(format!("node {node} has not joined or has left")))?;
         let renewed = self.renew_node(&self.pools.leases, node, handlers).await?;
@@ -58,6 +55,7 @@ impl LeaseStore for PostgresStore {
             nodes: nodes.map(|(id, serves)| decode(NodeId::new(id), serves)).collect(),
             owners: renewed.owners.iter().map(owner).collect(),
             held: renewed.owners.iter().enumerate().filter_map(held).collect(),
+            set_back: self.take_set_back(node),
         })
     }
 
@@ -89,7 +87,7 @@ impl LeaseStore for PostgresStore {
     }
 
     async fn leave(&self, node: &NodeId) -> Result<(), Error> {
-        self.joined.lock().unwrap_or_else(PoisonError::into_inner).retain(|(id, _)| id != node);
+        self.joined.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| other.id != *node);
         let node = node.as_str().to_owned();
         self.pools.general.execute(sqlx::query("SELECT leave($1)").bind(node)).await
     }
@@ -156,23 +154,26 @@ impl LeaseStore for PostgresStore {
 
 impl PostgresStore {
     async fn renew_node(&self, pool: &Pool, node: &NodeId, handlers: String) -> Result<Renewed, Error> {
-        let sql = "SELECT now, node_ids, node_handler_lists, alive, owners, epochs FROM renew_node($1, $2, $3)";
-        let node = node.as_str().to_owned();
+        let sql = "SELECT now, node_ids, node_handler_lists, alive, owners, epochs, was, timeline FROM renew_lease($1, $2, $3)";
+        let (told, name) = (self.told(node), node.as_str().to_owned());
         let lease = i64::try_from(self.lease.as_millis()).unwrap_or(i64::MAX);
         let renewed = pool.run(|db| {
             Box::pin(async move {
-                let query = sqlx::query_as(sql).bind(node).bind(handlers).bind(lease);
-                let (now, node_ids, node_handler_lists, alive, owners, epochs) = query.fetch_one(&mut **db).await?;
-                let now: i64 = now;
-                Ok((now, Renewed { node_ids, node_handler_lists, alive, owners, epochs }))
+                let query = sqlx::query_as(sql).bind(name).bind(handlers).bind(lease);
+                let (now, node_ids, node_handler_lists, alive, owners, epochs, was, timeline) =
+                    query.fetch_one(&mut **db).await?;
+                let (now, was, timeline): (i64, Option<i64>, String) = (now, was, timeline);
+                Ok(((now, was, timeline), Renewed { node_ids, node_handler_lists, alive, owners, epochs }))
             })
         });
         let renewed = renewed.await;
         let mut since = self.connected_since.lock().unwrap_or_else(PoisonError::into_inner);
         match &renewed {
-            Ok((now, _)) => {
+            Ok(((now, was, timeline), _)) => {
                 since.get_or_insert_with(Instant::now);
                 self.clock.heard(Millis(now.cast_unsigned()));
+                let (lease_until, timeline) = (now.saturating_add(lease), timeline.clone());
+                self.note_told(node, (told, *was), Told { lease_until, timeline, heard: Instant::now() });
             }
             Err(_) => *since = None,
         }

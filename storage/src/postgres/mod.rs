@@ -18,13 +18,13 @@ mod roles;
 mod rows;
 mod schema;
 mod serves;
+mod set_back;
 mod text;
 mod turns;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use outlast_core::NodeId;
 use tokio::runtime::Handle;
 
 use crate::arrival::Listener;
@@ -34,6 +34,7 @@ use clock::ServerClock;
 use connect::Pools;
 use reads::Reads;
 pub use roles::Roles;
+use set_back::Joined;
 
 /// Settings of a Postgres store.
 #[derive(Clone, Debug)]
@@ -70,8 +71,8 @@ pub struct PostgresStore {
     shards: u16,
     /// Since when every renewal has succeeded; an outage of the store must not look like the death of all others.
     connected_since: Mutex<Option<Instant>>,
-    /// Nodes of this process, with their handlers, so that one that was forgotten announces itself again.
-    joined: Mutex<Vec<(NodeId, String)>>,
+    /// Nodes of this process.
+    joined: Mutex<Vec<Joined>>,
 }
 
 impl PostgresStore {

@@ -1,4 +1,4 @@
-//! A group of turns as the arrays that `commit_turns` takes.
+//! A group of turns as the arrays that `commit_group` takes.
 
 use std::collections::HashMap;
 
@@ -57,7 +57,7 @@ columns!(Events {
     at: i64,
     data: Vec<u8>,
 });
-columns!(Consumed { turn: i32, instance: String, seq: i64 });
+columns!(Consumed { turn: i32, instance: String, seq: i64, digest: Option<Vec<u8>> });
 columns!(Values { turn: i32, instance: String, op: i16, key: Option<String>, value: Option<String>, updated: Option<i64> });
 columns!(Messages {
     turn: i32,
@@ -75,17 +75,19 @@ columns!(Messages {
     taken_data: Option<Vec<u8>>,
 });
 
+columns!(Heartbeats { turn: i32, instance: String, activity: String });
+
 /// Bytes of events and messages of one transaction, but for its last turn: far below the 1 GiB that Postgres takes in one
 /// value, and written well within the time limit of a statement.
 const BYTES_MAX: usize = 16 << 20;
 
-/// Placeholders of `commit_turns`, in the order of the structs above.
-pub(super) const COMMIT: &str = "SELECT now, outcomes, wake_turn, wake_shard, wake_instance FROM commit_turns(\
+/// Placeholders of `commit_group`, in the order of the structs above.
+pub(super) const COMMIT: &str = "SELECT now, outcomes, wake_turn, wake_shard, wake_instance FROM commit_group(\
     $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, \
     $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42, $43, $44, $45, $46, $47, $48, $49, $50, \
-    $51, $52, $53, $54)";
+    $51, $52, $53, $54, $55, $56, $57, $58)";
 
-/// What `commit_turns` answers: the time, an outcome per turn, and by whom which instance in which shard is woken.
+/// What `commit_group` answers: the time, an outcome per turn, and by whom which instance in which shard is woken.
 pub(super) type Answer = (i64, Vec<i16>, Option<Vec<i32>>, Option<Vec<i16>>, Option<Vec<String>>);
 
 /// The columns of a group.
@@ -97,6 +99,7 @@ struct Group {
     consumed: Consumed,
     values: Values,
     messages: Messages,
+    heartbeats: Heartbeats,
 }
 
 /// The query that commits the first of these turns, as many as one transaction should carry.
@@ -111,7 +114,7 @@ pub(super) fn commit_query(turns: &[FencedTurn], shards: u16) -> Query<Answer> {
     let query = sqlx::query_as::<_, Answer>(COMMIT);
     let query = group.states.bind(group.fences.bind(query));
     let query = group.values.bind(group.consumed.bind(group.events.bind(query)));
-    group.messages.bind(query)
+    group.heartbeats.bind(group.messages.bind(query))
 }
 
 pub(super) fn small(shard: ShardId) -> i16 {
@@ -141,8 +144,15 @@ impl Group {
             self.consumed.turn.push(number);
             self.consumed.instance.push(instance.to_owned());
             self.consumed.seq.push(seq.0);
+            let mailed = fenced.mailed.filter(|mailed| mailed.seq == *seq);
+            self.consumed.digest.push(mailed.map(|mailed| mailed.digest.to_vec()));
         }
         self.add_values(number, instance, &turn.kv);
+        for activity in &turn.heartbeats {
+            self.heartbeats.turn.push(number);
+            self.heartbeats.instance.push(instance.to_owned());
+            self.heartbeats.activity.push(activity.clone());
+        }
         let from = (instance, shard);
         for message in &turn.held {
             self.messages.add((number, 0), from, ((instance, shard), message), None);

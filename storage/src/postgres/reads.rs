@@ -88,8 +88,8 @@ fn loaded_of(id: &InstanceId, row: &PgRow) -> Result<Loaded, Failure> {
     let history = history_of(id, row, STATE_COLUMNS + 3)?;
     let inbox = inbox_of(id, row, STATE_COLUMNS + 8)?;
     let shard = ShardId(row.try_get::<i16, _>(STATE_COLUMNS + 1)?.cast_unsigned());
-    let cursor = InboxCursor { transaction: unsigned(row, STATE_COLUMNS + 2)?, seq: InboxSeq(0) };
-    Ok(Loaded { shard, state: state_of(row)?, history, inbox, cursor })
+    let cursor = InboxCursor { transaction: unsigned(row, STATE_COLUMNS + 2)?, ..InboxCursor::default() };
+    Ok(Loaded { shard, state: state_of(row)?, history, inbox, cursor, mailed: None })
 }
 
 /// A history in five columns of arrays from `first` on; null when there is none.
@@ -130,7 +130,7 @@ async fn read_inboxes(pool: Pool, asked: Vec<(InstanceId, InboxCursor)>) -> Resu
     let rows = pool
         .run(|db| Box::pin(async move { Ok(sqlx::query(sql).bind(texts).bind(since).fetch_all(&mut **db).await?) }));
     let read = |(id, row): (&InstanceId, &PgRow)| {
-        let cursor = InboxCursor { transaction: unsigned(row, 1).map_err(Failure::Sql)?, seq: InboxSeq(0) };
+        let cursor = InboxCursor { transaction: unsigned(row, 1).map_err(Failure::Sql)?, ..InboxCursor::default() };
         Ok((inbox_of(id, row, 2)?, cursor))
     };
     let rows = rows.await?;

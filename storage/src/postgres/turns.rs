@@ -121,21 +121,27 @@ fn wake_of(row: &PgRow, first: usize) -> Result<Wake, Failure> {
 }
 
 /// Within one look the next page begins after the last row; the next look begins with the oldest transaction that may still
-/// have been under way during this one.
+/// have been under way when this one began. A later page's horizon would pass over what became visible behind it meanwhile.
 fn arrivals_of(rows: &[PgRow], after: InboxCursor, limit: usize) -> Result<Arrivals, Failure> {
     let mut arrivals = Arrivals { next: after, more: rows.len() >= limit, ..Arrivals::default() };
+    let horizon = match rows.last() {
+        Some(last) if after.horizon == 0 => unsigned(last, 4)?,
+        _ => after.horizon,
+    };
     for row in rows {
         let wake = wake_of(row, 0)?;
         if arrivals.receivers.last() != Some(&wake) {
             arrivals.receivers.push(wake);
         }
     }
-    if let Some(last) = rows.last() {
-        arrivals.next = if arrivals.more {
-            InboxCursor { transaction: unsigned(last, 2)?, seq: InboxSeq(last.try_get(3)?) }
-        } else {
-            InboxCursor { transaction: unsigned(last, 4)?, seq: InboxSeq(0) }
-        };
+    match rows.last().filter(|_| arrivals.more) {
+        Some(last) => {
+            let seq = InboxSeq(last.try_get(3)?);
+            arrivals.next = InboxCursor { transaction: unsigned(last, 2)?, seq, horizon };
+        }
+        // A look that saw nothing has learned nothing: the next one begins where it did.
+        None if horizon == 0 => {}
+        None => arrivals.next = InboxCursor { transaction: horizon, ..InboxCursor::default() },
     }
     Ok(arrivals)
 }

@@ -10,8 +10,8 @@ use super::connection::sql_error;
 use super::turns::{insert_instance, insert_message};
 use super::{SqliteStore, deletion};
 use crate::{
-    Arrival, CallStore, DeleteInstanceResult, Error, InstanceFilter, PruneOptions, PruneResult, Receipt, StartConflict,
-    StartOutcome, StartReceipt, StartRequest,
+    Arrival, CallStore, DeleteInstanceResult, Error, HeartbeatOf, InstanceFilter, PruneOptions, PruneResult, Receipt,
+    StartConflict, StartOutcome, StartReceipt, StartRequest,
 };
 
 #[async_trait]
@@ -47,14 +47,17 @@ impl CallStore for SqliteStore {
         self.connections.write_then(send, tell).await
     }
 
-    async fn save_heartbeat(&self, instance: &InstanceId, activity: &str, details: String) -> Result<(), Error> {
-        let (instance, activity) = (instance.clone(), activity.to_owned());
-        // An instance that has ended keeps nothing.
+    async fn save_heartbeat(&self, of: HeartbeatOf<'_>, details: String) -> Result<(), Error> {
+        let (key, scheduled_at, activity) = (of.key.clone(), of.scheduled_at.0.cast_signed(), of.activity.to_owned());
+        // Not when it has its outcome, and not beside another life of the id, whose events are of other moments.
         let sql = "INSERT OR REPLACE INTO heartbeats (instance, activity, details) \
-                   SELECT ?1, ?2, ?3 FROM instances WHERE id = ?1 AND status = 'Running'";
+                   SELECT i.id, ?2, ?3 FROM instances i WHERE i.id = ?1 AND i.status = 'Running' AND i.execution = ?4 \
+                   AND EXISTS (SELECT 1 FROM history WHERE instance = ?1 AND execution = ?4 AND event_id = ?5 AND at = ?6) \
+                   AND NOT EXISTS (SELECT 1 FROM history WHERE instance = ?1 AND execution = ?4 AND source_event_id = ?5)";
         self.connections
             .write(move |db, _| {
-                let row = params![instance.as_str(), activity, details];
+                let (execution, event) = (key.execution.0.cast_signed(), key.event.0.cast_signed());
+                let row = params![key.instance.as_str(), activity, details, execution, event, scheduled_at];
                 db.prepare_cached(sql).and_then(|mut statement| statement.execute(row)).map(drop).map_err(sql_error)
             })
             .await
@@ -146,6 +149,7 @@ fn replace(db: &Connection, request: &StartRequest, shard: ShardId) -> rusqlite:
                orchestration = ?1, version = '', custom_status = NULL, \
                custom_status_version = custom_status_version + 1, parent = NULL WHERE id = ?2 AND status <> 'Running'";
     let message = if db.prepare_cached(sql)?.execute(params![start.name, id])? == 1 {
+        // There is one writer at a time, so beside its end nothing came in for the life that is over.
         db.prepare_cached("DELETE FROM kv WHERE instance = ?1")?.execute([id])?;
         request.message.clone()
     } else {

@@ -156,6 +156,8 @@ impl LeaseStore for SqliteStore {
             nodes: members.nodes.values().cloned().collect(),
             owners: members.owners.iter().map(owner).collect(),
             held: held.collect(),
+            // A file is not replaced under the process that has it open.
+            set_back: None,
         })
     }
 

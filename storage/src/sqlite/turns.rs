@@ -182,7 +182,7 @@ fn load(db: &Connection, instance: &InstanceId) -> Result<Option<Loaded>, Error>
     let begun = state.last_event_id > EventId(0);
     let history = if begun { read_history(db, instance, state.execution)? } else { Vec::new() };
     let (inbox, cursor) = read_inbox(db, instance, InboxCursor::default())?;
-    Ok(Some(Loaded { shard, state, history, inbox, cursor }))
+    Ok(Some(Loaded { shard, state, history, inbox, cursor, mailed: None }))
 }
 
 fn commit_group(
@@ -253,6 +253,14 @@ fn write_turn(db: &Connection, fenced: &FencedTurn, (now, shards): (Millis, u16)
     for (execution, event) in &fenced.turn.events {
         write_event(db, (id, execution.0), event, fenced.epoch)?;
     }
+    if let Some(mailed) = fenced.mailed.filter(|mailed| fenced.turn.consumed.contains(&mailed.seq)) {
+        let sql = "SELECT data FROM inbox WHERE seq = ?1 AND instance = ?2";
+        let row: Option<Vec<u8>> =
+            db.prepare_cached(sql)?.query_row(params![mailed.seq.0, id], |row| row.get(0)).optional()?;
+        if row.is_none_or(|data| !mailed.is(&data)) {
+            return Err(Refusal::Conflict);
+        }
+    }
     let mut consume = db.prepare_cached("DELETE FROM inbox WHERE seq = ?1 AND instance = ?2")?;
     for seq in &fenced.turn.consumed {
         if consume.execute(params![seq.0, id])? != 1 {
@@ -261,6 +269,10 @@ fn write_turn(db: &Connection, fenced: &FencedTurn, (now, shards): (Millis, u16)
     }
     drop(consume);
     write_kv(db, id, &fenced.turn.kv)?;
+    for activity in &fenced.turn.heartbeats {
+        let sql = "DELETE FROM heartbeats WHERE instance = ?1 AND activity = ?2";
+        db.prepare_cached(sql)?.execute(params![id, activity])?;
+    }
     for message in &fenced.turn.held {
         insert_message(db, (&fenced.instance, shard), message)?;
     }

@@ -167,7 +167,7 @@ impl Owner {
         state.version = "1.0.0".to_owned();
         let turn = Turn { expected, events: stored, state, ..Turn::default() };
         let (shard, epoch) = (loaded.shard, self.epoch(loaded.shard));
-        FencedTurn { instance: id(instance), shard, epoch, before, turn, move_to: None }
+        FencedTurn { instance: id(instance), shard, epoch, before, turn, move_to: None, mailed: None }
     }
 }
 

@@ -11,5 +11,7 @@ mod calls;
 mod clocks;
 mod commits;
 mod fences;
+mod late_rows;
 mod leases;
+mod lives;
 mod postgres_only;

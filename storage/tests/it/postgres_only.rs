@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use outlast_core::{ShardId, WorkerId};
+use outlast_core::{ActivityKey, EventId, ExecutionId, ShardId, WorkerId};
 use outlast_storage::postgres::{PostgresOptions, PostgresStore, Roles};
-use outlast_storage::{CallStore, Error, InboxCursor, InspectStore, LeaseStore, SessionClaim, TurnOutcome, TurnStore};
+use outlast_storage::{
+    CallStore, Error, HeartbeatOf, InboxCursor, InspectStore, LeaseStore, SessionClaim, TurnOutcome, TurnStore,
+};
 use sqlx::{Connection, Executor};
 
 use crate::fixture::{Database, LEASE, Owner, commit_one, enqueue, id, is_committed, join, start, status_updated};
@@ -208,7 +210,9 @@ async fn roles_have_what_they_need_and_no_more() {
     join(&worker, "worker").await;
     let session = worker.claim_session("s", &WorkerId::new("worker"), LEASE).await.unwrap();
     assert_eq!(session, SessionClaim::Mine);
-    worker.save_heartbeat(&id("a"), "activity", "details".to_owned()).await.unwrap();
+    let key = ActivityKey { instance: id("a"), execution: ExecutionId(1), event: EventId(1) };
+    let of = HeartbeatOf { key: &key, scheduled_at: worker.now(), activity: "activity" };
+    worker.save_heartbeat(of, "details".to_owned()).await.unwrap();
     worker.leave(&outlast_core::NodeId::new("worker")).await.unwrap();
     // Nobody else may delete, and the worker starts nothing and owns nothing.
     for store in [&client, &runtime, &worker] {

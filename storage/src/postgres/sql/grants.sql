@@ -10,12 +10,13 @@ GRANT INSERT ON history TO {runtime};
 GRANT INSERT, UPDATE ON instances TO {runtime};
 GRANT UPDATE ON shards TO {runtime};
 GRANT INSERT, UPDATE, DELETE ON inbox, kv, heartbeats, nodes, sessions, shortages TO {runtime};
-GRANT EXECUTE ON FUNCTION commit_turns, start_instances, begin_instances, send_messages, replace_instance, renew_node,
-    acquire_shards, release_shards, leave, forget_dead_nodes, report_shortages, claim_session TO {runtime};
+GRANT EXECUTE ON FUNCTION commit_turns, commit_group, save_heartbeat, start_instances, begin_instances, send_messages, replace_instance, renew_node,
+    renew_lease, acquire_shards, release_shards, leave, forget_dead_nodes, report_shortages, claim_session TO {runtime};
 
 -- Workers: sessions and heartbeats; nodes and large results, as messages, by these functions alone.
 GRANT INSERT, UPDATE, DELETE ON sessions, heartbeats TO {worker};
-GRANT EXECUTE ON FUNCTION renew_node, leave, claim_session, send_messages, report_shortages TO {worker};
+GRANT EXECUTE ON FUNCTION renew_node, renew_lease, leave, claim_session, send_messages, save_heartbeat, report_shortages
+    TO {worker};
 
 -- Clients: new instances and messages.
 GRANT INSERT ON instances, inbox TO {client};
@@ -30,5 +31,6 @@ ALTER FUNCTION prune_instance SECURITY DEFINER SET search_path = {schema}, pg_te
 ALTER FUNCTION replace_instance SECURITY DEFINER SET search_path = {schema}, pg_temp;
 ALTER FUNCTION renew_node SECURITY DEFINER SET search_path = {schema}, pg_temp;
 ALTER FUNCTION send_messages SECURITY DEFINER SET search_path = {schema}, pg_temp;
+ALTER FUNCTION save_heartbeat SECURITY DEFINER SET search_path = {schema}, pg_temp;
 ALTER FUNCTION report_shortages SECURITY DEFINER SET search_path = {schema}, pg_temp;
 ALTER FUNCTION leave SECURITY DEFINER SET search_path = {schema}, pg_temp;
