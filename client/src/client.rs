@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outlast_broker::Broker;
-use outlast_core::{InstanceId, Message, MessageId, MessageKind, StartMessage};
+use outlast_core::{InstanceId, Message, MessageId, MessageKind, StartMessage, write_typed};
 use outlast_storage::{Error, StartConflict, StartOutcome, StartRequest, Store};
 use serde::Serialize;
 
@@ -38,7 +38,7 @@ impl Client {
     }
 
     /// Starts an instance. When this returns, the start is durable. An id that exists with the same orchestration is left
-    /// as it is.
+    /// as it is; when it was started with another input, a warning is logged, and `start_with` says so.
     pub async fn start_orchestration(
         &self,
         instance: impl Into<String>,
@@ -72,28 +72,28 @@ impl Client {
         self.start_with(options).await.map(drop)
     }
 
-    /// Starts an instance with JSON input.
+    /// Starts an instance with a typed input, given by value or by reference: a text as it is, everything else as JSON.
     pub async fn start_orchestration_typed<In: Serialize>(
         &self,
         instance: impl Into<String>,
         orchestration: impl Into<String>,
-        input: &In,
+        input: In,
     ) -> Result<(), ClientError> {
-        self.start_orchestration(instance, orchestration, to_json(input)?).await
+        self.start_orchestration(instance, orchestration, to_text(&input)?).await
     }
 
-    /// Starts an instance with JSON input on an exact version.
+    /// [`Client::start_orchestration_typed`] on an exact version.
     pub async fn start_orchestration_versioned_typed<In: Serialize>(
         &self,
         instance: impl Into<String>,
         orchestration: impl Into<String>,
         version: impl Into<String>,
-        input: &In,
+        input: In,
     ) -> Result<(), ClientError> {
-        self.start_orchestration_versioned(instance, orchestration, version, to_json(input)?).await
+        self.start_orchestration_versioned(instance, orchestration, version, to_text(&input)?).await
     }
 
-    /// Starts an instance and says whether it is new.
+    /// Starts an instance and says whether it is new, and whether one that was there was started with another input.
     pub async fn start_with(&self, start: StartOptions) -> Result<StartOutcome, ClientError> {
         #[cfg(feature = "telemetry")]
         {
@@ -135,8 +135,13 @@ impl Client {
         let receipt = self.insist(|| self.store.start(request.clone())).await?;
         match receipt.seq {
             Some(_) => self.begun.note(instance, news),
-            // What was kept may be of a life that this start has ended.
-            None => drop(self.begun.take(&instance)),
+            None => {
+                // What was kept may be of a life that this start has ended.
+                self.begun.take(&instance);
+                if receipt.outcome == StartOutcome::AlreadyExists && self.has_other_input(&request).await {
+                    return Ok(StartOutcome::AlreadyExistsWithOtherInput);
+                }
+            }
         }
         Ok(receipt.outcome)
     }
@@ -166,7 +171,6 @@ pub(crate) fn fresh_message_id() -> MessageId {
     MessageId::new(format!("{:024x}", uuid::Uuid::new_v4().as_u128() >> 32))
 }
 
-pub(crate) fn to_json<T: Serialize>(value: &T) -> Result<String, ClientError> {
-    serde_json::to_string(value)
-        .map_err(|error| ClientError::invalid(format!("the value cannot be written as JSON: {error}")))
+pub(crate) fn to_text<T: Serialize>(value: &T) -> Result<String, ClientError> {
+    write_typed(value).map_err(|error| ClientError::invalid(format!("the value cannot be written as JSON: {error}")))
 }

@@ -4,17 +4,50 @@ use outlast_core::{ErrorDetails, LimitExceeded};
 use outlast_storage::Error;
 use thiserror::Error;
 
+/// The operation of a [`ProviderError`] that the store has answered with.
+const STORE: &str = "call the store";
+
+/// A store or broker that failed.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("failed to {operation}: {message}")]
+pub struct ProviderError {
+    /// What was being done.
+    pub operation: String,
+    /// What it said.
+    pub message: String,
+    /// Whether the same may succeed later.
+    pub retryable: bool,
+}
+
+impl ProviderError {
+    /// One that trying again may help.
+    pub fn retryable(operation: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { operation: operation.into(), message: message.into(), retryable: true }
+    }
+
+    /// One that trying again does not help.
+    pub fn permanent(operation: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { retryable: false, ..Self::retryable(operation, message) }
+    }
+
+    /// Whether the same may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        self.retryable
+    }
+
+    /// As a failure of an orchestration.
+    pub fn to_infrastructure_error(&self) -> ErrorDetails {
+        let (operation, message) = (self.operation.clone(), self.message.clone());
+        ErrorDetails::Infrastructure { operation, message, retryable: self.retryable }
+    }
+}
+
 /// Failures of client calls.
 #[derive(Clone, Debug, Error)]
 pub enum ClientError {
-    /// The store or broker failed; `retryable` says whether the same call may succeed later.
-    #[error("provider failed: {message}")]
-    Provider {
-        /// What it said.
-        message: String,
-        /// Whether to try again.
-        retryable: bool,
-    },
+    /// The store or broker failed.
+    #[error("provider failed: {}", .0.message)]
+    Provider(#[from] ProviderError),
     /// This provider, or this role, cannot manage instances.
     #[error("management is not available with this provider or role")]
     ManagementNotAvailable,
@@ -44,6 +77,16 @@ pub enum ClientError {
     InstanceNotFound {
         /// Which.
         instance_id: String,
+    },
+    /// The instance is there, the execution is not.
+    #[error(
+        "instance {instance_id} has no execution {execution_id}, or its history was pruned: list_executions tells which it has"
+    )]
+    ExecutionNotFound {
+        /// The instance.
+        instance_id: String,
+        /// The execution that it does not have.
+        execution_id: u64,
     },
     /// The id is taken.
     #[error("instance {instance_id} exists and runs orchestration {orchestration}: choose another id")]
@@ -77,7 +120,7 @@ impl ClientError {
     /// Whether the same call may succeed later.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Provider { retryable, .. } => *retryable,
+            Self::Provider(error) => error.is_retryable(),
             Self::Timeout | Self::QueueFull { .. } => true,
             Self::ManagementNotAvailable
             | Self::Forbidden { .. }
@@ -85,6 +128,7 @@ impl ClientError {
             | Self::InstanceStillRunning { .. }
             | Self::CannotDeleteSubOrchestration { .. }
             | Self::InstanceNotFound { .. }
+            | Self::ExecutionNotFound { .. }
             | Self::InstanceExists { .. }
             | Self::OrchestrationFailed { .. } => false,
         }
@@ -105,9 +149,9 @@ impl From<Error> for ClientError {
     fn from(error: Error) -> Self {
         let message = error.to_string();
         match error {
-            Error::Unavailable(_) => Self::Provider { message, retryable: true },
+            Error::Unavailable(_) => ProviderError::retryable(STORE, message).into(),
             Error::Forbidden(_) => Self::Forbidden { message },
-            Error::Corrupt { .. } | Error::Unusable(_) => Self::Provider { message, retryable: false },
+            Error::Corrupt { .. } | Error::Unusable(_) => ProviderError::permanent(STORE, message).into(),
             Error::InstanceNotFound(id) => Self::InstanceNotFound { instance_id: id.to_string() },
             Error::InstanceExists { instance, orchestration } => {
                 Self::InstanceExists { instance_id: instance.to_string(), orchestration }

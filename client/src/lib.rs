@@ -3,6 +3,7 @@
 mod begun;
 mod client;
 mod error;
+mod first_input;
 mod manage;
 mod options;
 mod provider;
@@ -13,11 +14,11 @@ pub mod trace;
 mod wait;
 
 pub use client::Client;
-pub use error::ClientError;
+pub use error::{ClientError, ProviderError};
 pub use options::{ClientOptions, StartOptions};
 pub use outlast_storage::{
-    DeleteInstanceResult, ExecutionInfo, InstanceFilter, InstanceInfo, InstanceTree, PruneOptions, PruneResult,
-    QueueDepths, StartConflict, StartOutcome, SystemMetrics, SystemStats,
+    DeleteInstanceResult, ExecutionInfo, InstanceFilter, InstanceInfo, InstanceTree, ListedStatus, PruneOptions,
+    PruneResult, QueueDepths, StartConflict, StartOutcome, SystemMetrics, SystemStats,
 };
-pub use provider::{Provider, carry_arrivals};
+pub use provider::{Provider, ProviderRef, carry_arrivals};
 pub use query::Problem;

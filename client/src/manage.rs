@@ -3,7 +3,6 @@
 use outlast_core::{EventId, ExecutionId, InstanceId, fork_history};
 use outlast_storage::{DeleteInstanceResult, Error, InstanceFilter, PruneOptions, PruneResult};
 
-use crate::query::not_found;
 use crate::{Client, ClientError};
 
 impl Client {
@@ -50,7 +49,7 @@ impl Client {
         self.options.limits.check_instance(new_instance)?;
         let history = self.store.history(&InstanceId::new(instance), ExecutionId(execution_id)).await?;
         if history.is_empty() {
-            return Err(not_found(instance));
+            return Err(self.no_execution(instance, execution_id).await);
         }
         let fork =
             fork_history(&history, EventId(event_id)).map_err(|error| ClientError::invalid(error.to_string()))?;

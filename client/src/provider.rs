@@ -15,6 +15,9 @@ pub fn carry_arrivals(broker: Arc<dyn Broker>) -> impl Fn(Arrival) + Send + Sync
     }
 }
 
+/// A provider as clients and runtimes share it.
+pub type ProviderRef = Arc<dyn Provider>;
+
 /// The handle that clients and runtimes are made from.
 #[async_trait]
 pub trait Provider: Send + Sync + 'static {

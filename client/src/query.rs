@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 
 use outlast_core::{Event, ExecutionId, InstanceId, InstanceStatus, OrchestrationStatus};
-use outlast_storage::{ExecutionInfo, InstanceInfo, InstanceTree, QueueDepths, SystemMetrics, SystemStats};
+use outlast_storage::{
+    ExecutionInfo, InstanceInfo, InstanceTree, ListedStatus, QueueDepths, SystemMetrics, SystemStats,
+};
 use serde::de::DeserializeOwned;
 
-use crate::wait::from_json;
+use crate::wait::from_text;
 use crate::{Client, ClientError};
 
 /// Something that waits for what nobody serves: an orchestration, an activity or a tag.
@@ -47,14 +49,14 @@ impl Client {
         Ok(entries.into_iter().next().map(|entry| entry.value))
     }
 
-    /// A value of an instance, from JSON.
+    /// A value of an instance: JSON, or else a text as it is.
     pub async fn get_kv_value_typed<T: DeserializeOwned>(
         &self,
         instance: &str,
         key: &str,
     ) -> Result<Option<T>, ClientError> {
         let value = self.get_kv_value(instance, key).await?;
-        value.map(|value| from_json("value", &value)).transpose()
+        value.map(|value| from_text("value", &value)).transpose()
     }
 
     /// All values of an instance.
@@ -73,12 +75,17 @@ impl Client {
         Ok(self.store.list(None).await?)
     }
 
-    /// Ids of instances with this status: `Running`, `Completed` or `Failed`.
+    /// Ids of instances with this status, as [`InstanceInfo`] has it: `Running`, `Paused`, `Completed` or `Failed`. No
+    /// instance has another.
     pub async fn list_instances_by_status(&self, status: &str) -> Result<Vec<String>, ClientError> {
-        let parsed = InstanceStatus::parse(status).ok_or_else(|| {
-            ClientError::invalid(format!("status {status:?} does not exist: use Running, Completed or Failed"))
-        })?;
-        Ok(self.store.list(Some(parsed)).await?)
+        let Some(status) = ListedStatus::parse(status) else { return Ok(Vec::new()) };
+        Ok(self.store.list(Some(status)).await?)
+    }
+
+    /// Whether the turns of an instance are stopped. One that has ended is not paused.
+    pub async fn is_paused(&self, instance: &str) -> Result<bool, ClientError> {
+        let state = self.store.state(&InstanceId::new(instance)).await?.ok_or_else(|| not_found(instance))?;
+        Ok(state.paused && state.status == InstanceStatus::Running)
     }
 
     /// Metadata of an instance.
@@ -101,19 +108,22 @@ impl Client {
     /// Metadata of an execution.
     pub async fn get_execution_info(&self, instance: &str, execution_id: u64) -> Result<ExecutionInfo, ClientError> {
         let executions = self.store.executions(&InstanceId::new(instance)).await?;
-        executions
-            .into_iter()
-            .find(|execution| execution.execution_id == execution_id)
-            .ok_or_else(|| not_found(instance))
+        match executions.into_iter().find(|execution| execution.execution_id == execution_id) {
+            Some(found) => Ok(found),
+            None => Err(self.no_execution(instance, execution_id).await),
+        }
     }
 
-    /// The history of an execution.
+    /// What is missing: the instance, or only this execution.
+    pub(crate) async fn no_execution(&self, instance: &str, execution_id: u64) -> ClientError {
+        let missing = ClientError::ExecutionNotFound { instance_id: instance.to_owned(), execution_id };
+        self.get_instance_info(instance).await.map_or_else(|error| error, |_| missing)
+    }
+
+    /// The history of an execution; empty when there is none.
     pub async fn read_execution_history(&self, instance: &str, execution_id: u64) -> Result<Vec<Event>, ClientError> {
         let (id, execution) = (InstanceId::new(instance), ExecutionId(execution_id));
         let events = self.store.history(&id, execution).await?;
-        if events.is_empty() {
-            self.get_instance_info(instance).await?;
-        }
         Ok(events.into_iter().map(|event| Event::from_stored(&id, execution, event)).collect())
     }
 

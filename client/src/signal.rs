@@ -3,7 +3,7 @@
 use outlast_core::{InstanceId, Message, MessageKind};
 use serde::Serialize;
 
-use crate::client::{fresh_message_id, to_json};
+use crate::client::{fresh_message_id, to_text};
 use crate::{Client, ClientError};
 
 impl Client {
@@ -20,14 +20,14 @@ impl Client {
         self.send(instance.into(), MessageKind::Raise { name, data }).await
     }
 
-    /// Raises an ephemeral event with JSON.
+    /// Raises an ephemeral event with a value: a text as it is, everything else as JSON.
     pub async fn raise_event_typed<T: Serialize>(
         &self,
         instance: impl Into<String>,
         event_name: impl Into<String>,
         data: &T,
     ) -> Result<(), ClientError> {
-        self.raise_event(instance, event_name, to_json(data)?).await
+        self.raise_event(instance, event_name, to_text(data)?).await
     }
 
     /// Puts a message into a durable queue of the instance.
@@ -43,14 +43,25 @@ impl Client {
         self.send(instance.into(), MessageKind::Enqueue { queue, data }).await
     }
 
-    /// Puts a JSON message into a durable queue of the instance.
+    /// The former name of [`Client::enqueue_event`].
+    #[deprecated(note = "use enqueue_event")]
+    pub async fn raise_event_persistent(
+        &self,
+        instance: impl Into<String>,
+        event_name: impl Into<String>,
+        data: impl Into<String>,
+    ) -> Result<(), ClientError> {
+        self.enqueue_event(instance, event_name, data).await
+    }
+
+    /// Puts a value into a durable queue of the instance: a text as it is, everything else as JSON.
     pub async fn enqueue_event_typed<T: Serialize>(
         &self,
         instance: impl Into<String>,
         queue: impl Into<String>,
         data: &T,
     ) -> Result<(), ClientError> {
-        self.enqueue_event(instance, queue, to_json(data)?).await
+        self.enqueue_event(instance, queue, to_text(data)?).await
     }
 
     /// Cancels an instance with its children and activities. Does nothing when it has ended.

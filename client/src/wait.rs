@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use outlast_core::{ExecutionId, InstanceId, OrchestrationStatus};
+use outlast_core::{ExecutionId, InstanceId, OrchestrationStatus, read_typed};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
@@ -42,14 +42,14 @@ impl Client {
         self.wait(instance, (timeout, self.options.poll_interval), |status| ended(status).into(), look).await
     }
 
-    /// Waits for the output, from JSON; a failed orchestration is `ClientError::OrchestrationFailed`.
+    /// Waits for the output: JSON, or else a text as it is; a failed orchestration is `ClientError::OrchestrationFailed`.
     pub async fn wait_for_orchestration_typed<Out: DeserializeOwned>(
         &self,
         instance: &str,
         timeout: Duration,
     ) -> Result<Out, ClientError> {
         match self.wait_for_orchestration(instance, timeout).await? {
-            OrchestrationStatus::Completed { output, .. } => from_json("output", &output),
+            OrchestrationStatus::Completed { output, .. } => from_text("output", &output),
             OrchestrationStatus::Failed { details, .. } => Err(ClientError::OrchestrationFailed { details }),
             OrchestrationStatus::Running { .. } | OrchestrationStatus::NotFound => Err(ClientError::Timeout),
         }
@@ -86,7 +86,7 @@ impl Client {
         self.wait(instance, (timeout, self.options.poll_interval), |_| Told::Look, look).await
     }
 
-    /// Waits until the key has a value, from JSON.
+    /// Waits until the key has a value: JSON, or else a text as it is.
     pub async fn wait_for_kv_value_typed<T: DeserializeOwned>(
         &self,
         instance: &str,
@@ -94,7 +94,7 @@ impl Client {
         timeout: Duration,
     ) -> Result<T, ClientError> {
         let value = self.wait_for_kv_value(instance, key, timeout).await?;
-        from_json("value", &value)
+        from_text("value", &value)
     }
 
     /// Looks until `look` finds something, or `told` finds it in pushed news. Subscribes before the first look, so that no
@@ -159,7 +159,6 @@ fn after(wait: Duration) -> Instant {
     now.checked_add(wait).unwrap_or_else(|| now + FOR_EVER)
 }
 
-pub(crate) fn from_json<T: DeserializeOwned>(what: &str, text: &str) -> Result<T, ClientError> {
-    serde_json::from_str(text)
-        .map_err(|error| ClientError::invalid(format!("the {what} is not the expected JSON: {error}")))
+pub(crate) fn from_text<T: DeserializeOwned>(what: &str, text: &str) -> Result<T, ClientError> {
+    read_typed(text).map_err(|error| ClientError::invalid(format!("the {what} is not the expected JSON: {error}")))
 }

@@ -11,7 +11,9 @@ use serde::de::DeserializeOwned;
 
 use crate::ids::mix;
 use crate::journal::{Journal, NextExecution, OpKind, Outcome};
-use crate::{ActivityTimeouts, DurableFuture, Either2, EventId, EventKind, LimitExceeded, RetryPolicy, Token};
+use crate::{
+    ActivityTimeouts, DurableFuture, Either2, EventId, EventKind, LimitExceeded, RetryPolicy, Token, read_typed,
+};
 
 /// Importance of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,6 +37,13 @@ impl From<&str> for LogLevel {
             "error" => Self::Error,
             _ => Self::Info,
         }
+    }
+}
+
+impl From<String> for LogLevel {
+    /// Like a `&str`.
+    fn from(name: String) -> Self {
+        Self::from(name.as_str())
     }
 }
 
@@ -82,13 +91,13 @@ impl OrchestrationContext {
         self.schedule(Request::new(name, input))
     }
 
-    /// [`OrchestrationContext::schedule_activity`] with JSON on both sides.
+    /// [`OrchestrationContext::schedule_activity`] with typed input and result.
     pub fn schedule_activity_typed<In: Serialize, Out: DeserializeOwned + Send + 'static>(
         &self,
         name: impl Into<String>,
         input: &In,
     ) -> DurableFuture<Result<Out, String>> {
-        self.with_json(input, |input| self.schedule(Request::new(name, input))).map(from_json)
+        self.with_text(input, |input| self.schedule(Request::new(name, input))).map(from_text)
     }
 
     /// Runs an activity on the worker that owns the session.
@@ -101,17 +110,17 @@ impl OrchestrationContext {
         self.schedule(Request { session_id: Some(session_id.into()), ..Request::new(name, input) })
     }
 
-    /// [`OrchestrationContext::schedule_activity_on_session`] with JSON on both sides.
+    /// [`OrchestrationContext::schedule_activity_on_session`] with typed input and result.
     pub fn schedule_activity_on_session_typed<In: Serialize, Out: DeserializeOwned + Send + 'static>(
         &self,
         name: impl Into<String>,
         input: &In,
         session_id: impl Into<String>,
     ) -> DurableFuture<Result<Out, String>> {
-        self.with_json(input, |input| {
+        self.with_text(input, |input| {
             self.schedule(Request { session_id: Some(session_id.into()), ..Request::new(name, input) })
         })
-        .map(from_json)
+        .map(from_text)
     }
 
     /// Runs an activity until it succeeds, as often as the policy allows, with durable delays in between.
@@ -124,14 +133,14 @@ impl OrchestrationContext {
         self.retry(Request::new(name, input), policy).await
     }
 
-    /// [`OrchestrationContext::schedule_activity_with_retry`] with JSON on both sides.
+    /// [`OrchestrationContext::schedule_activity_with_retry`] with typed input and result.
     pub async fn schedule_activity_with_retry_typed<In: Serialize, Out: DeserializeOwned>(
         &self,
         name: impl Into<String>,
         input: &In,
         policy: RetryPolicy,
     ) -> Result<Out, String> {
-        from_json(self.retry(Request::new(name, to_json(input)?), policy).await)
+        from_text(self.retry(Request::new(name, self.write(input)?), policy).await)
     }
 
     /// [`OrchestrationContext::schedule_activity_with_retry`], every attempt on the session's worker.
@@ -145,7 +154,7 @@ impl OrchestrationContext {
         self.retry(Request { session_id: Some(session_id.into()), ..Request::new(name, input) }, policy).await
     }
 
-    /// [`OrchestrationContext::schedule_activity_with_retry_on_session`] with JSON on both sides.
+    /// [`OrchestrationContext::schedule_activity_with_retry_on_session`] with typed input and result.
     pub async fn schedule_activity_with_retry_on_session_typed<In: Serialize, Out: DeserializeOwned>(
         &self,
         name: impl Into<String>,
@@ -153,8 +162,8 @@ impl OrchestrationContext {
         policy: RetryPolicy,
         session_id: impl Into<String>,
     ) -> Result<Out, String> {
-        let request = Request { session_id: Some(session_id.into()), ..Request::new(name, to_json(input)?) };
-        from_json(self.retry(request, policy).await)
+        let request = Request { session_id: Some(session_id.into()), ..Request::new(name, self.write(input)?) };
+        from_text(self.retry(request, policy).await)
     }
 
     /// Waits for `delay`, by the store's clock, through restarts. Never early.
@@ -171,7 +180,7 @@ impl OrchestrationContext {
         DurableFuture::open(&self.journal, (event, OpKind::Wait { name }), text)
     }
 
-    /// [`OrchestrationContext::schedule_wait`] with JSON.
+    /// [`OrchestrationContext::schedule_wait`] with a typed value.
     ///
     /// # Panics
     /// When the event is not JSON of this type; the orchestration fails with that message.
@@ -179,7 +188,7 @@ impl OrchestrationContext {
         &self,
         name: impl Into<String>,
     ) -> DurableFuture<T> {
-        self.schedule_wait(name).map(expect_json)
+        self.schedule_wait(name).map(expect_text)
     }
 
     /// Takes the next message of a durable queue.
@@ -189,7 +198,7 @@ impl OrchestrationContext {
         DurableFuture::open(&self.journal, (event, OpKind::Dequeue { queue }), text)
     }
 
-    /// [`OrchestrationContext::dequeue_event`] with JSON.
+    /// [`OrchestrationContext::dequeue_event`] with a typed value.
     ///
     /// # Panics
     /// When the message is not JSON of this type; the orchestration fails with that message.
@@ -197,7 +206,22 @@ impl OrchestrationContext {
         &self,
         queue: impl Into<String>,
     ) -> DurableFuture<T> {
-        self.dequeue_event(queue).map(expect_json)
+        self.dequeue_event(queue).map(expect_text)
+    }
+
+    /// The former name of [`OrchestrationContext::dequeue_event`].
+    #[deprecated(note = "use dequeue_event")]
+    pub fn schedule_wait_persistent(&self, name: impl Into<String>) -> DurableFuture<String> {
+        self.dequeue_event(name)
+    }
+
+    /// The former name of [`OrchestrationContext::dequeue_event_typed`].
+    #[deprecated(note = "use dequeue_event_typed")]
+    pub fn schedule_wait_persistent_typed<T: DeserializeOwned + Send + 'static>(
+        &self,
+        name: impl Into<String>,
+    ) -> DurableFuture<T> {
+        self.dequeue_event_typed(name)
     }
 
     /// Ends this execution and begins the next with a new input and an empty history. The future never resolves.
@@ -205,9 +229,9 @@ impl OrchestrationContext {
         self.next_execution(None, input.into())
     }
 
-    /// [`OrchestrationContext::continue_as_new`] with JSON.
+    /// [`OrchestrationContext::continue_as_new`] with a typed value.
     pub fn continue_as_new_typed<In: Serialize>(&self, input: &In) -> ContinueAsNew {
-        let input = to_json(input).unwrap_or_else(|error| panic!("continue_as_new_typed: {error}"));
+        let input = self.write(input).unwrap_or_else(|error| panic!("continue_as_new_typed: {error}"));
         self.next_execution(None, input)
     }
 
@@ -294,6 +318,11 @@ impl OrchestrationContext {
         self.trace(LogLevel::Debug, message);
     }
 
+    /// Whether log lines are written now: not while replaying.
+    pub fn is_logging_enabled(&self) -> bool {
+        !self.is_replaying()
+    }
+
     /// Whether the code is following its history. Decisions must not depend on it.
     pub fn is_replaying(&self) -> bool {
         self.journal.lock().replaying
@@ -352,6 +381,16 @@ impl OrchestrationContext {
     }
 
     async fn retry(&self, request: Request, policy: RetryPolicy) -> Result<String, String> {
+        let Some(total) = policy.total_timeout else { return self.attempts(request, policy).await };
+        let deadline = self.schedule_timer(total);
+        let attempts = std::pin::pin!(self.attempts(request, policy));
+        match self.select2(attempts, deadline).await {
+            Either2::First(result) => result,
+            Either2::Second(()) => Err("timeout: all attempts together took too long".to_owned()),
+        }
+    }
+
+    async fn attempts(&self, request: Request, policy: RetryPolicy) -> Result<String, String> {
         let mut attempt = 1;
         let first = self.journal.lock().next_event;
         let _trying = Trying::begin(&self.journal, first);
@@ -414,12 +453,18 @@ impl OrchestrationContext {
         self.journal.lock().fault.get_or_insert(details);
     }
 
-    pub(crate) fn with_json<In: Serialize>(
+    /// Writes a value of a typed call by the rules of this execution.
+    pub(crate) fn write<T: Serialize>(&self, value: &T) -> Result<String, String> {
+        let rules = self.journal.lock().identity.rules;
+        rules.write(value).map_err(|error| format!("the value cannot be written as JSON: {error}"))
+    }
+
+    pub(crate) fn with_text<In: Serialize>(
         &self,
         input: &In,
         schedule: impl FnOnce(String) -> DurableFuture<Result<String, String>>,
     ) -> DurableFuture<Result<String, String>> {
-        match to_json(input) {
+        match self.write(input) {
             Ok(input) => schedule(input),
             Err(error) => DurableFuture::settled(&self.journal, Err(error)),
         }
@@ -461,18 +506,12 @@ impl Request {
     }
 }
 
-pub(crate) fn to_json<In: Serialize>(input: &In) -> Result<String, String> {
-    serde_json::to_string(input).map_err(|error| format!("input cannot be written as JSON: {error}"))
+pub(crate) fn from_text<Out: DeserializeOwned>(result: Result<String, String>) -> Result<Out, String> {
+    result.and_then(|text| read_typed(&text).map_err(|error| format!("result is not the expected JSON: {error}")))
 }
 
-pub(crate) fn from_json<Out: DeserializeOwned>(result: Result<String, String>) -> Result<Out, String> {
-    result.and_then(|text| {
-        serde_json::from_str(&text).map_err(|error| format!("result is not the expected JSON: {error}"))
-    })
-}
-
-fn expect_json<T: DeserializeOwned>(text: String) -> T {
-    serde_json::from_str(&text).unwrap_or_else(|error| panic!("event data is not the expected JSON: {error}"))
+fn expect_text<T: DeserializeOwned>(text: String) -> T {
+    read_typed(&text).unwrap_or_else(|error| panic!("event data is not the expected JSON: {error}"))
 }
 
 pub(crate) fn result(outcome: Outcome) -> Result<String, String> {

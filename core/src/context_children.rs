@@ -3,9 +3,26 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::context::{from_json, result, to_json};
+use crate::context::{from_text, result};
 use crate::journal::OpKind;
 use crate::{DurableFuture, EventKind, InstanceId, OrchestrationContext, Token};
+
+/// What ids of children begin with, behind their parent's, unless the code has chosen them.
+pub const SUB_ORCH_AUTO_PREFIX: &str = "sub::";
+
+/// Whether a child's id, without its parent's, is one that was not chosen.
+pub fn is_auto_generated_sub_orch_id(instance: &str) -> bool {
+    instance.starts_with(SUB_ORCH_AUTO_PREFIX)
+}
+
+/// The full id of a child: one that was not chosen stands behind its parent's, one that was chosen for itself.
+pub fn build_child_instance_id(parent_instance: &str, child_instance: &str) -> String {
+    if is_auto_generated_sub_orch_id(child_instance) {
+        format!("{parent_instance}::{child_instance}")
+    } else {
+        child_instance.to_owned()
+    }
+}
 
 /// A child to be started.
 struct Child {
@@ -25,13 +42,13 @@ impl OrchestrationContext {
         self.child(Child { name: name.into(), version: None, instance: None, input: input.into() })
     }
 
-    /// [`OrchestrationContext::schedule_sub_orchestration`] with JSON on both sides.
+    /// [`OrchestrationContext::schedule_sub_orchestration`] with typed input and result.
     pub fn schedule_sub_orchestration_typed<In: Serialize, Out: DeserializeOwned + Send + 'static>(
         &self,
         name: impl Into<String>,
         input: &In,
     ) -> DurableFuture<Result<Out, String>> {
-        self.with_json(input, |input| self.schedule_sub_orchestration(name, input)).map(from_json)
+        self.with_text(input, |input| self.schedule_sub_orchestration(name, input)).map(from_text)
     }
 
     /// Runs a child under an id of your choice. An id that is taken gives `Err`.
@@ -44,14 +61,14 @@ impl OrchestrationContext {
         self.child(Child { name: name.into(), version: None, instance: Some(instance.into()), input: input.into() })
     }
 
-    /// [`OrchestrationContext::schedule_sub_orchestration_with_id`] with JSON on both sides.
+    /// [`OrchestrationContext::schedule_sub_orchestration_with_id`] with typed input and result.
     pub fn schedule_sub_orchestration_with_id_typed<In: Serialize, Out: DeserializeOwned + Send + 'static>(
         &self,
         name: impl Into<String>,
         instance: impl Into<String>,
         input: &In,
     ) -> DurableFuture<Result<Out, String>> {
-        self.with_json(input, |input| self.schedule_sub_orchestration_with_id(name, instance, input)).map(from_json)
+        self.with_text(input, |input| self.schedule_sub_orchestration_with_id(name, instance, input)).map(from_text)
     }
 
     /// Runs a child on an exact version; `None` lets the registry's policy choose.
@@ -88,14 +105,14 @@ impl OrchestrationContext {
         );
     }
 
-    /// [`OrchestrationContext::schedule_orchestration`] with JSON.
+    /// [`OrchestrationContext::schedule_orchestration`] with a typed value.
     pub fn schedule_orchestration_typed<In: Serialize>(
         &self,
         name: impl Into<String>,
         instance: impl Into<String>,
         input: &In,
     ) {
-        match to_json(input) {
+        match self.write(input) {
             Ok(input) => self.schedule_orchestration(name, instance, input),
             Err(error) => self.refuse(error),
         }
@@ -115,7 +132,7 @@ impl OrchestrationContext {
         );
     }
 
-    /// [`OrchestrationContext::schedule_orchestration_versioned`] with JSON.
+    /// [`OrchestrationContext::schedule_orchestration_versioned`] with a typed value.
     pub fn schedule_orchestration_versioned_typed<In: Serialize>(
         &self,
         name: impl Into<String>,
@@ -123,7 +140,7 @@ impl OrchestrationContext {
         instance: impl Into<String>,
         input: &In,
     ) {
-        match to_json(input) {
+        match self.write(input) {
             Ok(input) => self.schedule_orchestration_versioned(name, version, instance, input),
             Err(error) => self.refuse(error),
         }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::context::{from_json, to_json};
+use crate::context::from_text;
 use crate::journal::{KvValue, OpKind};
 use crate::{DurableFuture, EventKind, LimitExceeded, Millis, OrchestrationContext, Token};
 
@@ -23,7 +23,7 @@ impl OrchestrationContext {
             let now = state.now;
             let keys_after = state.kv.len() + usize::from(!state.kv.contains_key(&key));
             drop(state);
-            if let Err(refused) = limits.check_name("KV key", &key) {
+            if let Err(refused) = limits.check_kv_key(&key) {
                 return self.refuse(refused);
             }
             if value.len() > limits.kv_value_bytes_max {
@@ -43,9 +43,9 @@ impl OrchestrationContext {
         self.journal.lock().kv.insert(key, KvValue { value, updated: now });
     }
 
-    /// [`OrchestrationContext::set_kv_value`] with JSON.
+    /// [`OrchestrationContext::set_kv_value`] with a typed value.
     pub fn set_kv_value_typed<T: Serialize>(&self, key: impl Into<String>, value: &T) {
-        match to_json(value) {
+        match self.write(value) {
             Ok(value) => self.set_kv_value(key, value),
             Err(error) => self.refuse(error),
         }
@@ -56,9 +56,9 @@ impl OrchestrationContext {
         self.journal.lock().kv.get(key.as_ref()).map(|entry| entry.value.clone())
     }
 
-    /// A value of this instance, from JSON.
+    /// A value of this instance: JSON, or else a text as it is.
     pub fn get_kv_value_typed<T: DeserializeOwned>(&self, key: impl AsRef<str>) -> Result<Option<T>, String> {
-        self.get_kv_value(key).map(|value| from_json(Ok(value))).transpose()
+        self.get_kv_value(key).map(|value| from_text(Ok(value))).transpose()
     }
 
     /// All values. The map has no order: sort before anything durable depends on it.
@@ -109,23 +109,23 @@ impl OrchestrationContext {
         instance: impl Into<String>,
         key: impl Into<String>,
     ) -> DurableFuture<Result<Option<String>, String>> {
-        self.read_kv(instance.into(), key.into()).map(from_json::<Option<String>>)
+        self.read_kv(instance.into(), key.into()).map(from_text::<Option<String>>)
     }
 
-    /// [`OrchestrationContext::get_kv_value_from_instance`] with JSON.
+    /// [`OrchestrationContext::get_kv_value_from_instance`] with a typed value.
     pub fn get_kv_value_from_instance_typed<T: DeserializeOwned + Send + 'static>(
         &self,
         instance: impl Into<String>,
         key: impl Into<String>,
     ) -> DurableFuture<Result<Option<T>, String>> {
         self.read_kv(instance.into(), key.into()).map(|result| {
-            let value: Option<String> = from_json(result)?;
-            value.map(|text| from_json(Ok(text))).transpose()
+            let value: Option<String> = from_text(result)?;
+            value.map(|text| from_text(Ok(text))).transpose()
         })
     }
 
     fn read_kv(&self, instance: String, key: String) -> DurableFuture<Result<String, String>> {
-        self.with_json(&(instance, key), |input| {
+        self.with_text(&(instance, key), |input| {
             let token = {
                 let state = self.journal.lock();
                 Token::derive(state.turn_seed, state.next_event)

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ActivityTimeouts, ErrorDetails, EventId, ExecutionId, InstanceId, MessageId, Millis, Token};
+use crate::{ActivityTimeouts, ErrorDetails, EventId, ExecutionId, InstanceId, MessageId, Millis, Rules, Token};
 
 /// A fact as stored and as held in memory; instance and execution are known from where it lies.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,6 +49,21 @@ impl Event {
             timestamp_ms: event.at.0,
             kind: event.kind,
         }
+    }
+
+    /// Position in the history, from 1 without gap.
+    pub fn event_id(&self) -> u64 {
+        self.event_id
+    }
+
+    /// The scheduling event that this one is an outcome of.
+    pub fn source_event_id(&self) -> Option<u64> {
+        self.source_event_id
+    }
+
+    /// Whether this is the last event of its execution.
+    pub fn is_terminal(&self) -> bool {
+        self.kind.is_terminal()
     }
 }
 
@@ -131,6 +146,9 @@ pub enum EventKind {
         parent_token: Option<Token>,
         /// Source of the deterministic ids of this execution.
         seed: u64,
+        /// By which rules it runs.
+        #[serde(default, skip_serializing_if = "Rules::are_first")]
+        rules: Rules,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         traceparent: Option<String>,
         #[serde(default, skip_serializing_if = "Carried::is_empty")]

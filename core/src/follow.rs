@@ -94,7 +94,8 @@ impl Execution {
         started: &HistoryEvent,
         (handler, limits, tell): (OrchestrationHandler, &Arc<Limits>, Option<OutsideWake>),
     ) -> Option<Self> {
-        let EventKind::OrchestrationStarted { name, version, input, seed, traceparent, carried, .. } = &started.kind
+        let EventKind::OrchestrationStarted { name, version, input, seed, rules, traceparent, carried, .. } =
+            &started.kind
         else {
             return None;
         };
@@ -104,6 +105,7 @@ impl Execution {
             orchestration: name.clone(),
             version: version.clone(),
             seed: *seed,
+            rules: *rules,
         };
         let journal = Journal::new(identity, Arc::clone(limits));
         journal.lock().inherit(carried, started);

@@ -10,7 +10,7 @@ use crate::journal::OpKind;
 use crate::{
     ActivityItem, Carried, ErrorDetails, EventId, EventKind, ExecutionId, Handlers, HistoryEvent, InboxSeq, Incoming,
     InstanceId, InstanceState, InstanceStatus, Limits, Message, MessageId, MessageKind, Millis, OutboundMessage,
-    ParentLink, StartMessage, Token, Turn, Verdict,
+    ParentLink, Rules, StartMessage, Token, Turn, Verdict,
 };
 
 /// All that a warm instance is made of: its row and the history of its current execution.
@@ -566,6 +566,7 @@ pub(crate) fn started_event(start: &StartMessage, version: String, seed: u64) ->
         parent_execution: parent.map(|parent| parent.execution.0),
         parent_token: parent.map(|parent| parent.token),
         seed,
+        rules: Rules::LATEST,
         traceparent: start.traceparent.clone(),
         carried: Carried::default(),
     }

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
-use crate::{ErrorDetails, EventId, EventKind, ExecutionId, InstanceId, Limits, LogLevel, LogLine, Millis, Token};
+use crate::{
+    ErrorDetails, EventId, EventKind, ExecutionId, InstanceId, Limits, LogLevel, LogLine, Millis, Rules, Token,
+};
 
 /// The journal of one execution. Cheap to lock: it is only ever used by the one thread that polls.
 pub(crate) struct Journal {
@@ -19,6 +21,7 @@ pub(crate) struct Identity {
     pub(crate) orchestration: String,
     pub(crate) version: String,
     pub(crate) seed: u64,
+    pub(crate) rules: Rules,
 }
 
 /// Something that orchestration code asked for in the running poll.

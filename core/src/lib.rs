@@ -12,8 +12,10 @@ mod event;
 mod message;
 mod registry;
 mod retry;
+mod rules;
 mod status;
 mod tag;
+mod typed;
 
 mod combine;
 mod context;
@@ -34,6 +36,7 @@ mod turn;
 
 pub use combine::{Either2, Either3};
 pub use context::{ContinueAsNew, LogLevel, OrchestrationContext};
+pub use context_children::{SUB_ORCH_AUTO_PREFIX, build_child_instance_id, is_auto_generated_sub_orch_id};
 pub use context_kv::KV_READ_ACTIVITY;
 pub use durable_future::DurableFuture;
 pub use encoding::{DecodeError, decode, encode};
@@ -46,15 +49,19 @@ pub use ids::{
     Millis, NodeId, ShardId, Token, WorkerId,
 };
 pub use instance::{Decision, Snapshot, TurnInput, WarmInstance};
-pub use limits::{LimitExceeded, Limits, MAX_KV_KEYS, MAX_KV_VALUE_BYTES};
+pub use limits::{
+    LimitExceeded, Limits, MAX_CUSTOM_STATUS_BYTES, MAX_KV_KEYS, MAX_KV_VALUE_BYTES, NAME_BYTES_MAX, QUEUE_MESSAGES_MAX,
+};
 pub use message::{ActivityOutcome, Beginning, Incoming, Message, MessageKind, ParentLink, StartMessage};
 pub use registry::{
-    Handlers, OrchestrationHandler, OrchestrationRegistry, OrchestrationRegistryBuilder, Registry, RegistryBuilder,
-    RegistryError, VersionPolicy,
+    Handlers, OrchestrationHandler, OrchestrationHandlerRef, OrchestrationRegistry, OrchestrationRegistryBuilder,
+    Registry, RegistryBuilder, RegistryError, RegistryErrors, VersionPolicy,
 };
 pub use replay_check::{ReplayDifference, check_replay};
 pub use retry::{BackoffStrategy, RetryPolicy, UnregisteredBackoffConfig};
+pub use rules::Rules;
 pub use status::{InstanceState, InstanceStatus, OrchestrationStatus};
-pub use tag::TagFilter;
+pub use tag::{MAX_WORKER_TAGS, TagFilter};
 pub use timeouts::ActivityTimeouts;
 pub use turn::{ActivityItem, Effect, Expected, KvChange, LogLine, OutboundMessage, Turn, Verdict};
+pub use typed::{read_typed, write_typed};

@@ -39,6 +39,12 @@ pub struct Limits {
     pub reports_in_flight_max: usize,
 }
 
+/// Default of [`Limits::name_bytes_max`].
+pub const NAME_BYTES_MAX: usize = 512;
+/// Default of [`Limits::queue_messages_max`].
+pub const QUEUE_MESSAGES_MAX: usize = 100_000;
+/// Default of [`Limits::custom_status_bytes_max`].
+pub const MAX_CUSTOM_STATUS_BYTES: usize = 256 << 10;
 /// Default of [`Limits::kv_keys_max`].
 pub const MAX_KV_KEYS: usize = 100;
 /// Default of [`Limits::kv_value_bytes_max`].
@@ -48,11 +54,11 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             payload_bytes_max: 8 << 20,
-            name_bytes_max: 512,
+            name_bytes_max: NAME_BYTES_MAX,
             kv_keys_max: MAX_KV_KEYS,
             kv_value_bytes_max: MAX_KV_VALUE_BYTES,
-            custom_status_bytes_max: 256 << 10,
-            queue_messages_max: 100_000,
+            custom_status_bytes_max: MAX_CUSTOM_STATUS_BYTES,
+            queue_messages_max: QUEUE_MESSAGES_MAX,
             commands_per_turn_max: 20_000,
             history_events_max: 200_000,
             history_bytes_max: 256 << 20,
@@ -125,6 +131,11 @@ impl Limits {
             return Err(LimitExceeded::Name { what, got: name.chars().take(80).collect(), max: self.name_bytes_max });
         }
         Ok(())
+    }
+
+    /// Checks a key of the KV: like a name, but it may be empty.
+    pub fn check_kv_key(&self, key: &str) -> Result<(), LimitExceeded> {
+        if key.is_empty() { Ok(()) } else { self.check_name("KV key", key) }
     }
 
     /// Checks an instance id that orchestration code chose. It may build on the code's own id, which may be a child's, but not

@@ -1,9 +1,11 @@
 //! Handlers by name and version.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::future::Future;
+use std::ops::Deref;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use semver::Version;
 use serde::Serialize;
@@ -11,7 +13,7 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use crate::OrchestrationContext;
-use crate::context::{from_json, to_json};
+use crate::context::from_text;
 
 /// The running code of an execution.
 pub(crate) type OrchestrationFuture = Pin<Box<dyn Future<Output = Result<String, String>> + Send>>;
@@ -20,6 +22,9 @@ pub(crate) type OrchestrationFuture = Pin<Box<dyn Future<Output = Result<String,
 pub type OrchestrationHandler = Arc<
     dyn Fn(OrchestrationContext, String) -> Pin<Box<dyn Future<Output = Result<String, String>> + Send>> + Send + Sync,
 >;
+
+/// The same by another name that programs know.
+pub type OrchestrationHandlerRef = OrchestrationHandler;
 
 /// The registered orchestrations.
 pub type OrchestrationRegistry = Registry<OrchestrationHandler>;
@@ -76,39 +81,70 @@ pub enum RegistryError {
     },
 }
 
+/// All that was wrong with the registrations of a registry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegistryErrors(Vec<RegistryError>);
+
+impl fmt::Display for RegistryErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        write!(f, "the registry has {} errors: {}", lines.len(), lines.join("; "))
+    }
+}
+
+impl std::error::Error for RegistryErrors {}
+
+impl Deref for RegistryErrors {
+    type Target = [RegistryError];
+
+    fn deref(&self) -> &[RegistryError] {
+        &self.0
+    }
+}
+
+impl IntoIterator for RegistryErrors {
+    type Item = RegistryError;
+    type IntoIter = std::vec::IntoIter<RegistryError>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
 /// Where a turn finds the code to run.
 pub trait Handlers: Send + Sync {
     /// The handler of an exact version, or of the version that the policy chooses; with its version.
     fn resolve(&self, name: &str, version: Option<&str>) -> Option<(String, OrchestrationHandler)>;
 }
 
-/// Handlers by name and version; immutable and cheap to clone.
+/// Handlers by name and version; cheap to clone. Clones are the same registry: the handlers never change, the policies may.
 #[derive(Clone)]
 pub struct Registry<H> {
-    entries: Arc<BTreeMap<String, Entry<H>>>,
+    entries: Arc<BTreeMap<String, Versions<H>>>,
+    policies: Arc<RwLock<Policies>>,
 }
 
-#[derive(Clone)]
-struct Entry<H> {
-    versions: BTreeMap<Version, H>,
-    policy: VersionPolicy,
-}
+/// The handlers of one name.
+type Versions<H> = BTreeMap<Version, H>;
+
+/// Names whose starts do not get the highest version.
+type Policies = BTreeMap<String, VersionPolicy>;
 
 impl<H> Default for Registry<H> {
     fn default() -> Self {
-        Self { entries: Arc::default() }
+        Self { entries: Arc::default(), policies: Arc::default() }
     }
 }
 
 impl<H: Clone> Registry<H> {
     /// Begins an empty registry.
     pub fn builder() -> RegistryBuilder<H> {
-        RegistryBuilder { entries: BTreeMap::new(), errors: Vec::new() }
+        RegistryBuilder { entries: BTreeMap::new(), policies: Policies::new(), errors: Vec::new() }
     }
 
     /// Begins with all that `registry` has.
     pub fn builder_from(registry: &Self) -> RegistryBuilder<H> {
-        RegistryBuilder { entries: (*registry.entries).clone(), errors: Vec::new() }
+        RegistryBuilder { entries: (*registry.entries).clone(), policies: registry.policies(), errors: Vec::new() }
     }
 
     /// The handler that the policy chooses, with its version.
@@ -116,9 +152,20 @@ impl<H: Clone> Registry<H> {
         self.find(name, None)
     }
 
+    /// The version that the policy chooses.
+    pub fn resolve_version(&self, name: &str) -> Option<Version> {
+        self.find(name, None).map(|(version, _)| version)
+    }
+
     /// The handler of an exact version.
-    pub fn resolve_version(&self, name: &str, version: &Version) -> Option<H> {
-        self.entries.get(name)?.versions.get(version).cloned()
+    pub fn resolve_handler_exact(&self, name: &str, version: &Version) -> Option<H> {
+        self.entries.get(name)?.get(version).cloned()
+    }
+
+    /// Sets which version a start without one gets from now on, here and in all clones, so also in a runtime that was started
+    /// with one. Executions that have begun stay on their version. Starts wait while the version is not registered.
+    pub fn set_version_policy(&self, name: &str, policy: VersionPolicy) {
+        self.policies.write().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), policy);
     }
 
     /// All names, sorted.
@@ -128,7 +175,7 @@ impl<H: Clone> Registry<H> {
 
     /// All versions of a name, lowest first.
     pub fn list_versions(&self, name: &str) -> Vec<Version> {
-        self.entries.get(name).map(|entry| entry.versions.keys().cloned().collect()).unwrap_or_default()
+        self.entries.get(name).map(|versions| versions.keys().cloned().collect()).unwrap_or_default()
     }
 
     /// Whether the name is registered.
@@ -142,13 +189,19 @@ impl<H: Clone> Registry<H> {
     }
 
     fn find(&self, name: &str, version: Option<&str>) -> Option<(Version, H)> {
-        let entry = self.entries.get(name)?;
-        let found = match (version, &entry.policy) {
-            (Some(exact), _) => entry.versions.get_key_value(&Version::parse(exact).ok()?),
-            (None, VersionPolicy::Exact(exact)) => entry.versions.get_key_value(exact),
-            (None, VersionPolicy::Latest) => entry.versions.last_key_value(),
+        let versions = self.entries.get(name)?;
+        let found = match version {
+            Some(exact) => versions.get_key_value(&Version::parse(exact).ok()?),
+            None => match self.policies.read().unwrap_or_else(PoisonError::into_inner).get(name) {
+                Some(VersionPolicy::Exact(exact)) => versions.get_key_value(exact),
+                Some(VersionPolicy::Latest) | None => versions.last_key_value(),
+            },
         };
         found.map(|(version, handler)| (version.clone(), handler.clone()))
+    }
+
+    fn policies(&self) -> Policies {
+        self.policies.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -160,7 +213,8 @@ impl Handlers for OrchestrationRegistry {
 
 /// Collects handlers; errors are kept for `build_result`.
 pub struct RegistryBuilder<H> {
-    entries: BTreeMap<String, Entry<H>>,
+    entries: BTreeMap<String, Versions<H>>,
+    policies: Policies,
     errors: Vec<RegistryError>,
 }
 
@@ -181,22 +235,21 @@ impl<H: Clone> RegistryBuilder<H> {
     /// Adds all handlers of another registry.
     #[must_use]
     pub fn merge(mut self, other: Registry<H>) -> Self {
-        for (name, entry) in other.entries.iter() {
-            for (version, handler) in &entry.versions {
+        for (name, versions) in other.entries.iter() {
+            for (version, handler) in versions {
                 self.add(name.clone(), version.clone(), handler.clone());
             }
-            if let Some(merged) = self.entries.get_mut(name) {
-                merged.policy = entry.policy.clone();
-            }
+            // What the other registry says of its names holds, also that it says nothing.
+            self.policies.remove(name);
         }
+        self.policies.extend(other.policies());
         self
     }
 
     /// Sets which version a start without one gets.
     #[must_use]
     pub fn set_policy(mut self, name: impl Into<String>, policy: VersionPolicy) -> Self {
-        let entry = self.entries.entry(name.into()).or_insert_with(Entry::new);
-        entry.policy = policy;
+        self.policies.insert(name.into(), policy);
         self
     }
 
@@ -205,24 +258,24 @@ impl<H: Clone> RegistryBuilder<H> {
     /// # Panics
     /// When a registration was wrong, with all errors.
     pub fn build(self) -> Registry<H> {
-        self.build_result().unwrap_or_else(|errors| {
-            let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
-            panic!("the registry has {} errors: {}", lines.len(), lines.join("; "))
-        })
+        self.build_result().unwrap_or_else(|errors| panic!("{errors}"))
     }
 
     /// The registry, or all that was wrong with the registrations.
-    pub fn build_result(mut self) -> Result<Registry<H>, Vec<RegistryError>> {
-        for (name, entry) in &self.entries {
-            let served = match &entry.policy {
-                VersionPolicy::Latest => !entry.versions.is_empty(),
-                VersionPolicy::Exact(version) => entry.versions.contains_key(version),
-            };
+    pub fn build_result(mut self) -> Result<Registry<H>, RegistryErrors> {
+        for (name, policy) in &self.policies {
+            let served = self.entries.get(name).is_some_and(|versions| match policy {
+                VersionPolicy::Latest => true,
+                VersionPolicy::Exact(version) => versions.contains_key(version),
+            });
             if !served {
-                self.errors.push(RegistryError::BadPolicy { name: name.clone(), policy: entry.policy.clone() });
+                self.errors.push(RegistryError::BadPolicy { name: name.clone(), policy: policy.clone() });
             }
         }
-        if self.errors.is_empty() { Ok(Registry { entries: Arc::new(self.entries) }) } else { Err(self.errors) }
+        if !self.errors.is_empty() {
+            return Err(RegistryErrors(self.errors));
+        }
+        Ok(Registry { entries: Arc::new(self.entries), policies: Arc::new(RwLock::new(self.policies)) })
     }
 
     fn add(&mut self, name: String, version: Version, handler: H) {
@@ -230,8 +283,7 @@ impl<H: Clone> RegistryBuilder<H> {
             self.errors.push(RegistryError::NoName);
             return;
         }
-        let entry = self.entries.entry(name.clone()).or_insert_with(Entry::new);
-        match entry.versions.entry(version) {
+        match self.entries.entry(name.clone()).or_default().entry(version) {
             std::collections::btree_map::Entry::Occupied(taken) => {
                 self.errors.push(RegistryError::Duplicate { name, version: taken.key().clone() });
             }
@@ -239,12 +291,6 @@ impl<H: Clone> RegistryBuilder<H> {
                 free.insert(handler);
             }
         }
-    }
-}
-
-impl<H> Entry<H> {
-    fn new() -> Self {
-        Self { versions: BTreeMap::new(), policy: VersionPolicy::Latest }
     }
 }
 
@@ -259,7 +305,7 @@ impl RegistryBuilder<OrchestrationHandler> {
         self.insert(name.into(), &DEFAULT_VERSION.to_string(), erase(orchestration))
     }
 
-    /// Adds an orchestration with JSON on both sides as version 1.0.0.
+    /// Adds an orchestration with typed input and output as version 1.0.0: texts as they are, everything else as JSON.
     #[must_use]
     pub fn register_typed<In, Out, F, Fut>(self, name: impl Into<String>, orchestration: F) -> Self
     where
@@ -281,7 +327,7 @@ impl RegistryBuilder<OrchestrationHandler> {
         self.insert(name.into(), version.as_ref(), erase(orchestration))
     }
 
-    /// Adds an orchestration with JSON on both sides under an exact version.
+    /// [`OrchestrationRegistryBuilder::register_typed`] under an exact version.
     #[must_use]
     pub fn register_versioned_typed<In, Out, F, Fut>(
         self,
@@ -325,10 +371,10 @@ where
     F: Fn(OrchestrationContext, In) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<Out, String>> + Send + 'static,
 {
-    Arc::new(move |ctx, input| match from_json::<In>(Ok(input)) {
+    Arc::new(move |ctx, input| match from_text::<In>(Ok(input)) {
         Ok(input) => {
-            let running = orchestration(ctx, input);
-            Box::pin(async move { running.await.and_then(|output| to_json(&output)) })
+            let running = orchestration(ctx.clone(), input);
+            Box::pin(async move { running.await.and_then(|output| ctx.write(&output)) })
         }
         Err(error) => Box::pin(std::future::ready(Err(format!("orchestration input: {error}")))),
     })

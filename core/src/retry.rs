@@ -36,15 +36,36 @@ impl Default for BackoffStrategy {
     }
 }
 
-/// How often an activity is tried, how long one attempt may take, and how long to wait in between.
+impl BackoffStrategy {
+    /// The delay after attempt `attempt` (from 1) has failed.
+    pub fn delay_for_attempt(&self, attempt: u32) -> Duration {
+        match self {
+            Self::None => Duration::ZERO,
+            Self::Fixed { delay } => *delay,
+            Self::Linear { base, max } => base.saturating_mul(attempt).min(*max),
+            Self::Exponential { base, multiplier, max } => exponential(*base, *multiplier, attempt, *max),
+        }
+    }
+}
+
+/// How often an activity is tried, how long one attempt and all together may take, and how long to wait in between.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RetryPolicy {
     /// Attempts in all, at least 1.
     pub max_attempts: u32,
     /// Longest time of one attempt; meeting it ends the whole at once.
     pub timeout: Option<Duration>,
+    /// Longest time of all attempts and the delays between them; meeting it ends the whole at once.
+    pub total_timeout: Option<Duration>,
     /// Delay between attempts.
     pub backoff: BackoffStrategy,
+}
+
+impl Default for RetryPolicy {
+    /// Three attempts with the default backoff.
+    fn default() -> Self {
+        Self::new(3)
+    }
 }
 
 impl RetryPolicy {
@@ -54,13 +75,20 @@ impl RetryPolicy {
     /// When `max_attempts` is 0.
     pub fn new(max_attempts: u32) -> Self {
         assert!(max_attempts > 0, "a retry policy needs at least one attempt");
-        Self { max_attempts, timeout: None, backoff: BackoffStrategy::default() }
+        Self { max_attempts, timeout: None, total_timeout: None, backoff: BackoffStrategy::default() }
     }
 
     /// Bounds the time of one attempt.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
+        self
+    }
+
+    /// Bounds the time of all attempts together, with the delays between them.
+    #[must_use]
+    pub fn with_total_timeout(mut self, timeout: Duration) -> Self {
+        self.total_timeout = Some(timeout);
         self
     }
 
@@ -73,12 +101,7 @@ impl RetryPolicy {
 
     /// The delay after attempt `attempt` (from 1) has failed.
     pub fn delay_for_attempt(&self, attempt: u32) -> Duration {
-        match &self.backoff {
-            BackoffStrategy::None => Duration::ZERO,
-            BackoffStrategy::Fixed { delay } => *delay,
-            BackoffStrategy::Linear { base, max } => base.saturating_mul(attempt).min(*max),
-            BackoffStrategy::Exponential { base, multiplier, max } => exponential(*base, *multiplier, attempt, *max),
-        }
+        self.backoff.delay_for_attempt(attempt)
     }
 }
 

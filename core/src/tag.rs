@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 /// Most tags that one filter names.
-const TAGS_MAX: usize = 5;
+pub const MAX_WORKER_TAGS: usize = 5;
 
 /// Selects activities by their tag.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,6 +43,21 @@ impl TagFilter {
         Self::DefaultAnd(checked(tags))
     }
 
+    /// Only activities without a tag.
+    pub fn default_only() -> Self {
+        Self::DefaultOnly
+    }
+
+    /// Every activity.
+    pub fn any() -> Self {
+        Self::Any
+    }
+
+    /// No activity: for a runtime that only runs orchestrations.
+    pub fn none() -> Self {
+        Self::None
+    }
+
     /// Whether a worker with this filter takes an activity with this tag.
     pub fn matches(&self, tag: Option<&str>) -> bool {
         match (self, tag) {
@@ -60,7 +75,7 @@ where
 {
     let tags: BTreeSet<String> = tags.into_iter().map(Into::into).collect();
     assert!(!tags.is_empty(), "a tag filter needs at least one tag; use TagFilter::None to take no activity");
-    assert!(tags.len() <= TAGS_MAX, "a tag filter has at most {TAGS_MAX} tags, got {}", tags.len());
+    assert!(tags.len() <= MAX_WORKER_TAGS, "a tag filter has at most {MAX_WORKER_TAGS} tags, got {}", tags.len());
     assert!(tags.iter().all(|tag| !tag.is_empty()), "a tag must not be empty");
     tags
 }

@@ -50,6 +50,7 @@ async fn create(State(client): State<Client>, Json(order): Json<Order>) -> Resul
     Ok(match client.start_with(start).await? {
         StartOutcome::Started | StartOutcome::Replaced => StatusCode::CREATED,
         StartOutcome::AlreadyExists => StatusCode::OK,
+        StartOutcome::AlreadyExistsWithOtherInput => StatusCode::CONFLICT,
     })
 }
 

@@ -19,7 +19,7 @@ impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let code = match &self.0 {
             ClientError::InvalidInput { .. } => StatusCode::BAD_REQUEST,
-            ClientError::InstanceNotFound { .. } => StatusCode::NOT_FOUND,
+            ClientError::InstanceNotFound { .. } | ClientError::ExecutionNotFound { .. } => StatusCode::NOT_FOUND,
             ClientError::InstanceExists { .. }
             | ClientError::InstanceStillRunning { .. }
             | ClientError::CannotDeleteSubOrchestration { .. } => StatusCode::CONFLICT,
@@ -27,8 +27,8 @@ impl IntoResponse for Refused {
             ClientError::OrchestrationFailed { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             ClientError::ManagementNotAvailable => StatusCode::NOT_IMPLEMENTED,
             ClientError::Forbidden { .. } => StatusCode::FORBIDDEN,
-            ClientError::Provider { retryable: false, .. } => StatusCode::INTERNAL_SERVER_ERROR,
-            ClientError::Provider { retryable: true, .. } => StatusCode::SERVICE_UNAVAILABLE,
+            ClientError::Provider(error) if error.is_retryable() => StatusCode::SERVICE_UNAVAILABLE,
+            ClientError::Provider(_) => StatusCode::INTERNAL_SERVER_ERROR,
             ClientError::Timeout => StatusCode::GATEWAY_TIMEOUT,
         };
         (code, Json(json!({ "error": self.0.to_string() }))).into_response()

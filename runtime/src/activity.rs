@@ -5,7 +5,9 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use outlast_core::{ActivityTimeouts, Registry, RegistryBuilder, RegistryError, VersionPolicy};
+use outlast_core::{
+    ActivityTimeouts, Registry, RegistryBuilder, RegistryErrors, VersionPolicy, read_typed, write_typed,
+};
 use semver::Version;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -16,7 +18,7 @@ use crate::ActivityContext;
 pub type ActivityHandler =
     Arc<dyn Fn(ActivityContext, String) -> Pin<Box<dyn Future<Output = Result<String, String>> + Send>> + Send + Sync>;
 
-/// The registered activities; immutable and cheap to clone.
+/// The registered activities; cheap to clone. Clones are the same registry.
 #[derive(Clone, Default)]
 pub struct ActivityRegistry {
     handlers: Registry<ActivityHandler>,
@@ -44,14 +46,24 @@ impl ActivityRegistry {
         ActivityRegistryBuilder { builder: Registry::builder_from(&registry.handlers), timeouts }
     }
 
-    /// The handler that a name stands for: its latest version, or the one that its policy names.
-    pub fn resolve_handler(&self, name: &str) -> Option<ActivityHandler> {
-        self.handlers.resolve_handler(name).map(|(_, handler)| handler)
+    /// The handler that a name stands for, with its version: the latest, or the one that its policy names.
+    pub fn resolve_handler(&self, name: &str) -> Option<(Version, ActivityHandler)> {
+        self.handlers.resolve_handler(name)
+    }
+
+    /// The version that a name stands for.
+    pub fn resolve_version(&self, name: &str) -> Option<Version> {
+        self.handlers.resolve_version(name)
     }
 
     /// The handler of exactly this version.
-    pub fn resolve_version(&self, name: &str, version: &Version) -> Option<ActivityHandler> {
-        self.handlers.resolve_version(name, version)
+    pub fn resolve_handler_exact(&self, name: &str, version: &Version) -> Option<ActivityHandler> {
+        self.handlers.resolve_handler_exact(name, version)
+    }
+
+    /// Sets which version a name stands for from now on, here and in all clones, so also in a worker that runs.
+    pub fn set_version_policy(&self, name: &str, policy: VersionPolicy) {
+        self.handlers.set_version_policy(name, policy);
     }
 
     /// Deadlines for calls that name none.
@@ -81,6 +93,11 @@ impl ActivityRegistry {
 }
 
 impl ActivityRegistryBuilder {
+    /// Begins with all that `registry` has; the same as [`ActivityRegistry::builder_from`].
+    pub fn from_registry(registry: &ActivityRegistry) -> Self {
+        ActivityRegistry::builder_from(registry)
+    }
+
     /// Adds an activity.
     #[must_use]
     pub fn register<F, Fut>(self, name: impl Into<String>, activity: F) -> Self
@@ -116,7 +133,7 @@ impl ActivityRegistryBuilder {
         Self { builder: self.builder.set_policy(name, policy), ..self }
     }
 
-    /// Adds an activity with JSON on both sides.
+    /// Adds an activity with typed input and output: texts as they are, everything else as JSON.
     #[must_use]
     pub fn register_typed<In, Out, F, Fut>(self, name: impl Into<String>, activity: F) -> Self
     where
@@ -128,7 +145,7 @@ impl ActivityRegistryBuilder {
         self.register_versioned_typed(name, VERSION, activity)
     }
 
-    /// Adds a version of an activity with JSON on both sides.
+    /// [`ActivityRegistryBuilder::register_typed`] for a version of an activity.
     #[must_use]
     pub fn register_versioned_typed<In, Out, F, Fut>(
         self,
@@ -142,12 +159,12 @@ impl ActivityRegistryBuilder {
         F: Fn(ActivityContext, In) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Out, String>> + Send + 'static,
     {
-        let handler: ActivityHandler = Arc::new(move |ctx, input| match serde_json::from_str::<In>(&input) {
+        let handler: ActivityHandler = Arc::new(move |ctx, input| match read_typed::<In>(&input) {
             Ok(input) => {
                 let running = activity(ctx, input);
                 Box::pin(async move {
                     let output = running.await?;
-                    serde_json::to_string(&output).map_err(|error| format!("output cannot be written as JSON: {error}"))
+                    write_typed(&output).map_err(|error| format!("output cannot be written as JSON: {error}"))
                 })
             }
             Err(error) => Box::pin(std::future::ready(Err(format!("input is not the expected JSON: {error}")))),
@@ -179,7 +196,7 @@ impl ActivityRegistryBuilder {
     }
 
     /// The registry, or all that was wrong with the registrations.
-    pub fn build_result(self) -> Result<ActivityRegistry, Vec<RegistryError>> {
+    pub fn build_result(self) -> Result<ActivityRegistry, RegistryErrors> {
         Ok(ActivityRegistry { handlers: self.builder.build_result()?, timeouts: Arc::new(self.timeouts) })
     }
 }

@@ -8,6 +8,7 @@ use outlast_core::{ActivityItem, AttemptInfo, EventKind, HistoryEvent, Message, 
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
+use crate::counters::Counters;
 use crate::dispatch::result_id;
 use crate::execute::{Executed, execute};
 use crate::sessions::{Claim, SessionUse};
@@ -53,19 +54,21 @@ async fn attempt(
     }
     let item = Arc::new(item);
     crate::meter::begun(&item, queued_ms, redelivered);
+    Counters::count(&worker.counters.taken);
     let started = Instant::now();
     let result = match worker.activities.resolve_handler(&item.name) {
         None => {
             tracing::warn!(target: crate::observability::RUNTIME, activity = %item.name, worker = %worker.id, "activity is not registered");
             ReportResult::Unregistered { activity: item.name.clone() }
         }
-        Some(handler) => {
+        Some((_, handler)) => {
             if item.timeouts.get_schedule_to_start().is_some() && !redelivered {
                 let (worker, item) = (Arc::clone(worker), Arc::clone(&item));
                 tokio::spawn(async move { ask(&worker, &item, ASK_TRIES).await });
             }
             let Executed { outcome, heartbeat } = execute(worker, &item, (handler, cancelled, redelivered)).await;
             crate::meter::ran(&item, started.elapsed());
+            worker.counters.ran(&outcome);
             let ran_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
             let worker = worker.id.as_str().to_owned();
             let run = AttemptInfo { worker, attempt: item.attempt, queued_ms, ran_ms, heartbeat };

@@ -10,8 +10,10 @@ use outlast_core::{
 };
 use tokio::sync::oneshot;
 
-use crate::node::{Counters, Node};
-use crate::observability::{ORCHESTRATION, RUNTIME};
+use crate::counters::Counters;
+use crate::node::Node;
+use crate::notices::no_worker_has;
+use crate::observability::{ACTIVITY, ORCHESTRATION, RUNTIME};
 
 /// Pause before activities are published again.
 const PUBLISH_AGAIN: Duration = Duration::from_secs(1);
@@ -177,6 +179,7 @@ impl Node {
             *count
         };
         if tries >= self.options.max_attempts && !served {
+            Counters::count(&self.counters.activity_poison);
             self.unregistered.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&key);
             let details = ErrorDetails::Poison {
                 attempt_count: tries,
@@ -187,6 +190,14 @@ impl Node {
             return self.settle_activity(&key, token, Err(details));
         }
         let delay = self.options.unregistered_backoff.delay(tries);
+        let missing = no_worker_has(&name);
+        if !served && self.notices.is_due(&missing) {
+            tracing::warn!(
+                target: ACTIVITY, instance = %key.instance, tries,
+                "{missing}: register it, or check its name; instances wait for it and fail after {} tries",
+                self.options.max_attempts
+            );
+        }
         self.outstanding.postpone(&key, delay);
         let node = Arc::clone(self);
         tokio::spawn(async move {
@@ -199,13 +210,6 @@ impl Node {
             let items = instance.outstanding().into_iter().filter(|item| item.key == key).collect();
             node.dispatch(items, (loaded.shard, true)).await;
         });
-    }
-}
-
-impl Counters {
-    /// Reads a counter.
-    pub(crate) fn read(counter: &std::sync::atomic::AtomicU64) -> u64 {
-        counter.load(std::sync::atomic::Ordering::Relaxed)
     }
 }
 

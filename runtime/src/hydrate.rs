@@ -8,8 +8,8 @@ use outlast_broker::ReportReply;
 use outlast_core::{Incoming, MessageKind, ShardId, Snapshot, Verdict, WarmInstance};
 use outlast_storage::Loaded;
 
+use crate::counters::Counters;
 use crate::mailbox::Inbound;
-use crate::node::Counters;
 use crate::run_turn::{Asked, Hydrated, InstanceRun, Obstacle};
 
 impl InstanceRun {

@@ -9,6 +9,7 @@ mod options;
 
 mod attempt;
 mod committer;
+mod counters;
 mod dispatch;
 mod execute;
 mod heartbeat;
@@ -18,6 +19,7 @@ mod mailbox;
 mod membership;
 mod meter;
 mod node;
+mod notices;
 mod outstanding;
 mod own_thread;
 mod owner;
@@ -31,6 +33,7 @@ mod warm;
 mod wheel;
 mod worker;
 
+pub mod client;
 pub mod observability;
 pub mod providers;
 pub mod runtime;
@@ -53,13 +56,14 @@ pub use activity_context::ActivityContext;
 pub use observability::{LogFormat, ObservabilityConfig};
 pub use options::RuntimeOptions;
 pub use readiness::NotReady;
-pub use runtime::{Runtime, StartError};
+pub use runtime::{OrchestrationDescriptor, Runtime, StartError};
 
 pub use outlast_client::*;
 pub use outlast_core::{
     ActivityTimeouts, AppErrorKind, AttemptInfo, BackoffStrategy, ConfigErrorKind, ContinueAsNew, DurableFuture,
     Either2, Either3, ErrorDetails, Event, EventKind, INITIAL_EVENT_ID, INITIAL_EXECUTION_ID, KvEntry, LimitExceeded,
     Limits, LogLevel, MAX_KV_KEYS, MAX_KV_VALUE_BYTES, OrchestrationContext, OrchestrationHandler,
-    OrchestrationRegistry, OrchestrationRegistryBuilder, OrchestrationStatus, RegistryError, ReplayDifference,
-    RetryPolicy, TagFilter, UnregisteredBackoffConfig, VersionPolicy,
+    OrchestrationHandlerRef, OrchestrationRegistry, OrchestrationRegistryBuilder, OrchestrationStatus, Registry,
+    RegistryBuilder, RegistryError, RegistryErrors, ReplayDifference, RetryPolicy, SUB_ORCH_AUTO_PREFIX, TagFilter,
+    UnregisteredBackoffConfig, VersionPolicy, build_child_instance_id, is_auto_generated_sub_orch_id,
 };

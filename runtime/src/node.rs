@@ -1,7 +1,7 @@
 //! What all parts of a node share: the provider, the code, the shards it holds and its warm instances.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::RuntimeOptions;
 use crate::committer::Committer;
+use crate::counters::Counters;
+use crate::notices::Notices;
 use crate::outstanding::Outstanding;
 use crate::warm::WarmSet;
 use crate::wheel::Wheel;
@@ -30,7 +32,9 @@ pub(crate) struct Node {
     pub(crate) turns: Arc<Semaphore>,
     pub(crate) wheel: Wheel,
     pub(crate) stopping: CancellationToken,
-    pub(crate) counters: Counters,
+    pub(crate) counters: Arc<Counters>,
+    /// What nobody has registered, as far as it was logged lately.
+    pub(crate) notices: Notices,
     /// It takes no shard any more.
     pub(crate) leaving: AtomicBool,
     /// Values of other instances that are being read.
@@ -58,15 +62,6 @@ pub(crate) struct Node {
     generation: AtomicU64,
 }
 
-/// Counts since the start of the node.
-#[derive(Default)]
-pub(crate) struct Counters {
-    pub(crate) turns: AtomicU64,
-    pub(crate) commits_failed: AtomicU64,
-    pub(crate) hydrations: AtomicU64,
-    pub(crate) dispatched: AtomicU64,
-}
-
 /// Counts what is under way.
 #[derive(Clone, Default)]
 pub(crate) struct UnderWay(Arc<()>);
@@ -79,12 +74,6 @@ impl UnderWay {
 
     pub(crate) fn is_none(&self) -> bool {
         Arc::strong_count(&self.0) == 1
-    }
-}
-
-impl Counters {
-    pub(crate) fn count(counter: &AtomicU64) {
-        counter.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -129,7 +118,8 @@ impl Node {
             turns: Arc::new(Semaphore::new(limits.turns_in_flight_max.max(1))),
             wheel: Wheel::default(),
             stopping: CancellationToken::new(),
-            counters: Counters::default(),
+            counters: Arc::default(),
+            notices: Notices::default(),
             leaving: AtomicBool::new(false),
             reads: UnderWay::default(),
             outstanding: Outstanding::new(limits.dispatch_window),

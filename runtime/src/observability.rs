@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 use std::sync::Once;
+use std::time::Duration;
 
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::SubscriberExt;
@@ -37,13 +38,28 @@ pub struct ObservabilityConfig {
     pub log_format: LogFormat,
     /// Level of the default filter `error,outlast::orchestration={level},outlast::activity={level}`; `RUST_LOG` wins.
     pub log_level: String,
+    /// The name of this service for telemetry, unless its own options name it (default `outlast`).
+    pub service_name: String,
+    /// Its version for telemetry, if it has one.
+    pub service_version: Option<String>,
+    /// No effect: gauges are read when they are asked for.
+    #[deprecated(note = "no effect")]
+    pub gauge_poll_interval: Duration,
     /// Whether to install a subscriber at all (default: yes, unless the program has one).
     pub install_subscriber: bool,
 }
 
 impl Default for ObservabilityConfig {
+    #[expect(deprecated, reason = "knobs without effect stay accepted")]
     fn default() -> Self {
-        Self { log_format: LogFormat::Pretty, log_level: "info".to_owned(), install_subscriber: true }
+        Self {
+            log_format: LogFormat::Pretty,
+            log_level: "info".to_owned(),
+            service_name: "outlast".to_owned(),
+            service_version: None,
+            gauge_poll_interval: Duration::from_secs(60),
+            install_subscriber: true,
+        }
     }
 }
 

@@ -6,21 +6,24 @@ use std::time::Duration;
 
 use outlast_broker::ReportReply;
 use outlast_core::{
-    ActivityKey, Decision, Epoch, ErrorDetails, InboxSeq, Incoming, InstanceId, InstanceState, InstanceStatus, Limits,
-    MessageId, ShardId, Token, Turn, TurnInput, Verdict, WarmInstance,
+    ActivityKey, AppErrorKind, Decision, Epoch, ErrorDetails, EventKind, InboxSeq, Incoming, InstanceId, InstanceState,
+    InstanceStatus, Limits, MessageId, ShardId, Token, Turn, TurnInput, Verdict, WarmInstance,
 };
 use outlast_storage::{FencedTurn, InboxCursor, Mailed, TurnOutcome};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::committer::Committed;
+use crate::counters::{Counters, Tally};
 use crate::dispatch::Shown;
 use crate::mailbox::Inbound;
-use crate::node::{Counters, Node};
-use crate::observability::RUNTIME;
+use crate::node::Node;
+use crate::observability::{ORCHESTRATION, RUNTIME};
 
 /// Pause after a turn whose outcome is unknown, so that a store that is away is not hammered.
 const RETRY_DELAY: Duration = Duration::from_millis(50);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(1);
+/// Characters of a failure in its log line.
+const FAILURE_SHOWN: usize = 1_000;
 
 /// Whether the actor is still of use.
 pub(crate) enum After {
@@ -170,7 +173,14 @@ impl InstanceRun {
             let input = TurnInput { now, seed: crate::dispatch::random_bits(), messages };
             return (hydrated.instance.fail(input, details), None);
         }
-        tracing::warn!(target: RUNTIME, instance = %self.instance, orchestration = %wanted, tries, "orchestration is not registered");
+        let missing = format!("no node has registered orchestration {wanted}");
+        if node.notices.is_due(&missing) {
+            tracing::warn!(
+                target: ORCHESTRATION, instance = %self.instance, tries,
+                "{missing}: register it, or check its name and version; instances wait for it and fail after {} tries",
+                node.options.max_attempts
+            );
+        }
         let delay = node.options.unregistered_backoff.delay(tries + 1);
         (hydrated.instance.stall(now, delay, ("unregistered orchestration", messages)), None)
     }
@@ -208,6 +218,7 @@ impl InstanceRun {
             let (shard, epoch) = (hydrated.shard, hydrated.epoch);
             let instance = self.instance.clone();
             let outcomes = crate::outstanding::outcomes(&self.instance, &turn.events);
+            let (tally, failure) = (Tally::of(&turn), failure_of(&turn));
             let mailed = hydrated.mailed.take_if(|mailed| turn.consumed.contains(&mailed.seq));
             let fenced = FencedTurn { instance, shard, epoch, before: before.clone(), turn, move_to, mailed };
             let outcome = self.node.committer.commit(fenced).await;
@@ -217,7 +228,10 @@ impl InstanceRun {
             self.node.outstanding.remove(&outcomes);
             self.node.mended(&self.instance);
             self.node.note_stalled(&self.instance, move_to.is_none() && stalled);
-            Counters::count(&self.node.counters.turns);
+            self.node.counters.committed(tally);
+            if let Some(details) = failure {
+                self.log_failure(&shown, &details);
+            }
             if held {
                 self.node.broker.nudge(move_to.unwrap_or(shard), self.instance.clone());
             }
@@ -237,6 +251,17 @@ impl InstanceRun {
             return Ok(After::Leave);
         }
         self.after(move_to)
+    }
+
+    /// One line about an instance that has failed, by default: its starter may not be there any more to ask.
+    fn log_failure(&self, shown: &Shown, details: &ErrorDetails) {
+        let why: String = details.display_message().chars().take(FAILURE_SHOWN).collect();
+        let (instance, execution, orchestration) = (&self.instance, shown.execution.0, &shown.orchestration);
+        if let ErrorDetails::Application { kind: AppErrorKind::Cancelled { .. }, .. } = details {
+            tracing::info!(target: ORCHESTRATION, %instance, execution, %orchestration, "orchestration was {why}");
+        } else {
+            tracing::error!(target: ORCHESTRATION, %instance, execution, %orchestration, "orchestration failed: {why}");
+        }
     }
 
     /// What the commit came to; anything but success means that memory is not the truth any more.
@@ -307,6 +332,7 @@ impl InstanceRun {
     }
 
     pub(crate) fn again(&self, error: &outlast_storage::Error) -> Obstacle {
+        Counters::count(&self.node.counters.reads_failed);
         match error {
             outlast_storage::Error::Corrupt { .. } => {
                 self.node.damaged(&self.instance, error.to_string());
@@ -338,6 +364,14 @@ impl InstanceRun {
         self.failures += 1;
         tokio::time::sleep(self.retry_delay()).await;
     }
+}
+
+/// Why the instance ends in this turn, if it fails.
+fn failure_of(turn: &Turn) -> Option<ErrorDetails> {
+    turn.events.iter().rev().find_map(|(_, event)| match &event.kind {
+        EventKind::OrchestrationFailed { details } => Some(details.clone()),
+        _ => None,
+    })
 }
 
 fn take_messages(backlog: &mut VecDeque<Incoming>, limits: &Limits) -> Vec<Incoming> {

@@ -5,25 +5,43 @@ use std::time::Duration;
 
 use outlast_broker::ShardMail;
 use outlast_client::{Client, Provider};
-use outlast_core::{NodeId, WorkerId};
+use outlast_core::{EventId, EventKind, ExecutionId, InstanceId, NodeId, WorkerId};
 use outlast_storage::{NodeInfo, WorkerInfo};
 use thiserror::Error;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::node::{Counters, Node, NodeParts};
+use crate::node::{Node, NodeParts};
+use crate::providers::sqlite::SqliteProvider;
 use crate::sessions::Sessions;
 use crate::worker::Worker;
 use crate::{ActivityRegistry, OrchestrationRegistry};
 
-pub use crate::{LogFormat, ObservabilityConfig, RuntimeOptions};
+pub use crate::counters::MetricsSnapshot;
+pub use crate::{
+    ActivityHandler, LogFormat, ObservabilityConfig, OrchestrationHandler, OrchestrationRegistryBuilder,
+    RuntimeOptions, VersionPolicy, observability,
+};
 pub use outlast_core::{OrchestrationStatus, UnregisteredBackoffConfig};
+
+/// Defaults of bounds, by the names that programs know; [`crate::Limits`] has all of them, and they can be set.
+pub mod limits {
+    pub use outlast_core::{MAX_KV_KEYS, MAX_KV_VALUE_BYTES, MAX_WORKER_TAGS};
+    use outlast_core::{NAME_BYTES_MAX, QUEUE_MESSAGES_MAX};
+
+    pub use outlast_core::MAX_CUSTOM_STATUS_BYTES;
+    /// Bytes of a tag.
+    pub const MAX_TAG_NAME_BYTES: usize = NAME_BYTES_MAX;
+    /// Messages of one queue that continue-as-new carries over: all that a queue can hold.
+    pub const MAX_CARRY_FORWARD_EVENTS: usize = QUEUE_MESSAGES_MAX;
+}
 
 /// Registries, also at the crate's root.
 pub mod registry {
     pub use crate::{
-        ActivityRegistry, ActivityRegistryBuilder, OrchestrationRegistry, OrchestrationRegistryBuilder, VersionPolicy,
+        ActivityRegistry, ActivityRegistryBuilder, OrchestrationRegistry, OrchestrationRegistryBuilder, Registry,
+        RegistryBuilder, RegistryError, RegistryErrors, VersionPolicy,
     };
 }
 
@@ -48,23 +66,6 @@ pub struct Runtime {
     tasks: TaskTracker,
 }
 
-/// Counts since the runtime's start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MetricsSnapshot {
-    /// Committed turns.
-    pub turns: u64,
-    /// Turns whose commit was refused or of unknown outcome.
-    pub commits_failed: u64,
-    /// Instances read from the store.
-    pub hydrations: u64,
-    /// Activities handed to the broker.
-    pub activities_dispatched: u64,
-    /// Instances in memory now.
-    pub warm_instances: usize,
-    /// Activities running now.
-    pub activities_running: usize,
-}
-
 /// Which code an instance runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OrchestrationDescriptor {
@@ -74,9 +75,20 @@ pub struct OrchestrationDescriptor {
     pub version: String,
     /// The parent instance.
     pub parent_instance: Option<String>,
+    /// The event of the parent that has scheduled it.
+    pub parent_id: Option<u64>,
 }
 
 impl Runtime {
+    /// Starts on a database in memory, which nobody else sees and which ends with the runtime: for a first try.
+    ///
+    /// # Panics
+    /// When memory is short.
+    pub async fn start(activities: ActivityRegistry, orchestrations: OrchestrationRegistry) -> Arc<Self> {
+        let provider = SqliteProvider::new_in_memory().await.expect("a database in memory opens");
+        Self::start_with_store(Arc::new(provider), activities, orchestrations).await
+    }
+
     /// Starts with default options.
     ///
     /// # Panics
@@ -140,6 +152,7 @@ impl Runtime {
             store,
             shards,
             client: client.clone(),
+            counters: Arc::clone(&node.counters),
             running: std::sync::Mutex::default(),
             held: std::sync::Mutex::default(),
             reporting: crate::node::UnderWay::default(),
@@ -234,24 +247,23 @@ impl Runtime {
 
     /// Counts since the start.
     pub fn metrics_snapshot(&self) -> MetricsSnapshot {
-        let counters = &self.node.counters;
-        MetricsSnapshot {
-            turns: Counters::read(&counters.turns),
-            commits_failed: Counters::read(&counters.commits_failed),
-            hydrations: Counters::read(&counters.hydrations),
-            activities_dispatched: Counters::read(&counters.dispatched),
-            warm_instances: self.node.warm_count(),
-            activities_running: self.worker.lock_running().len(),
-        }
+        self.node.counters.snapshot(self.node.warm_count(), self.worker.lock_running().len())
     }
 
     /// Which code an instance runs; `None` when there is no such instance.
     pub async fn get_orchestration_descriptor(&self, instance: &str) -> Option<OrchestrationDescriptor> {
         let info = self.client.get_instance_info(instance).await.ok()?;
+        let (id, execution) = (InstanceId::new(instance), ExecutionId(info.current_execution_id));
+        let first = self.node.store.event(&id, execution, EventId(1)).await.ok()?;
+        let parent_id = match first.map(|event| event.kind) {
+            Some(EventKind::OrchestrationStarted { parent_id, .. }) => parent_id,
+            _ => None,
+        };
         Some(OrchestrationDescriptor {
             name: info.orchestration_name,
             version: info.orchestration_version,
             parent_instance: info.parent_instance_id,
+            parent_id,
         })
     }
 }

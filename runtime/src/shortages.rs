@@ -9,7 +9,8 @@ use outlast_core::{ActivityItem, Millis};
 use outlast_storage::{Shortage, WorkerInfo};
 
 use crate::node::Node;
-use crate::observability::RUNTIME;
+use crate::notices::no_worker_has;
+use crate::observability::{ACTIVITY, RUNTIME};
 
 /// How often is looked.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -31,7 +32,10 @@ pub(crate) async fn watch(node: Arc<Node>) {
             continue;
         }
         for shortage in found.iter().filter(|new| reported.iter().all(|old| old.reason != new.reason)) {
-            tracing::warn!(target: RUNTIME, reason = shortage.reason, waiting = shortage.waiting, "work waits for a worker");
+            if node.notices.is_due(&shortage.reason) {
+                let (reason, instance) = (&shortage.reason, &shortage.instance);
+                tracing::warn!(target: ACTIVITY, %instance, waiting = shortage.waiting, "work waits: {reason}");
+            }
         }
         match node.store.report_shortages(&node.id, found.clone()).await {
             Ok(()) => reported = found,
@@ -104,6 +108,6 @@ fn missing(item: &ActivityItem, workers: &[WorkerInfo]) -> Option<String> {
     let runs = takers.any(|worker| worker.activities.contains(&item.name));
     (!runs).then(|| match &item.tag {
         Some(tag) => format!("no worker with the tag {tag:?} has registered activity {}", item.name),
-        None => format!("no worker has registered activity {}", item.name),
+        None => no_worker_has(&item.name),
     })
 }

@@ -84,7 +84,7 @@ static INSTALLED: AtomicBool = AtomicBool::new(false);
 /// What is exported, and where to.
 #[derive(Clone, Debug)]
 pub struct TelemetryOptions {
-    /// The resource's `service.name`.
+    /// The resource's `service.name`; without it, that of `observability`.
     pub service_name: String,
     /// Other attributes of the resource, for instance `deployment.environment.name`. `service.instance.id` is random unless it is
     /// given here or in `OTEL_RESOURCE_ATTRIBUTES`.
@@ -267,6 +267,12 @@ fn providers(
     Ok((traces.build(), metrics.build()))
 }
 
+/// The name given here, or else the one that the log lines' options have.
+fn service_name(options: &TelemetryOptions) -> String {
+    let own = &options.service_name;
+    if own == SCOPE { options.observability.service_name.clone() } else { own.clone() }
+}
+
 /// What is given later wins.
 fn resource(options: &TelemetryOptions) -> Resource {
     let process = format!("{:016x}{:016x}", crate::dispatch::random_bits(), crate::dispatch::random_bits());
@@ -274,7 +280,8 @@ fn resource(options: &TelemetryOptions) -> Resource {
     Resource::builder_empty()
         .with_attribute(KeyValue::new(PROCESS, process))
         .with_detectors(&[Box::new(TelemetryResourceDetector), Box::new(EnvResourceDetector::new())])
-        .with_service_name(options.service_name.clone())
+        .with_service_name(service_name(options))
+        .with_attributes(options.observability.service_version.clone().map(|it| KeyValue::new("service.version", it)))
         .with_attributes(attributes)
         .build()
 }

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::attempt::Admission;
+use crate::counters::Counters;
 use crate::node::UnderWay;
 use crate::sessions::Sessions;
 use crate::{ActivityRegistry, RuntimeOptions};
@@ -36,6 +37,7 @@ pub(crate) struct Worker {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) shards: u16,
     pub(crate) client: Client,
+    pub(crate) counters: Arc<Counters>,
     pub(crate) running: Mutex<HashMap<ActivityKey, CancellationToken>>,
     /// Items with an attempt under way, and what else was delivered of them meanwhile.
     pub(crate) held: Mutex<HashMap<(ActivityKey, Token), Vec<SettleItem>>>,

@@ -2,10 +2,62 @@
 
 use async_trait::async_trait;
 use outlast_core::{
-    EventId, EventKind, ExecutionId, HistoryEvent, InstanceId, InstanceState, KvEntry, Millis, OrchestrationStatus,
+    EventId, EventKind, ExecutionId, HistoryEvent, InstanceId, InstanceState, InstanceStatus, KvEntry, Millis,
+    OrchestrationStatus,
 };
 
 use crate::Error;
+
+/// Where an instance stands, by the word that lists and [`InstanceInfo`] use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListedStatus {
+    /// Not ended, and not paused.
+    Running,
+    /// Not ended; its turns are stopped.
+    Paused,
+    /// Ended with `Ok`.
+    Completed,
+    /// Ended with an error.
+    Failed,
+}
+
+impl ListedStatus {
+    /// From the row of an instance. Whether one that has ended was paused before counts no more.
+    pub(crate) fn of(state: &InstanceState) -> Self {
+        match state.status {
+            InstanceStatus::Running if state.paused => Self::Paused,
+            InstanceStatus::Running => Self::Running,
+            InstanceStatus::Completed => Self::Completed,
+            InstanceStatus::Failed => Self::Failed,
+        }
+    }
+
+    /// The word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "Running",
+            Self::Paused => "Paused",
+            Self::Completed => "Completed",
+            Self::Failed => "Failed",
+        }
+    }
+
+    /// The status with this word; letter case does not matter.
+    pub fn parse(word: &str) -> Option<Self> {
+        let all = [Self::Running, Self::Paused, Self::Completed, Self::Failed];
+        all.into_iter().find(|status| status.as_str().eq_ignore_ascii_case(word))
+    }
+
+    /// The status column of such rows, and the paused column where it counts.
+    pub(crate) fn columns(self) -> (InstanceStatus, Option<bool>) {
+        match self {
+            Self::Running => (InstanceStatus::Running, Some(false)),
+            Self::Paused => (InstanceStatus::Running, Some(true)),
+            Self::Completed => (InstanceStatus::Completed, None),
+            Self::Failed => (InstanceStatus::Failed, None),
+        }
+    }
+}
 
 /// Metadata of an instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,7 +70,7 @@ pub struct InstanceInfo {
     pub orchestration_version: String,
     /// The current execution.
     pub current_execution_id: u64,
-    /// `Running`, `Completed` or `Failed`.
+    /// `Running`, `Paused`, `Completed` or `Failed`.
     pub status: String,
     /// The output, or the failure in one line.
     pub output: Option<String>,
@@ -43,12 +95,13 @@ impl InstanceInfo {
             OrchestrationStatus::Failed { details, .. } => Some(details.display_message()),
             OrchestrationStatus::Running { .. } | OrchestrationStatus::NotFound => None,
         };
+        let status = ListedStatus::of(&state).as_str().to_owned();
         Self {
             instance_id: id,
             orchestration_name: state.orchestration,
             orchestration_version: state.version,
             current_execution_id: state.execution.0,
-            status: state.status.as_str().to_owned(),
+            status,
             output,
             created_at: created,
             updated_at: updated,
@@ -62,7 +115,7 @@ impl InstanceInfo {
 pub struct ExecutionInfo {
     /// Its number.
     pub execution_id: u64,
-    /// `Running`, `Completed`, `Failed` or `ContinuedAsNew`.
+    /// `Running`, `Paused`, `Completed`, `Failed` or `ContinuedAsNew`.
     pub status: String,
     /// The output, the failure in one line, or the next execution's input.
     pub output: Option<String>,
@@ -83,6 +136,18 @@ pub struct InstanceTree {
     pub all_ids: Vec<String>,
 }
 
+impl InstanceTree {
+    /// How many instances there are, the root included.
+    pub fn size(&self) -> usize {
+        self.all_ids.len()
+    }
+
+    /// Whether the root has no descendants.
+    pub fn is_root_only(&self) -> bool {
+        self.size() == 1
+    }
+}
+
 /// Counts over all instances.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SystemMetrics {
@@ -90,8 +155,10 @@ pub struct SystemMetrics {
     pub total_instances: u64,
     /// All executions that have a history.
     pub total_executions: u64,
-    /// Not ended.
+    /// Not ended, the paused ones among them.
     pub running_instances: u64,
+    /// Not ended, with their turns stopped.
+    pub paused_instances: u64,
     /// Ended with `Ok`.
     pub completed_instances: u64,
     /// Ended with an error.
@@ -202,7 +269,7 @@ pub trait InspectStore: Send + Sync + 'static {
     async fn tree(&self, instance: &InstanceId) -> Result<InstanceTree, Error>;
 
     /// Ids of all instances, or of those with this status, newest first.
-    async fn list(&self, status: Option<outlast_core::InstanceStatus>) -> Result<Vec<String>, Error>;
+    async fn list(&self, status: Option<ListedStatus>) -> Result<Vec<String>, Error>;
 
     /// Executions that have a history, oldest first.
     async fn executions(&self, instance: &InstanceId) -> Result<Vec<ExecutionInfo>, Error>;
@@ -237,6 +304,8 @@ pub(crate) fn execution_status(kind: &EventKind) -> (&'static str, Option<String
         EventKind::OrchestrationCompleted { output } => ("Completed", Some(output.clone())),
         EventKind::OrchestrationFailed { details } => ("Failed", Some(details.display_message())),
         EventKind::OrchestrationContinuedAsNew { input } => ("ContinuedAsNew", Some(input.clone())),
+        // A paused execution records nothing but its resumption or its end.
+        EventKind::OrchestrationPaused => ("Paused", None),
         _ => ("Running", None),
     }
 }

@@ -15,8 +15,8 @@ pub mod sqlite;
 pub use arrival::Arrival;
 pub use error::Error;
 pub use inspect::{
-    DeleteInstanceResult, ExecutionInfo, InspectStore, InstanceFilter, InstanceInfo, InstanceTree, ProblemRow,
-    PruneOptions, PruneResult, QueueDepths, SystemMetrics, SystemStats,
+    DeleteInstanceResult, ExecutionInfo, InspectStore, InstanceFilter, InstanceInfo, InstanceTree, ListedStatus,
+    ProblemRow, PruneOptions, PruneResult, QueueDepths, SystemMetrics, SystemStats,
 };
 pub use seam::{
     Arrivals, CallStore, CommitReply, Due, FencedTurn, HeartbeatOf, HeldShard, InboxCursor, LeaseStore, LeaseView,

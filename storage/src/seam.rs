@@ -333,8 +333,10 @@ pub struct StartRequest {
 pub enum StartOutcome {
     /// A new instance was made.
     Started,
-    /// The instance was there.
+    /// The instance was there, and was started with the same input, as far as that is still known.
     AlreadyExists,
+    /// The instance was there, and was started with another input, which it keeps: the new one is not used.
+    AlreadyExistsWithOtherInput,
     /// The instance was there; it is ended and begins anew.
     Replaced,
 }

@@ -10,4 +10,5 @@ mod events;
 mod golden;
 mod nondeterminism;
 mod select;
+mod typed;
 mod warm_is_cold;

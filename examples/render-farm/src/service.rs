@@ -67,6 +67,7 @@ async fn order(
     Ok(match client.start_with(start).await? {
         StartOutcome::Started | StartOutcome::Replaced => StatusCode::CREATED,
         StartOutcome::AlreadyExists => StatusCode::OK,
+        StartOutcome::AlreadyExistsWithOtherInput => StatusCode::CONFLICT,
     })
 }
 

@@ -1,7 +1,15 @@
 //! A store and a broker that belong together.
 
 pub mod cluster;
+pub mod error;
+pub mod management;
 pub mod sqlite;
 
-pub use crate::{InstanceFilter, PruneOptions, TagFilter};
+pub use self::error::ProviderError;
+pub use self::management::{
+    DeleteInstanceResult, ExecutionInfo, InstanceFilter, InstanceInfo, InstanceTree, PruneOptions, PruneResult,
+    QueueDepths, SystemMetrics,
+};
+pub use crate::runtime::limits::MAX_WORKER_TAGS;
+pub use crate::{KvEntry, TagFilter};
 pub use outlast_client::Provider;

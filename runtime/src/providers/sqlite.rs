@@ -50,6 +50,11 @@ impl SqliteProvider {
         Self::new("sqlite::memory:", None).await
     }
 
+    /// A database in memory, with options.
+    pub async fn new_in_memory_with_options(options: Option<SqliteOptions>) -> Result<Self, Error> {
+        Self::new("sqlite::memory:", options).await
+    }
+
     /// A database in memory whose time a test moves; `outlast::testing` drives it.
     pub(crate) fn in_memory_with_clock(clock: Arc<VirtualClock>) -> Result<Self, Error> {
         Ok(Self::of(SqliteStore::open_in_memory_with_clock(clock)?))

@@ -102,3 +102,80 @@ async fn the_last_words_of_an_execution_are_heard() {
         assert_eq!(lines.with(words).len(), 1, "{words}");
     }
 }
+
+/// Lines about what is not registered that many instances of an orchestration leave at once.
+async fn lines_of(lines: &Lines, world: &World, orchestration: &str) -> Vec<String> {
+    for n in 0..20 {
+        world.client.start_orchestration(format!("{orchestration}-{n}"), orchestration, "").await.unwrap();
+    }
+    let begun = std::time::Instant::now();
+    while lines.with("has registered").is_empty() && begun.elapsed() < crate::world::SOON {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    // The others have come to the same by then, and are tried again after a second.
+    tokio::time::sleep(std::time::Duration::from_millis(1_500)).await;
+    lines.with("has registered")
+}
+
+#[tokio::test]
+async fn a_mistyped_activity_is_one_line_at_once_however_many_wait_for_it() {
+    let (lines, _listening) = listen();
+    let code = |ctx: OrchestrationContext, _: String| async move { ctx.schedule_activity("Ehco", "").await };
+    let options = outlast::RuntimeOptions::default();
+    let world = World::start_with(activities(), orchestration("Typo", code), options).await;
+    let said = lines_of(&lines, &world, "Typo").await;
+    assert_eq!(said.len(), 1, "{said:?}");
+    for part in ["WARN", "no worker has registered activity Ehco", "check its name", "instance=Typo-"] {
+        assert!(said[0].contains(part), "{part} is missing in {}", said[0]);
+    }
+}
+
+#[tokio::test]
+async fn a_mistyped_orchestration_is_one_line_at_once_however_often_it_is_started() {
+    let (lines, _listening) = listen();
+    let code = |_: OrchestrationContext, input: String| async move { Ok(input) };
+    let options = outlast::RuntimeOptions::default();
+    let world = World::start_with(activities(), orchestration("Order", code), options).await;
+    let said = lines_of(&lines, &world, "Oder").await;
+    assert_eq!(said.len(), 1, "{said:?}");
+    for part in ["WARN", "no node has registered orchestration Oder", "check its name", "instance=Oder-"] {
+        assert!(said[0].contains(part), "{part} is missing in {}", said[0]);
+    }
+}
+
+#[tokio::test]
+async fn a_failed_orchestration_is_one_line_and_a_cancelled_one_is_no_error() {
+    let (lines, _listening) = listen();
+    let registry = orchestration("Bad", |ctx: OrchestrationContext, _: String| async move {
+        ctx.schedule_activity("Fail", "out of stock").await
+    });
+    let registry = registry
+        .register("Wait", |ctx: OrchestrationContext, _: String| async move { Ok(ctx.schedule_wait("go").await) });
+    let world = World::start(activities(), registry).await;
+    world.run("Bad", "").await.unwrap_err();
+    world.client.start_orchestration("w", "Wait", "").await.unwrap();
+    world.events("w", 2).await;
+    world.client.cancel_instance("w", "not needed").await.unwrap();
+    world.outcome("w").await.unwrap_err();
+    let failed = lines.with("out of stock");
+    assert_eq!(failed.len(), 1, "{failed:?}");
+    for part in ["ERROR", "orchestration failed: out of stock", "instance=Bad-1", "orchestration=Bad"] {
+        assert!(failed[0].contains(part), "{part} is missing in {}", failed[0]);
+    }
+    let cancelled = lines.with("canceled: not needed");
+    assert_eq!(cancelled.len(), 1, "{cancelled:?}");
+    assert!(cancelled[0].contains("INFO"), "{}", cancelled[0]);
+}
+
+#[tokio::test]
+async fn an_id_that_is_started_again_with_another_input_is_a_line() {
+    let (lines, _listening) = listen();
+    let code = |ctx: OrchestrationContext, _: String| async move { Ok(ctx.schedule_wait("go").await) };
+    let world = World::start(activities(), orchestration("Wait", code)).await;
+    for input in ["a", "a", "b"] {
+        world.client.start_orchestration("i", "Wait", input).await.unwrap();
+    }
+    let said = lines.with("was started with another input");
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].contains("WARN") && said[0].contains("instance=i"), "{}", said[0]);
+}

@@ -12,7 +12,8 @@ use super::rows::{STATE_COLUMNS, event_columns, event_of, optional_millis, state
 use super::text::{given, may_exist};
 use crate::inspect::execution_status;
 use crate::{
-    Error, ExecutionInfo, InspectStore, InstanceInfo, InstanceTree, ProblemRow, QueueDepths, SystemMetrics, SystemStats,
+    Error, ExecutionInfo, InspectStore, InstanceInfo, InstanceTree, ListedStatus, ProblemRow, QueueDepths,
+    SystemMetrics, SystemStats,
 };
 
 #[async_trait]
@@ -55,11 +56,14 @@ impl InspectStore for PostgresStore {
         Ok(InstanceTree { root_id: root, all_ids })
     }
 
-    async fn list(&self, status: Option<InstanceStatus>) -> Result<Vec<String>, Error> {
-        let sql = "SELECT id FROM instances WHERE $1::text IS NULL OR status = $1 ORDER BY created DESC, id";
+    async fn list(&self, status: Option<ListedStatus>) -> Result<Vec<String>, Error> {
+        let (status, paused) = status.map(ListedStatus::columns).unzip();
+        let (status, paused) = (status.map(InstanceStatus::as_str), paused.flatten());
+        let sql = "SELECT id FROM instances WHERE $1::text IS NULL OR (status = $1 AND ($2::bool IS NULL OR paused = $2)) \
+                   ORDER BY created DESC, id";
         let read = self.pools.general.run(|db| {
             Box::pin(async move {
-                let query = sqlx::query_scalar(sql).bind(status.map(InstanceStatus::as_str));
+                let query = sqlx::query_scalar(sql).bind(status).bind(paused);
                 Ok(query.fetch_all(&mut **db).await?)
             })
         });
@@ -150,11 +154,12 @@ impl InspectStore for PostgresStore {
                    count(*) FILTER (WHERE status = 'Failed'), (SELECT count(*) FROM history), \
                    (SELECT count(*) FROM history WHERE event_id = 1), (SELECT count(*) FROM inbox), \
                    coalesce(sum(pending) FILTER (WHERE pending > 0), 0)::int8, \
-                   count(*) FILTER (WHERE wake_at IS NOT NULL AND status = 'Running') FROM instances";
+                   count(*) FILTER (WHERE wake_at IS NOT NULL AND status = 'Running'), \
+                   count(*) FILTER (WHERE status = 'Running' AND paused) FROM instances";
         let read = self.pools.general.run(|db| {
             Box::pin(async move {
                 let row = sqlx::query(sql).fetch_one(&mut **db).await?;
-                let counts = (0..9).map(|index| unsigned(&row, index)).collect::<Result<Vec<_>, _>>()?;
+                let counts = (0..10).map(|index| unsigned(&row, index)).collect::<Result<Vec<_>, _>>()?;
                 Ok(counts)
             })
         });
@@ -162,6 +167,7 @@ impl InspectStore for PostgresStore {
         let metrics = SystemMetrics {
             total_instances: counts[0],
             running_instances: counts[1],
+            paused_instances: counts[9],
             completed_instances: counts[2],
             failed_instances: counts[3],
             total_events: counts[4],
@@ -234,7 +240,7 @@ fn info_of(row: &PgRow) -> Result<InstanceInfo, sqlx::Error> {
 fn execution_of(instance: &InstanceId, row: &PgRow) -> Result<ExecutionInfo, Failure> {
     let last = event_of(instance, row)?;
     let ended = last.kind.is_terminal();
-    let (status, output) = if ended { execution_status(&last.kind) } else { ("Running", None) };
+    let (status, output) = execution_status(&last.kind);
     Ok(ExecutionInfo {
         execution_id: unsigned(row, 5)?,
         status: status.to_owned(),

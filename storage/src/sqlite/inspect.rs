@@ -10,7 +10,8 @@ use super::deletion::{executions_of, tree_of};
 use super::rows::{STATE, optional_millis, read_event, read_history, state_of, unsigned};
 use crate::inspect::execution_status;
 use crate::{
-    Error, ExecutionInfo, InspectStore, InstanceInfo, InstanceTree, ProblemRow, QueueDepths, SystemMetrics, SystemStats,
+    Error, ExecutionInfo, InspectStore, InstanceInfo, InstanceTree, ListedStatus, ProblemRow, QueueDepths,
+    SystemMetrics, SystemStats,
 };
 
 #[async_trait]
@@ -47,13 +48,15 @@ impl InspectStore for SqliteStore {
             .await
     }
 
-    async fn list(&self, status: Option<InstanceStatus>) -> Result<Vec<String>, Error> {
+    async fn list(&self, status: Option<ListedStatus>) -> Result<Vec<String>, Error> {
+        let (status, paused) = status.map(ListedStatus::columns).unzip();
+        let (status, paused) = (status.map(InstanceStatus::as_str), paused.flatten());
         self.connections
             .read(move |db| {
-                let sql = "SELECT id FROM instances WHERE ?1 IS NULL OR status = ?1 ORDER BY created DESC, id";
+                let sql = "SELECT id FROM instances WHERE ?1 IS NULL OR (status = ?1 AND (?2 IS NULL OR paused = ?2)) \
+                           ORDER BY created DESC, id";
                 let mut query = db.prepare_cached(sql).map_err(sql_error)?;
-                let rows =
-                    query.query_map([status.map(InstanceStatus::as_str)], |row| row.get(0)).map_err(sql_error)?;
+                let rows = query.query_map(params![status, paused], |row| row.get(0)).map_err(sql_error)?;
                 rows.collect::<Result<_, _>>().map_err(sql_error)
             })
             .await
@@ -141,8 +144,8 @@ fn info_of(row: &Row<'_>) -> rusqlite::Result<InstanceInfo> {
 
 fn execution_info(db: &Connection, instance: &InstanceId, execution: ExecutionId) -> Result<ExecutionInfo, Error> {
     let history = read_history(db, instance, execution)?;
+    let (status, output) = history.last().map_or(("Running", None), |event| execution_status(&event.kind));
     let last = history.last().filter(|event| event.kind.is_terminal());
-    let (status, output) = last.map_or(("Running", None), |event| execution_status(&event.kind));
     Ok(ExecutionInfo {
         execution_id: execution.0,
         status: status.to_owned(),
@@ -155,12 +158,14 @@ fn execution_info(db: &Connection, instance: &InstanceId, execution: ExecutionId
 
 fn metrics(db: &Connection) -> rusqlite::Result<(SystemMetrics, QueueDepths)> {
     let mut metrics = SystemMetrics::default();
-    let mut query = db.prepare_cached("SELECT status, count(*) FROM instances GROUP BY status")?;
-    for row in query.query_map([], |row| Ok((row.get::<_, String>(0)?, unsigned(row, 1)?)))? {
-        let (status, count) = row?;
+    let mut query = db.prepare_cached("SELECT status, count(*), sum(paused) FROM instances GROUP BY status")?;
+    for row in query.query_map([], |row| Ok((row.get::<_, String>(0)?, unsigned(row, 1)?, unsigned(row, 2)?)))? {
+        let (status, count, paused) = row?;
         metrics.total_instances += count;
         match InstanceStatus::parse(&status) {
-            Some(InstanceStatus::Running) => metrics.running_instances = count,
+            Some(InstanceStatus::Running) => {
+                (metrics.running_instances, metrics.paused_instances) = (count, paused);
+            }
             Some(InstanceStatus::Completed) => metrics.completed_instances = count,
             Some(InstanceStatus::Failed) => metrics.failed_instances = count,
             None => {}

@@ -1,0 +1,59 @@
+//! Whether an id that is started again was started with the same input.
+
+use outlast_core::{EventId, EventKind, ExecutionId, INITIAL_EXECUTION_ID, InstanceId, MessageKind};
+use outlast_storage::{InboxCursor, StartRequest};
+
+use crate::Client;
+
+/// Where the client logs: what programs see by default.
+const LOG: &str = "outlast::orchestration";
+/// So many executions are looked back at for the one that began the instance's present life.
+const LOOKED_BACK: u64 = 8;
+
+impl Client {
+    /// Whether the instance that was found was started with another input than this request has; says so in the log. What
+    /// cannot be found out any more, or cannot be read now, counts as the same: the start itself is done.
+    pub(crate) async fn has_other_input(&self, request: &StartRequest) -> bool {
+        let MessageKind::Start(start) = &request.message.kind else { return false };
+        let other = self.began_with_other_input(&request.instance, &start.input).await;
+        if other {
+            tracing::warn!(
+                target: LOG, instance = %request.instance, orchestration = %start.name,
+                "the instance exists and was started with another input, which it keeps: choose another id for another input"
+            );
+        }
+        other
+    }
+
+    async fn began_with_other_input(&self, instance: &InstanceId, input: &str) -> bool {
+        let Ok(Some(state)) = self.store.state(instance).await else { return false };
+        let execution = state.execution;
+        let first = ExecutionId(INITIAL_EXECUTION_ID);
+        let oldest = execution.0.saturating_sub(LOOKED_BACK).max(first.0);
+        let recent = (oldest..=execution.0).rev().map(ExecutionId);
+        // Behind all that continued as new lies the first, unless the instance was started anew in between.
+        for number in recent.chain((oldest > first.0).then_some(first)) {
+            let Ok(event) = self.store.event(instance, number, EventId(1)).await else { return false };
+            match event {
+                // A start came as a message; what has continued as new did not. A copy of a history has only its beginning.
+                Some(event) if event.message_id.is_some() || number == first => {
+                    return matches!(&event.kind, EventKind::OrchestrationStarted { input: of, .. } if of != input);
+                }
+                Some(_) => {}
+                None if number == execution => return self.waits_with_other_input(instance, input).await,
+                None => return false,
+            }
+        }
+        false
+    }
+
+    /// The same for an instance whose first turn is still to come.
+    async fn waits_with_other_input(&self, instance: &InstanceId, input: &str) -> bool {
+        let Ok((inbox, _)) = self.store.inbox(instance, InboxCursor::default()).await else { return false };
+        let started = inbox.iter().rev().find_map(|incoming| match &incoming.message.kind {
+            MessageKind::Start(start) | MessageKind::Replace(start) => Some(&start.input),
+            _ => None,
+        });
+        started.is_some_and(|of| of != input)
+    }
+}

@@ -1,0 +1,83 @@
+//! How typed calls write and read values.
+//!
+//! A value whose JSON is a text (a `String`, a newtype around one, a unit variant, `Some` text) is written as that text,
+//! everything else as JSON. What is read is JSON first, and else the text as it is: plain and typed calls meet, whoever wrote.
+//! A text that is itself a JSON string (`"x"`, with its quotes), and `Some("null")`, come back as what that JSON says.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// A value as inputs, results, events and values of the KV carry it.
+pub fn write_typed<T: Serialize + ?Sized>(value: &T) -> Result<String, serde_json::Error> {
+    let json = serde_json::to_string(value)?;
+    if json.starts_with('"') { serde_json::from_str(&json) } else { Ok(json) }
+}
+
+/// Reads what [`write_typed`], a plain call or a program of before wrote.
+pub fn read_typed<T: DeserializeOwned>(text: &str) -> Result<T, serde_json::Error> {
+    serde_json::from_str(text)
+        // What does not fit either way is told by what the JSON lacks: that is what typed programs exchange.
+        .or_else(|no_json| serde_json::from_value(serde_json::Value::from(text)).map_err(|_| no_json))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Debug;
+
+    use serde::{Deserialize, Serialize};
+
+    use super::{read_typed, write_typed};
+
+    #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+    struct Name(String);
+
+    #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+    enum Color {
+        Red,
+        Mixed { share: u8 },
+    }
+
+    #[track_caller]
+    fn round<T: Serialize + serde::de::DeserializeOwned + PartialEq + Debug>(value: T, written: &str) {
+        assert_eq!(write_typed(&value).unwrap(), written);
+        assert_eq!(read_typed::<T>(written).unwrap(), value);
+    }
+
+    #[test]
+    fn a_text_is_written_as_it_is_and_comes_back() {
+        for text in
+            ["Bob", "", " ", "5", "null", "true", "{\"a\":1}", "[\"x\"]", "\"", "\"open", "é\n\t\u{1}\\", "1e400"]
+        {
+            round(text.to_owned(), text);
+            round(Name(text.to_owned()), text);
+        }
+        for text in ["Bob", "", "5", "{}"] {
+            round(Some(text.to_owned()), text);
+        }
+        round(None::<String>, "null");
+        round(Color::Red, "Red");
+    }
+
+    #[test]
+    fn everything_else_is_json() {
+        round(5_u32, "5");
+        round((), "null");
+        round(vec!["a".to_owned()], "[\"a\"]");
+        round(Color::Mixed { share: 3 }, "{\"Mixed\":{\"share\":3}}");
+        round(u128::MAX, &u128::MAX.to_string());
+    }
+
+    #[test]
+    fn json_texts_of_before_are_read() {
+        assert_eq!(read_typed::<String>("\"Bob\"").unwrap(), "Bob");
+        assert_eq!(read_typed::<Option<String>>("\"Bob\"").unwrap().as_deref(), Some("Bob"));
+        assert_eq!(read_typed::<Color>("\"Red\"").unwrap(), Color::Red);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_told_by_its_json() {
+        let error = read_typed::<Color>("{\"Mixed\":{}}").unwrap_err();
+        assert!(error.to_string().contains("missing field `share`"), "{error}");
+        assert!(read_typed::<u32>("Bob").is_err());
+    }
+}

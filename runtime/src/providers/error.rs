@@ -1,0 +1,3 @@
+//! What a provider fails with.
+
+pub use outlast_client::ProviderError;
