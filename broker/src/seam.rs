@@ -23,7 +23,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use outlast_core::{
     ActivityItem, ActivityKey, ActivityOutcome, AttemptInfo, Beginning, ExecutionId, InstanceId, InstanceState,
-    OrchestrationStatus, ShardId, TagFilter, Token, Verdict, WorkerId,
+    OrchestrationStatus, RefusedOption, ShardId, TagFilter, Token, Verdict, WorkerId,
 };
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -37,6 +37,12 @@ pub enum Error {
     /// Not of use as it is: too old, or set up in another way than asked for. Waiting does not mend it.
     #[error("broker cannot be used: {0}")]
     Unusable(String),
+}
+
+impl From<RefusedOption> for Error {
+    fn from(refused: RefusedOption) -> Self {
+        Self::Unusable(refused.to_string())
+    }
 }
 
 /// The result of an attempt on its way to the owner of the instance.

@@ -5,6 +5,7 @@
 
 mod ids;
 mod limits;
+mod refused_option;
 
 mod encoding;
 mod error;
@@ -53,6 +54,7 @@ pub use limits::{
     LimitExceeded, Limits, MAX_CUSTOM_STATUS_BYTES, MAX_KV_KEYS, MAX_KV_VALUE_BYTES, NAME_BYTES_MAX, QUEUE_MESSAGES_MAX,
 };
 pub use message::{ActivityOutcome, Beginning, Incoming, Message, MessageKind, ParentLink, StartMessage};
+pub use refused_option::RefusedOption;
 pub use registry::{
     Handlers, OrchestrationHandler, OrchestrationHandlerRef, OrchestrationRegistry, OrchestrationRegistryBuilder,
     Registry, RegistryBuilder, RegistryError, RegistryErrors, VersionPolicy,

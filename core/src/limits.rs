@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::RefusedOption;
+
 /// Bounds on what one instance, one call and one node may hold. Meeting one gives a typed error or back-pressure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -117,6 +119,43 @@ pub enum LimitExceeded {
 }
 
 impl Limits {
+    /// Refuses limits by which nothing could be done at all. At 0, the others leave out a part: no KV, no custom status.
+    pub fn check(&self) -> Result<(), RefusedOption> {
+        // Named one by one, so that a new limit is not forgotten here.
+        let Self {
+            payload_bytes_max: _,
+            name_bytes_max,
+            kv_keys_max: _,
+            kv_value_bytes_max: _,
+            custom_status_bytes_max: _,
+            queue_messages_max: _,
+            commands_per_turn_max,
+            history_events_max,
+            history_bytes_max,
+            warm_instances_max,
+            messages_per_turn_max,
+            turns_in_flight_max,
+            commit_group_max,
+            dispatch_window,
+            reports_in_flight_max,
+        } = self;
+        RefusedOption::if_zero("Limits::history_events_max", history_events_max)?;
+        RefusedOption::if_zero("Limits::history_bytes_max", history_bytes_max)?;
+        for (option, value) in [
+            ("Limits::name_bytes_max", name_bytes_max),
+            ("Limits::commands_per_turn_max", commands_per_turn_max),
+            ("Limits::warm_instances_max", warm_instances_max),
+            ("Limits::messages_per_turn_max", messages_per_turn_max),
+            ("Limits::turns_in_flight_max", turns_in_flight_max),
+            ("Limits::commit_group_max", commit_group_max),
+            ("Limits::dispatch_window", dispatch_window),
+            ("Limits::reports_in_flight_max", reports_in_flight_max),
+        ] {
+            RefusedOption::if_zero(option, value)?;
+        }
+        Ok(())
+    }
+
     /// Checks the size of a payload.
     pub fn check_payload(&self, what: &'static str, text: &str) -> Result<(), LimitExceeded> {
         if text.len() > self.payload_bytes_max {

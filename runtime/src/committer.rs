@@ -19,6 +19,9 @@ pub(crate) enum Committed {
     Unknown,
 }
 
+/// Turns in one group at most, whatever the limit says.
+const GROUP_MAX: usize = 16_384;
+
 struct Request {
     turn: FencedTurn,
     answer: oneshot::Sender<Committed>,
@@ -33,6 +36,7 @@ pub(crate) struct Committer {
 impl Committer {
     /// Starts the task that commits; it ends when all handles are gone.
     pub(crate) fn start(store: Arc<dyn Store>, broker: Arc<dyn Broker>, group_max: usize) -> Self {
+        let group_max = group_max.min(GROUP_MAX);
         let (requests, mut queue) = mpsc::channel::<Request>(group_max * 4);
         COMMITS.spawn(async move {
             let mut requests = Vec::with_capacity(group_max);

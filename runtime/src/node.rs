@@ -77,6 +77,11 @@ impl UnderWay {
     }
 }
 
+/// So many permits, or as many as there can be.
+pub(crate) fn permits(count: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)))
+}
+
 /// Says that an instance's code runs.
 pub(crate) struct Deciding<'a> {
     node: &'a Node,
@@ -115,7 +120,7 @@ impl Node {
             broker: parts.broker,
             orchestrations: parts.orchestrations,
             options: parts.options,
-            turns: Arc::new(Semaphore::new(limits.turns_in_flight_max.max(1))),
+            turns: permits(limits.turns_in_flight_max),
             wheel: Wheel::default(),
             stopping: CancellationToken::new(),
             counters: Arc::default(),

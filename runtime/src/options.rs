@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use outlast_core::{Limits, TagFilter, UnregisteredBackoffConfig};
+use outlast_core::{Limits, RefusedOption, TagFilter, UnregisteredBackoffConfig};
 
 use crate::ObservabilityConfig;
 
@@ -61,6 +61,41 @@ pub struct RuntimeOptions {
     pub limits: Limits,
     /// A warm instance without work for so long is let go (default 60 s).
     pub passivate_after: Duration,
+}
+
+impl RuntimeOptions {
+    /// Refuses values that cannot work.
+    #[expect(deprecated, reason = "knobs without effect stay accepted")]
+    pub(crate) fn check(&self) -> Result<(), RefusedOption> {
+        // Named one by one, so that a new option is not forgotten here.
+        let Self {
+            dispatcher_min_poll_interval: _,
+            dispatcher_long_poll_timeout: _,
+            orchestration_concurrency: _,
+            // At 0 the runtime has no worker.
+            worker_concurrency: _,
+            orchestrator_lock_timeout: _,
+            orchestrator_lock_renewal_buffer: _,
+            worker_lock_timeout: _,
+            worker_lock_renewal_buffer: _,
+            // At 0 and at 1 what nobody has registered is poison at once.
+            max_attempts: _,
+            unregistered_backoff: _,
+            activity_cancellation_grace_period: _,
+            session_lock_timeout: _,
+            session_lock_renewal_buffer: _,
+            session_idle_timeout: _,
+            session_cleanup_interval: _,
+            max_sessions_per_runtime,
+            worker_node_id: _,
+            worker_tag_filter: _,
+            observability: _,
+            limits,
+            passivate_after: _,
+        } = self;
+        RefusedOption::if_zero("RuntimeOptions::max_sessions_per_runtime", max_sessions_per_runtime)?;
+        limits.check()
+    }
 }
 
 impl Default for RuntimeOptions {

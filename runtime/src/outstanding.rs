@@ -172,7 +172,9 @@ impl Outstanding {
     /// A worker had no use for it: it is handed out again after `delay`, not sooner.
     pub(crate) fn postpone(&self, key: &ActivityKey, delay: Duration) {
         if let Some(entry) = self.lock().entries.get_mut(key) {
-            entry.offer_at = Instant::now() + delay + FIRST_OFFER;
+            let soonest = Instant::now() + FIRST_OFFER;
+            // A delay that no clock can count is one for ever: then whatever else hands it out again does.
+            entry.offer_at = soonest.checked_add(delay).unwrap_or(soonest + OFFER_MAX);
         }
     }
 

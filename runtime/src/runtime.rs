@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use outlast_broker::ShardMail;
 use outlast_client::{Client, Provider};
-use outlast_core::{EventId, EventKind, ExecutionId, InstanceId, NodeId, WorkerId};
+use outlast_core::{EventId, EventKind, ExecutionId, InstanceId, NodeId, RefusedOption, WorkerId};
 use outlast_storage::{NodeInfo, WorkerInfo};
 use thiserror::Error;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::node::{Node, NodeParts};
+use crate::node::{Node, NodeParts, permits};
 use crate::providers::sqlite::SqliteProvider;
 use crate::sessions::Sessions;
 use crate::worker::Worker;
@@ -54,6 +54,9 @@ pub enum StartError {
     /// The store refuses this node.
     #[error(transparent)]
     Store(#[from] outlast_storage::Error),
+    /// An option cannot work.
+    #[error(transparent)]
+    Option(#[from] RefusedOption),
 }
 
 /// A running node: orchestrations and activities of its registries, on the provider's store and broker.
@@ -92,8 +95,8 @@ impl Runtime {
     /// Starts with default options.
     ///
     /// # Panics
-    /// When the store refuses this node, for instance because another process runs the same database file; use
-    /// [`Runtime::try_start`] to get the error instead.
+    /// When the store refuses this node, for instance because another process runs the same database file, or an option cannot
+    /// work; use [`Runtime::try_start`] to get the error instead.
     pub async fn start_with_store<P: Provider + ?Sized>(
         provider: Arc<P>,
         activities: ActivityRegistry,
@@ -122,6 +125,7 @@ impl Runtime {
         orchestrations: OrchestrationRegistry,
         options: RuntimeOptions,
     ) -> Result<Arc<Self>, StartError> {
+        options.check()?;
         options.observability.install();
         let (store, broker) = (provider.store(), provider.broker());
         let client = Client::new(provider);
@@ -156,8 +160,8 @@ impl Runtime {
             running: std::sync::Mutex::default(),
             held: std::sync::Mutex::default(),
             reporting: crate::node::UnderWay::default(),
-            slots: Arc::new(Semaphore::new(options.worker_concurrency.max(1))),
-            reports: Arc::new(Semaphore::new(options.limits.reports_in_flight_max)),
+            slots: permits(options.worker_concurrency.max(1)),
+            reports: permits(options.limits.reports_in_flight_max),
             attempts: TaskTracker::new(),
             draining: CancellationToken::new(),
             stopped: CancellationToken::new(),

@@ -51,3 +51,9 @@ pub enum Error {
     #[error("store cannot be used: {0}")]
     Unusable(String),
 }
+
+impl From<outlast_core::RefusedOption> for Error {
+    fn from(refused: outlast_core::RefusedOption) -> Self {
+        Self::Unusable(refused.to_string())
+    }
+}

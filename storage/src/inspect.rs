@@ -213,6 +213,25 @@ pub struct PruneOptions {
     pub completed_before: Option<u64>,
 }
 
+impl InstanceFilter {
+    /// The moment as stores compare it.
+    pub(crate) fn before(&self) -> i64 {
+        self.completed_before.map_or(i64::MAX, stored_moment)
+    }
+}
+
+impl PruneOptions {
+    /// The moment as stores compare it.
+    pub(crate) fn before(&self) -> Option<i64> {
+        self.completed_before.map(stored_moment)
+    }
+}
+
+/// What lies beyond all moments that can be stored comes after them.
+fn stored_moment(ms: u64) -> i64 {
+    i64::try_from(ms).unwrap_or(i64::MAX)
+}
+
 /// What a deletion removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeleteInstanceResult {

@@ -70,6 +70,7 @@ pub struct JetStreamBroker {
 impl JetStreamBroker {
     /// Connects, creates what is missing on the server and checks what is there.
     pub async fn connect(options: JetStreamOptions) -> Result<Self, Error> {
+        options.check()?;
         let subjects = Subjects::new(&options.namespace)?;
         let (client, link) = connection::connect(&options).await?;
         let outbox = Outbox::start(client.clone());

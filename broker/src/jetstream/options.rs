@@ -1,8 +1,16 @@
 //! How to reach the servers, as whom, and what the streams are like.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use outlast_core::RefusedOption;
+
+/// A shorter wait ends while a worker that lives is being heard; after a longer one the work of a dead one is a day late.
+const ACK_WAITS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(86_400);
+/// Copies that a cluster of servers keeps.
+const REPLICAS: RangeInclusive<usize> = 1..=5;
 
 /// How to reach a NATS server, and what to keep there.
 #[derive(Clone)]
@@ -69,6 +77,23 @@ pub struct ClientCertificate {
 }
 
 impl JetStreamOptions {
+    /// Refuses values that cannot work.
+    pub(super) fn check(&self) -> Result<(), RefusedOption> {
+        // Named one by one, so that a new option is not forgotten here. Names and addresses are checked where they are used.
+        let Self {
+            servers: _,
+            namespace: _,
+            auth: _,
+            tls: _,
+            ack_wait,
+            memory_storage: _,
+            unused_tag_kept: _,
+            replicas,
+        } = self;
+        RefusedOption::unless_in("JetStreamOptions::ack_wait", ack_wait, ACK_WAITS)?;
+        RefusedOption::unless_in("JetStreamOptions::replicas", replicas, REPLICAS)
+    }
+
     /// The server at `url`, with the defaults: namespace `outlast`, no authentication, 8 s, files, one copy.
     pub fn new(url: impl Into<String>) -> Self {
         Self {

@@ -280,7 +280,7 @@ impl CallStore for PostgresStore {
     async fn prune(&self, instance: &InstanceId, options: PruneOptions) -> Result<PruneResult, Error> {
         let sql = "SELECT executions, events FROM prune_instance($1, $2, $3)";
         let id = instance.as_str().to_owned();
-        let (keep, before) = (options.keep_last.map(i64::from), options.completed_before.map(u64::cast_signed));
+        let (keep, before) = (options.keep_last.map(i64::from), options.before());
         let done: (Option<i64>, Option<i64>) = self
             .pools
             .general
@@ -373,7 +373,7 @@ impl PostgresStore {
 
     /// Ids that a bulk call is for.
     async fn chosen(&self, sql: &'static str, filter: InstanceFilter) -> Result<Vec<String>, Error> {
-        let before = filter.completed_before.map_or(i64::MAX, u64::cast_signed);
+        let before = filter.before();
         let limit = i64::from(filter.limit.unwrap_or(BULK_LIMIT));
         let ids = self.pools.general.run(|db| {
             Box::pin(async move {

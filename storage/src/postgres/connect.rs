@@ -107,6 +107,7 @@ impl From<Failure> for Error {
 }
 
 pub(super) async fn open(url: &str, options: &PostgresOptions) -> Result<Opened, Error> {
+    options.check()?;
     schema::check_name(&options.schema)?;
     let base = address::parse(url)?.application_name("outlast").statement_cache_capacity(STATEMENTS).options([
         ("search_path", options.schema.as_str()),

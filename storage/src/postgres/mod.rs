@@ -22,9 +22,11 @@ mod set_back;
 mod text;
 mod turns;
 
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use outlast_core::RefusedOption;
 use tokio::runtime::Handle;
 
 use crate::arrival::Listener;
@@ -50,6 +52,24 @@ pub struct PostgresOptions {
     /// Whether a missing or older schema is brought up to date at connect (default true). Without it, use
     /// [`PostgresStore::migrate`] from a role that may create tables.
     pub migrate: bool,
+}
+
+/// Shorter leases end between two renewals, and longer ones keep the shards of a dead node for a day.
+const LEASES: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(86_400);
+/// A node that is alone takes the mail of all of them.
+const SHARDS_MAX: u16 = 8_192;
+/// More than any server takes.
+const CONNECTIONS_MAX: u32 = 10_000;
+
+impl PostgresOptions {
+    /// Refuses values that cannot work.
+    fn check(&self) -> Result<(), Error> {
+        // Named one by one, so that a new option is not forgotten here. A schema's name is checked where it is used.
+        let Self { schema: _, lease, shards, connections, migrate: _ } = self;
+        RefusedOption::unless_in("PostgresOptions::lease", lease, LEASES)?;
+        RefusedOption::unless_in("PostgresOptions::shards", shards, 1..=SHARDS_MAX)?;
+        Ok(RefusedOption::unless_in("PostgresOptions::connections", connections, 1..=CONNECTIONS_MAX)?)
+    }
 }
 
 impl Default for PostgresOptions {

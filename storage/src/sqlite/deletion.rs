@@ -68,7 +68,7 @@ pub(super) fn prune(db: &Connection, instance: &InstanceId, options: &PruneOptio
     let keep_from = options.keep_last.map_or(current, |keep| current - i64::from(keep.max(1)) + 1);
     let sql = "SELECT execution FROM history WHERE instance = ?1 AND execution < ?2 AND execution < ?3 \
                GROUP BY execution HAVING max(at) < ?4";
-    let before = options.completed_before.map_or(i64::MAX, u64::cast_signed);
+    let before = options.before().unwrap_or(i64::MAX);
     let executions: Vec<i64> = db
         .prepare_cached(sql)
         .and_then(|mut query| {
@@ -117,7 +117,7 @@ pub(super) fn tree_of(db: &Connection, root: &InstanceId) -> rusqlite::Result<Ve
 }
 
 fn ended_roots(db: &Connection, filter: &InstanceFilter) -> rusqlite::Result<Vec<String>> {
-    let before = filter.completed_before.map_or(i64::MAX, u64::cast_signed);
+    let before = filter.before();
     let sql = "SELECT id FROM instances WHERE status <> 'Running' AND parent IS NULL AND completed < ?1 ORDER BY completed, id";
     let mut query = db.prepare_cached(sql)?;
     let ids = query.query_map([before], |row| row.get::<_, String>(0))?;
