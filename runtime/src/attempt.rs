@@ -10,9 +10,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::counters::Counters;
 use crate::dispatch::result_id;
-use crate::execute::{Executed, execute};
+use crate::execute::{Call, Executed, execute};
 use crate::sessions::{Claim, SessionUse};
-use crate::worker::Worker;
+use crate::worker::{Slot, Worker};
 
 /// Pause before a report is repeated.
 const REPORT_AGAIN: Duration = Duration::from_millis(20);
@@ -24,11 +24,11 @@ const LAY_DOWN_MAX: Duration = Duration::from_secs(2);
 
 /// What one attempt takes up of its worker.
 pub(crate) struct Admission {
-    /// The permit to run code.
-    pub(crate) slot: OwnedSemaphorePermit,
+    /// Taken until the code has ended.
+    pub(crate) slot: Slot,
     /// The permit to have an unsettled result.
     pub(crate) report: OwnedSemaphorePermit,
-    pub(crate) session: Option<SessionUse>,
+    pub(crate) session: Option<Arc<SessionUse>>,
 }
 
 /// Runs it, and settles every copy of the item that was delivered meanwhile.
@@ -48,14 +48,16 @@ async fn attempt(
     (queued_ms, redelivered, cancelled): (u64, bool, CancellationToken),
     Admission { slot, report, session }: Admission,
 ) -> Settle {
-    if let Err(instead) = prepare(worker, &mut item, redelivered, session.as_ref()).await {
-        worker.lock_running().remove(&item.key);
+    if let Err(instead) = prepare(worker, &mut item, redelivered, session.as_deref()).await {
         return instead;
     }
     let item = Arc::new(item);
     crate::meter::begun(&item, queued_ms, redelivered);
     Counters::count(&worker.counters.taken);
     let started = Instant::now();
+    if let Some(running) = worker.lock_running().get_mut(&item.key) {
+        running.begun = Some(started);
+    }
     let result = match worker.activities.resolve_handler(&item.name) {
         None => {
             tracing::warn!(target: crate::observability::RUNTIME, activity = %item.name, worker = %worker.id, "activity is not registered");
@@ -66,7 +68,8 @@ async fn attempt(
                 let (worker, item) = (Arc::clone(worker), Arc::clone(&item));
                 tokio::spawn(async move { ask(&worker, &item, ASK_TRIES).await });
             }
-            let Executed { outcome, heartbeat } = execute(worker, &item, (handler, cancelled, redelivered)).await;
+            let call = Call { handler, cancelled, redelivered, slot, session: session.clone() };
+            let Executed { outcome, heartbeat } = execute(worker, &item, call).await;
             crate::meter::ran(&item, started.elapsed());
             worker.counters.ran(&outcome);
             let ran_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -76,9 +79,6 @@ async fn attempt(
         }
     };
     let reporting = worker.reporting.begin();
-    // A slot is held only while user code runs; the finished result waits outside for its commit.
-    drop(slot);
-    worker.lock_running().remove(&item.key);
     // An attempt that this worker's own end has cut short has failed nobody: it runs again elsewhere.
     let cut_short = worker.stopped.is_cancelled() && matches!(&result, ReportResult::Done { outcome: Err(_), .. });
     let settled = !cut_short && deliver_report(worker, &item, result).await;

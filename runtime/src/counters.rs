@@ -17,7 +17,7 @@ pub struct MetricsSnapshot {
     pub activities_dispatched: u64,
     /// Instances in memory now.
     pub warm_instances: usize,
-    /// Activities running now.
+    /// Activities whose code runs now, also when nobody waits for it any more.
     pub activities_running: usize,
     /// Instances whose first turn was committed; continue-as-new counts apart.
     pub orch_starts: u64,

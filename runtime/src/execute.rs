@@ -5,14 +5,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outlast_core::{ActivityItem, ActivityOutcome, ActivityTimeouts, AppErrorKind, ErrorDetails};
-use tokio::task::{AbortHandle, JoinError};
+use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::ActivityContext;
 use crate::activity::ActivityHandler;
 use crate::heartbeat::Heartbeat;
-use crate::worker::Worker;
+use crate::observability::RUNTIME;
+use crate::sessions::SessionUse;
+use crate::worker::{Slot, Worker};
+
+/// How long code may take to end when its worker stops, once it is told and before it is aborted.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+/// Code that has not ended so long after it was aborted blocks its thread.
+const ABORT_MAX: Duration = Duration::from_secs(1);
 
 /// What came of a run.
 pub(crate) struct Executed {
@@ -21,11 +28,21 @@ pub(crate) struct Executed {
     pub(crate) heartbeat: bool,
 }
 
-/// Runs user code. A panic is an error, a missed deadline and an abort after the grace period are too.
+/// Code to run, and what is taken until it has ended.
+pub(crate) struct Call {
+    pub(crate) handler: ActivityHandler,
+    pub(crate) cancelled: CancellationToken,
+    pub(crate) redelivered: bool,
+    pub(crate) slot: Slot,
+    pub(crate) session: Option<Arc<SessionUse>>,
+}
+
+/// Runs user code. A panic is an error, a missed deadline and an abort after the grace period are too. Then code may run on when
+/// this returns; slot and session stay taken until it is gone.
 pub(crate) async fn execute(
     worker: &Arc<Worker>,
     item: &Arc<ActivityItem>,
-    (handler, cancelled, redelivered): (ActivityHandler, CancellationToken, bool),
+    Call { handler, cancelled, redelivered, slot, session }: Call,
 ) -> Executed {
     let heartbeat = Arc::new(Heartbeat::begin(worker, item, redelivered).await);
     let shared = (worker.client.clone(), Arc::clone(&heartbeat));
@@ -43,8 +60,12 @@ pub(crate) async fn execute(
     let attempt = crate::spans::attempt(item, &worker.id);
     let input = item.input.clone();
     // The closure itself may panic before it returns its future, so it is called inside the task.
-    let task = tokio::spawn(async move { handler(context, input).await }.instrument(attempt.clone()).instrument(span));
-    let abort = AbortOnDrop(task.abort_handle());
+    let call = async move {
+        // Dropped with the code itself, however it ends.
+        let _taken = (slot, session);
+        handler(context, input).await
+    };
+    let mut code = Code(tokio::spawn(call.instrument(attempt.clone()).instrument(span)));
     let grace = worker.options.activity_cancellation_grace_period;
     let timeouts = item.timeouts.or(worker.activities.timeouts(&item.name));
     let ended = CancellationToken::new();
@@ -52,7 +73,7 @@ pub(crate) async fn execute(
     let running = async {
         let _ended = ended.drop_guard();
         tokio::select! {
-        result = task => match result {
+        result = &mut code.0 => match result {
             Ok(Ok(output)) => check_size(worker, output),
             Ok(Err(error)) => Err(application(error)),
             Err(join) => Err(application(panic_message(join))),
@@ -60,14 +81,11 @@ pub(crate) async fn execute(
         missed = deadline(timeouts, &heartbeat) => {
             // Nobody waits for it any more; it gets the grace period to notice.
             cancelled.cancel();
-            tokio::spawn(async move {
-                tokio::time::sleep(grace).await;
-                drop(abort);
-            });
+            tokio::spawn(see_out(code, (Arc::clone(worker), Arc::clone(item)), grace));
             Err(application(missed))
         }
-        () = overdue(cancelled.clone(), grace) => {
-            drop(abort);
+        () = overdue(worker, &cancelled, grace) => {
+            tokio::spawn(see_out(code, (Arc::clone(worker), Arc::clone(item)), Duration::ZERO));
             Err(application("activity was cancelled and aborted after its grace period".to_owned()))
         }
         }
@@ -80,11 +98,39 @@ pub(crate) async fn execute(
     Executed { outcome, heartbeat: heartbeat.may_be_stored(item, redelivered) }
 }
 
-struct AbortOnDrop(AbortHandle);
+/// The task of user code.
+struct Code(JoinHandle<Result<String, String>>);
 
-impl Drop for AbortOnDrop {
+impl Drop for Code {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+/// Stays with code whose outcome is known already: it may notice, then it is aborted. Code that blocks its thread goes on all the
+/// same; its slot is taken, and people are told.
+async fn see_out(mut code: Code, (worker, item): (Arc<Worker>, Arc<ActivityItem>), grace: Duration) {
+    tokio::select! {
+        _ended = &mut code.0 => return,
+        () = patience(&worker, grace) => code.0.abort(),
+    }
+    if tokio::time::timeout(ABORT_MAX, &mut code.0).await.is_err() {
+        let (activity, instance) = (&item.name, &item.key.instance);
+        tracing::warn!(target: RUNTIME, %activity, %instance, "an activity blocks its thread: nobody waits for it, and its slot is taken until it ends");
+        // Its result, or that it was aborted, is of no interest.
+        let _ended = (&mut code.0).await;
+    }
+}
+
+/// Ends when code that was told to end has had its time, which is short when the worker stops.
+async fn patience(worker: &Worker, grace: Duration) {
+    let stopped = async {
+        worker.stopped.cancelled().await;
+        tokio::time::sleep(LAST_WORDS).await;
+    };
+    tokio::select! {
+        () = tokio::time::sleep(grace) => {}
+        () = stopped => {}
     }
 }
 
@@ -114,9 +160,9 @@ async fn deadline(timeouts: ActivityTimeouts, heartbeat: &Heartbeat) -> String {
     }
 }
 
-async fn overdue(cancelled: CancellationToken, grace: Duration) {
+async fn overdue(worker: &Worker, cancelled: &CancellationToken, grace: Duration) {
     cancelled.cancelled().await;
-    tokio::time::sleep(grace).await;
+    patience(worker, grace).await;
 }
 
 fn check_size(worker: &Worker, output: String) -> ActivityOutcome {

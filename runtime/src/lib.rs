@@ -28,6 +28,7 @@ mod renewal;
 mod run_turn;
 mod sessions;
 mod shortages;
+mod shutdown;
 mod spans;
 mod warm;
 mod wheel;

@@ -1,13 +1,13 @@
 //! Starting and stopping a node and its worker.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use outlast_broker::ShardMail;
 use outlast_client::{Client, Provider};
 use outlast_core::{EventId, EventKind, ExecutionId, InstanceId, NodeId, RefusedOption, WorkerId};
 use outlast_storage::{NodeInfo, WorkerInfo};
 use thiserror::Error;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::node::{Node, NodeParts, permits};
 use crate::providers::sqlite::SqliteProvider;
 use crate::sessions::Sessions;
+use crate::shutdown::Leaving;
 use crate::worker::Worker;
 use crate::{ActivityRegistry, OrchestrationRegistry};
 
@@ -45,15 +46,15 @@ pub mod registry {
     };
 }
 
-/// How long `shutdown(None)` waits for running activities.
-const SHUTDOWN_DEFAULT: Duration = Duration::from_secs(1);
-
 /// Why a runtime could not be started.
 #[derive(Debug, Error)]
 pub enum StartError {
     /// The store refuses this node.
     #[error(transparent)]
     Store(#[from] outlast_storage::Error),
+    /// There is no executor to run on.
+    #[error("a runtime runs on the Tokio executor that it is started on: start it inside of one")]
+    OutsideOfTokio,
     /// An option cannot work.
     #[error(transparent)]
     Option(#[from] RefusedOption),
@@ -61,12 +62,15 @@ pub enum StartError {
 
 /// A running node: orchestrations and activities of its registries, on the provider's store and broker.
 pub struct Runtime {
-    node: Arc<Node>,
-    worker: Arc<Worker>,
+    pub(crate) node: Arc<Node>,
+    pub(crate) worker: Arc<Worker>,
     client: Client,
     /// Where mail for this node's shards goes.
-    mail: mpsc::UnboundedSender<ShardMail>,
-    tasks: TaskTracker,
+    pub(crate) mail: mpsc::UnboundedSender<ShardMail>,
+    pub(crate) tasks: TaskTracker,
+    /// Where all of it runs.
+    pub(crate) executor: Handle,
+    pub(crate) leaving: Leaving,
 }
 
 /// Which code an instance runs.
@@ -126,6 +130,7 @@ impl Runtime {
         options: RuntimeOptions,
     ) -> Result<Arc<Self>, StartError> {
         options.check()?;
+        let executor = Handle::try_current().map_err(|_| StartError::OutsideOfTokio)?;
         options.observability.install();
         let (store, broker) = (provider.store(), provider.broker());
         let client = Client::new(provider);
@@ -168,7 +173,8 @@ impl Runtime {
             options,
         });
         let (mail, mailbox) = mpsc::unbounded_channel();
-        let runtime = Self { node, worker, client, mail, tasks: TaskTracker::new() };
+        let (tasks, leaving) = (TaskTracker::new(), Leaving::default());
+        let runtime = Self { node, worker, client, mail, tasks, executor, leaving };
         runtime.spawn_tasks(mailbox).await?;
         Ok(Arc::new(runtime))
     }
@@ -195,41 +201,12 @@ impl Runtime {
         Ok(())
     }
 
-    /// Stops: no new work, other nodes take the shards at once, running activities get up to `timeout_ms` (default 1,000), then
-    /// sessions are free. Returns as soon as all is quiet. Activities that did not finish run again elsewhere or after the next start.
-    pub async fn shutdown(self: Arc<Self>, timeout_ms: Option<u64>) {
-        let timeout = timeout_ms.map_or(SHUTDOWN_DEFAULT, Duration::from_millis);
-        self.worker.draining.cancel();
-        self.worker.attempts.close();
-        let quiet = async {
-            crate::membership::hand_over(&self.node, &self.mail).await;
-            self.worker.attempts.wait().await;
-            while !self.node.is_quiet() {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        if tokio::time::timeout(timeout, quiet).await.is_err() {
-            tracing::warn!(target: crate::observability::RUNTIME, "activities still run at shutdown; they will run again");
-        }
-        self.stop();
-        self.tasks.close();
-        self.tasks.wait().await;
-        self.node.broker.disown(&self.node.held(), &self.mail).await;
-        let (store, node) = (&self.node.store, &self.node);
-        if let Err(error) = store.release_sessions(&self.worker.id).await {
-            tracing::warn!(target: crate::observability::RUNTIME, %error, "sessions were not released");
-        }
-        if let Err(error) = store.leave(&node.id).await {
-            tracing::warn!(target: crate::observability::RUNTIME, %error, "shards were not released");
-        }
-    }
-
     /// Ends all tasks at once. What they were doing is found in the store.
-    fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.worker.draining.cancel();
         self.worker.stopped.cancel();
-        for (_, attempt) in self.worker.lock_running().drain() {
-            attempt.cancel();
+        for attempt in self.worker.lock_running().values() {
+            attempt.cancelled.cancel();
         }
         self.node.stopping.cancel();
         self.node.passivate_all();
@@ -251,7 +228,7 @@ impl Runtime {
 
     /// Counts since the start.
     pub fn metrics_snapshot(&self) -> MetricsSnapshot {
-        self.node.counters.snapshot(self.node.warm_count(), self.worker.lock_running().len())
+        self.node.counters.snapshot(self.node.warm_count(), self.worker.code_running())
     }
 
     /// Which code an instance runs; `None` when there is no such instance.

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outlast_broker::{Broker, Control, Delivery, Settle, WorkSource, WorkerProfile};
 use outlast_client::Client;
 use outlast_core::{ActivityKey, Token, WorkerId};
 use outlast_storage::Store;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -28,6 +28,27 @@ const PULL_MAX: usize = 256;
 /// Takes the decision on a delivery.
 pub(crate) type SettleItem = Box<dyn FnOnce(Settle) + Send + Sync>;
 
+/// An attempt that takes a slot.
+pub(crate) struct Running {
+    activity: String,
+    pub(crate) cancelled: CancellationToken,
+    /// When its code was called.
+    pub(crate) begun: Option<Instant>,
+}
+
+/// A slot of a worker, from the delivery of an item until its code has really ended; the result may be known before.
+pub(crate) struct Slot {
+    worker: Arc<Worker>,
+    key: ActivityKey,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.worker.lock_running().remove(&self.key);
+    }
+}
+
 /// What all attempts of a worker share.
 pub(crate) struct Worker {
     pub(crate) id: WorkerId,
@@ -38,7 +59,7 @@ pub(crate) struct Worker {
     pub(crate) shards: u16,
     pub(crate) client: Client,
     pub(crate) counters: Arc<Counters>,
-    pub(crate) running: Mutex<HashMap<ActivityKey, CancellationToken>>,
+    pub(crate) running: Mutex<HashMap<ActivityKey, Running>>,
     /// Items with an attempt under way, and what else was delivered of them meanwhile.
     pub(crate) held: Mutex<HashMap<(ActivityKey, Token), Vec<SettleItem>>>,
     /// Attempts whose code has ended and whose result is not settled.
@@ -131,41 +152,71 @@ impl Worker {
                 () = tokio::time::sleep(LOOK_FOR_ROOM), if !has_room => continue,
             };
             // Permits that nothing came for are free again.
-            for (delivery, (slot, report)) in deliveries.into_iter().zip(permits) {
-                self.begin(source, delivery, Admission { slot, report, session: None });
+            for (delivery, permits) in deliveries.into_iter().zip(permits) {
+                self.begin(source, delivery, permits);
             }
         }
     }
 
-    fn begin(self: &Arc<Self>, source: &mut dyn WorkSource, delivery: Delivery, mut admission: Admission) {
+    fn begin(
+        self: &Arc<Self>,
+        source: &mut dyn WorkSource,
+        delivery: Delivery,
+        (permit, report): (OwnedSemaphorePermit, OwnedSemaphorePermit),
+    ) {
         let identity = (delivery.item.key.clone(), delivery.item.token);
         if let Some(copies) = self.lock_held().get_mut(&identity) {
             // A second copy, handed out before the session had a holder or after the broker took this one for lost.
             return copies.push(delivery.settle);
         }
+        let mut session_use = None;
         if let Some(session) = &delivery.item.session_id {
             let entered = self.sessions.enter(session, &|session| source.waits_for(session));
             let Some(entered) = entered else { return (delivery.settle)(Settle::Unclaimed) };
             source.hold_session(session);
-            admission.session = Some(entered);
+            session_use = Some(Arc::new(entered));
         }
         self.lock_held().insert(identity, Vec::new());
         let cancelled = CancellationToken::new();
-        self.lock_running().insert(delivery.item.key.clone(), cancelled.clone());
-        let worker = Arc::clone(self);
+        let running = Running { activity: delivery.item.name.clone(), cancelled: cancelled.clone(), begun: None };
+        self.lock_running().insert(delivery.item.key.clone(), running);
+        let (worker, key) = (Arc::clone(self), delivery.item.key.clone());
+        let slot = Slot { worker: Arc::clone(self), key, _permit: permit };
+        let admission = Admission { slot, report, session: session_use };
         self.attempts.spawn(crate::attempt::run(worker, delivery, cancelled, admission));
     }
 
     /// Passes cancellations on to the attempts that they are for.
     async fn listen(self: Arc<Self>, mut control: mpsc::UnboundedReceiver<Control>) {
         while let Some(Control::Cancel(key)) = control.recv().await {
-            if let Some(cancelled) = self.lock_running().get(&key) {
-                cancelled.cancel();
+            if let Some(running) = self.lock_running().get(&key) {
+                running.cancelled.cancel();
             }
         }
     }
 
-    pub(crate) fn lock_running(&self) -> std::sync::MutexGuard<'_, HashMap<ActivityKey, CancellationToken>> {
+    /// How many activities run user code, also when their outcome is known already.
+    pub(crate) fn code_running(&self) -> usize {
+        self.lock_running().values().filter(|running| running.begun.is_some()).count()
+    }
+
+    /// Returns when no user code runs any more; after `limit`, says which does.
+    pub(crate) async fn code_ended(&self, limit: Duration) {
+        let ended = async {
+            while self.code_running() > 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        if tokio::time::timeout(limit, ended).await.is_ok() {
+            return;
+        }
+        for (key, running) in self.lock_running().iter().filter(|(_, running)| running.begun.is_some()) {
+            let (activity, instance) = (&running.activity, &key.instance);
+            tracing::warn!(target: crate::observability::RUNTIME, %activity, %instance, "an activity blocks its thread and has not ended at shutdown");
+        }
+    }
+
+    pub(crate) fn lock_running(&self) -> std::sync::MutexGuard<'_, HashMap<ActivityKey, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -17,6 +17,7 @@ mod replacing;
 mod restarting;
 mod routing;
 mod sessions;
+mod slots;
 mod state;
 mod typed;
 mod versions;
