@@ -201,7 +201,7 @@ fn options_and_limits_have_their_fields_and_defaults() {
     assert_eq!((limits::MAX_WORKER_TAGS, MAX_WORKER_TAGS), (5, 5));
     assert_eq!((limits::MAX_KV_KEYS, limits::MAX_KV_VALUE_BYTES), (100, 16 << 10));
     assert_eq!(limits::MAX_CUSTOM_STATUS_BYTES, 256 << 10);
-    assert!(limits::MAX_TAG_NAME_BYTES >= 256 && limits::MAX_CARRY_FORWARD_EVENTS >= 100);
+    const { assert!(limits::MAX_TAG_NAME_BYTES >= 256 && limits::MAX_CARRY_FORWARD_EVENTS >= 100) };
     let (base, max) = (Duration::from_millis(100), Duration::from_millis(250));
     let doubling = BackoffStrategy::Exponential { base, multiplier: 2.0, max };
     assert_eq!([1, 2, 3].map(|attempt| doubling.delay_for_attempt(attempt).as_millis()), [100, 200, 250]);
