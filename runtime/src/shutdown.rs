@@ -105,6 +105,8 @@ async fn leave(runtime: &Runtime, deadline: watch::Receiver<Option<Instant>>) {
     if let Err(error) = node.store.release_sessions(&worker.id).await {
         tracing::warn!(target: RUNTIME, %error, "sessions were not released");
     }
+    // Not before: until then, owners bring items of its sessions to it.
+    node.broker.forget_worker(&worker.id).await;
     if let Err(error) = node.store.leave(&node.id).await {
         tracing::warn!(target: RUNTIME, %error, "shards were not released");
     }

@@ -90,7 +90,7 @@ impl Worker {
                 Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
             }
         };
-        tokio::spawn(Arc::clone(&self).listen(control));
+        let listening = tokio::spawn(Arc::clone(&self).listen(control));
         let mut source = source;
         let work = async {
             self.pull(source.as_mut()).await;
@@ -100,6 +100,8 @@ impl Worker {
             () = work => {}
             () = self.sessions.keep() => unreachable!("sessions are kept for ever"),
         }
+        // The broker tells as long as somebody listens, and whoever listens keeps worker, store and broker.
+        listening.abort();
     }
 
     /// Hands back what was not begun, waits for what runs, and goes when the broker knows of all that was settled.

@@ -15,6 +15,7 @@ mod management;
 mod pausing;
 mod replacing;
 mod restarting;
+mod resources;
 mod routing;
 mod sessions;
 mod slots;
