@@ -159,12 +159,14 @@ async fn ask(worker: &Arc<Worker>, item: &ActivityItem, tries: u32) -> Option<bo
     None
 }
 
-/// A result that is too large for a message.
+/// A result that is too large for a message, by what the server takes at this moment.
 fn is_large(worker: &Worker, result: &ReportResult) -> bool {
-    match result {
-        ReportResult::Done { outcome: Ok(output), .. } => output.len() > worker.broker.payload_bytes_max(),
-        ReportResult::Done { .. } | ReportResult::Begun | ReportResult::Unregistered { .. } => false,
-    }
+    let bytes = match result {
+        ReportResult::Done { outcome: Ok(output), .. } => output.len(),
+        ReportResult::Done { outcome: Err(details), .. } => outlast_core::encode(details).len(),
+        ReportResult::Begun | ReportResult::Unregistered { .. } => 0,
+    };
+    bytes > worker.broker.payload_bytes_max()
 }
 
 /// Lays a result down in the inbox, where its owner finds it; tries until the store takes it. `false` for what is no result.
@@ -199,12 +201,12 @@ async fn deliver_report(worker: &Arc<Worker>, item: &ActivityItem, result: Repor
 }
 
 async fn settle_report(worker: &Arc<Worker>, item: &ActivityItem, result: &ReportResult) -> bool {
-    if is_large(worker, result) {
-        return lay_down(worker, item, result).await;
-    }
     let mut shard = ShardId::of(&item.key.instance, worker.shards);
     let mut pause = REPORT_AGAIN;
     loop {
+        if is_large(worker, result) {
+            return lay_down(worker, item, result).await;
+        }
         let report = Report { key: item.key.clone(), token: item.token, result: result.clone() };
         match worker.broker.report(shard, report).await {
             ReportReply::Settled(_) => return true,
