@@ -19,6 +19,7 @@
 //! A broker may lose everything at any time; whoever uses it must be able to find all facts in the store.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use outlast_core::{
@@ -191,6 +192,15 @@ pub struct News {
     pub execution: ExecutionId,
 }
 
+/// Something that keeps a broker from its work.
+#[derive(Clone, Debug)]
+pub struct Trouble {
+    /// What it is, and what to do.
+    pub reason: String,
+    /// Since when.
+    pub since: Instant,
+}
+
 /// Pushed changes of one instance. Their loss costs time only.
 pub type StatusWatch = watch::Receiver<News>;
 
@@ -250,6 +260,11 @@ pub trait Broker: Send + Sync + 'static {
     /// Rises whenever work may have been lost, so that owners hand out again what has no outcome.
     fn losses(&self) -> watch::Receiver<u64> {
         watch::channel(0).1
+    }
+
+    /// What keeps it from its work, for clients to list.
+    fn troubles(&self) -> Vec<Trouble> {
+        Vec::new()
     }
 
     /// A worker is dead: what was brought to it alone is dropped, for owners to hand out again.

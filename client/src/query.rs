@@ -11,10 +11,11 @@ use serde::de::DeserializeOwned;
 use crate::wait::from_text;
 use crate::{Client, ClientError};
 
-/// Something that waits for what nobody serves: an orchestration, an activity or a tag.
+/// Something that waits for what nobody serves (an orchestration, an activity or a tag), or that keeps the broker from its
+/// work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The instance that waits, or the one that waits longest.
+    /// The instance that waits, or the one that waits longest; empty when the broker has the problem.
     pub instance_id: String,
     /// Its orchestration.
     pub orchestration: String,

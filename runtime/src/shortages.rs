@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use outlast_core::{ActivityItem, Millis};
+use outlast_core::{ActivityItem, InstanceId, Millis};
 use outlast_storage::{Shortage, WorkerInfo};
 
 use crate::node::Node;
@@ -88,7 +88,14 @@ fn look(node: &Node) -> Vec<Shortage> {
         waiting: 1,
         since: before(now, age),
     });
-    shortages.into_values().chain(unreadable).chain(slow).collect()
+    let broker = node.broker.troubles().into_iter().map(|trouble| Shortage {
+        reason: trouble.reason,
+        instance: InstanceId::new(""),
+        orchestration: String::new(),
+        waiting: 0,
+        since: before(now, trouble.since.elapsed()),
+    });
+    shortages.into_values().chain(unreadable).chain(slow).chain(broker).collect()
 }
 
 fn before(now: Millis, age: Duration) -> Millis {

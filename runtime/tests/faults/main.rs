@@ -4,6 +4,7 @@
 mod blocking;
 mod broker_faults;
 mod figures;
+mod half_alive;
 mod leftovers;
 mod node;
 mod node_faults;

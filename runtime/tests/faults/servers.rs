@@ -18,12 +18,22 @@ pub(crate) struct Server {
 impl Server {
     /// A nats-server with files.
     pub(crate) fn nats() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = directory.path().join("store");
+        Self::nats_on(directory, &store, "")
+    }
+
+    /// The same with its files in another place and more in its configuration.
+    pub(crate) fn nats_with(store: &Path, more: &str) -> Self {
+        Self::nats_on(tempfile::tempdir().unwrap(), store, more)
+    }
+
+    fn nats_on(directory: tempfile::TempDir, store: &Path, more: &str) -> Self {
         let binary = std::env::var("OUTLAST_NATS_SERVER")
             .expect("set OUTLAST_NATS_SERVER to a nats-server program, or run ./dev test, which gets one");
-        let (directory, port) = (tempfile::tempdir().unwrap(), free_port());
+        let port = free_port();
         let config = directory.path().join("nats.conf");
-        let store = directory.path().join("store");
-        let text = format!("listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: {store:?} }}\n");
+        let text = format!("listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: {store:?} }}\n{more}");
         fs::write(&config, text).unwrap();
         let mut command = Command::new(binary);
         command.arg("-c").arg(config);
