@@ -159,6 +159,12 @@ pub trait WorkSource: Send {
     /// closed. The wait may be given up: what was fetched is not lost with it.
     async fn next(&mut self, room: usize) -> Option<Vec<Delivery>>;
 
+    /// Whether something waits that this worker would be given if it had room, as far as is known. Asked by a worker that is
+    /// full, now and then.
+    async fn has_waiting(&mut self) -> bool {
+        false
+    }
+
     /// Whether the worker has room for sessions that nobody holds. Until told otherwise it has.
     fn admit_sessions(&mut self, admit: bool);
 

@@ -12,5 +12,6 @@ mod rolling;
 mod rolling_node;
 mod scale;
 mod servers;
+mod shutdown;
 mod store_faults;
 mod timers;

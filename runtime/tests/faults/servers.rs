@@ -104,6 +104,16 @@ impl Server {
         assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
     }
 
+    /// Stops all its processes, or lets them go on: `-STOP`, `-CONT`.
+    pub(crate) fn signal(&self, signal: &str) {
+        let process = self.process.as_ref().unwrap().id().to_string();
+        let children = Command::new("ps").args(["-o", "pid=", "--ppid", &process]).output().unwrap().stdout;
+        let children = String::from_utf8(children).unwrap();
+        let all = children.split_whitespace().chain([&process[..]]);
+        // A child may have ended by itself meanwhile.
+        let _sent = Command::new("kill").arg(signal).args(all).stderr(Stdio::null()).status().unwrap();
+    }
+
     /// What JetStream has stored.
     pub(crate) fn nats_store(&self) -> PathBuf {
         self.directory.path().join("store")

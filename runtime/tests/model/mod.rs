@@ -1,5 +1,6 @@
 //! The programming model, end to end: the behaviour that programs rely on, the same on every provider.
 
+pub(crate) mod faulty;
 pub(crate) mod world;
 
 mod activities;
@@ -20,5 +21,6 @@ mod routing;
 mod sessions;
 mod slots;
 mod state;
+mod supervision;
 mod typed;
 mod versions;
