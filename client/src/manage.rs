@@ -1,6 +1,6 @@
 //! Deleting, pruning and forking.
 
-use outlast_core::{EventId, ExecutionId, InstanceId, fork_history};
+use outlast_core::{EventId, ExecutionId, ForkOrigin, InstanceId, fork_history};
 use outlast_storage::{DeleteInstanceResult, Error, InstanceFilter, PruneOptions, PruneResult};
 
 use crate::{Client, ClientError};
@@ -51,8 +51,10 @@ impl Client {
         if history.is_empty() {
             return Err(self.no_execution(instance, execution_id).await);
         }
-        let fork =
-            fork_history(&history, EventId(event_id)).map_err(|error| ClientError::invalid(error.to_string()))?;
+        let origin = ForkOrigin { instance: InstanceId::new(instance), execution: ExecutionId(execution_id) };
+        let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
+        let fork = fork_history(&history, EventId(event_id), &origin, high ^ low);
+        let fork = fork.map_err(|error| ClientError::invalid(error.to_string()))?;
         let id = InstanceId::new(new_instance);
         self.manage(|| self.store.import(&id, fork.clone())).await.map(drop)
     }

@@ -3,8 +3,9 @@
 //! Called while a turn is decided, once for each command of a poll and once for each outcome that is applied. Every event
 //! of an instance passes [`WarmInstance::append`].
 
+use crate::draft::{Draft, NewChild};
 use crate::follow::parent_link;
-use crate::instance::{Draft, WarmInstance};
+use crate::instance::WarmInstance;
 use crate::journal::Command;
 use crate::{
     ActivityKey, EventId, EventKind, HistoryEvent, InstanceId, KvChange, KvEntry, Message, MessageId, MessageKind,
@@ -28,8 +29,8 @@ impl WarmInstance {
                 }
             }
             EventKind::SubOrchestrationScheduled { .. } => {
-                let message = self.child_start(command.id, &command.kind);
-                draft.children.extend(message.map(|message| (command.id, message)));
+                let start = self.child_start(command.id, &command.kind);
+                draft.children.extend(start.map(|start| (command.id, NewChild { start, cancelled: None })));
             }
             EventKind::SubOrchestrationCancelRequested { reason } => {
                 self.cancel_child(draft, command.source, reason.clone());

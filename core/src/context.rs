@@ -166,7 +166,8 @@ impl OrchestrationContext {
         from_text(self.retry(request, policy).await)
     }
 
-    /// Waits for `delay`, by the store's clock, through restarts. Never early.
+    /// Waits for `delay`, by the store's clock, through restarts. Never early. A delay beyond the year 9999
+    /// ([`Millis::FAR`](crate::Millis::FAR)), like `Duration::MAX`, ends there.
     pub fn schedule_timer(&self, delay: Duration) -> DurableFuture<()> {
         let fire_at = self.journal.lock().now.plus(delay);
         let event = EventKind::TimerCreated { fire_at_ms: fire_at.0 };
@@ -248,7 +249,7 @@ impl OrchestrationContext {
     pub async fn new_guid(&self) -> Result<String, String> {
         let mut state = self.journal.lock();
         state.guids += 1;
-        let base = state.identity.seed ^ mix(state.guids);
+        let base = state.told().seed ^ mix(state.guids);
         let (high, low) = (mix(base), mix(base ^ 0x5bf0_3635));
         let high = (high & 0xffff_ffff_ffff_0fff) | 0x4000;
         let low = (low & 0x3fff_ffff_ffff_ffff) | 0x8000_0000_0000_0000;
@@ -295,7 +296,9 @@ impl OrchestrationContext {
 
     /// Logs, but not while replaying.
     pub fn trace(&self, level: impl Into<LogLevel>, message: impl Into<String>) {
-        self.journal.lock().log(level.into(), message.into());
+        // Before the lock: conversions of the code's own types may use the context.
+        let (level, message) = (level.into(), message.into());
+        self.journal.lock().log(level, message);
     }
 
     /// Logs at info level, but not while replaying.
@@ -330,12 +333,12 @@ impl OrchestrationContext {
 
     /// The id of this instance.
     pub fn instance_id(&self) -> String {
-        self.journal.lock().identity.instance.as_str().to_owned()
+        self.journal.lock().told().instance.to_owned()
     }
 
     /// The number of this execution, from 1.
     pub fn execution_id(&self) -> u64 {
-        self.journal.lock().identity.execution.0
+        self.journal.lock().told().execution.0
     }
 
     /// The name of this orchestration.

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::context::{from_text, result};
-use crate::journal::OpKind;
+use crate::journal::{JournalState, OpKind};
 use crate::{DurableFuture, EventKind, InstanceId, OrchestrationContext, Token};
 
 /// What ids of children begin with, behind their parent's, unless the code has chosen them.
@@ -149,17 +149,29 @@ impl OrchestrationContext {
     fn child(&self, child: Child) -> DurableFuture<Result<String, String>> {
         let (instance, token) = {
             let state = self.journal.lock();
-            let checked = self.check_child(&state.limits, &child);
-            if let Err(refused) = checked {
-                drop(state);
-                return DurableFuture::settled(&self.journal, Err(refused));
-            }
-            let identity = &state.identity;
-            let id = state.next_event;
-            let instance = child.instance.unwrap_or_else(|| match identity.execution.0 {
-                1 => format!("{}::sub::{id}", identity.instance),
-                execution => format!("{}::sub::{execution}_{id}", identity.instance),
+            let (own, id) = (state.told(), state.next_event);
+            let checked = check_child(&state, &child).and_then(|()| {
+                if let Some(chosen) = &child.instance {
+                    return Ok(chosen.clone());
+                }
+                let made = match own.execution.0 {
+                    1 => format!("{}::sub::{id}", own.instance),
+                    execution => format!("{}::sub::{execution}_{id}", own.instance),
+                };
+                state
+                    .identity
+                    .rules
+                    .check_child_id(&state.limits, &made)
+                    .map(|()| made)
+                    .map_err(|refused| refused.to_string())
             });
+            let instance = match checked {
+                Ok(instance) => instance,
+                Err(refused) => {
+                    drop(state);
+                    return DurableFuture::settled(&self.journal, Err(refused));
+                }
+            };
             (instance, Token::derive(state.turn_seed, id))
         };
         let op = OpKind::Child { instance: InstanceId::new(&instance), token };
@@ -173,22 +185,10 @@ impl OrchestrationContext {
         DurableFuture::open(&self.journal, (event, op), result)
     }
 
-    fn check_child(&self, limits: &crate::Limits, child: &Child) -> Result<(), String> {
-        limits
-            .check_name("orchestration name", &child.name)
-            .and_then(|()| limits.check_payload("orchestration input", &child.input))
-            .and_then(|()| child.instance.as_deref().map_or(Ok(()), |id| limits.check_chosen_child(id)))
-            .map_err(|refused| refused.to_string())?;
-        match child.version.as_deref().map(semver::Version::parse) {
-            Some(Err(error)) => Err(format!("version {:?} is not a semantic version: {error}", child.version)),
-            Some(Ok(_)) | None => Ok(()),
-        }
-    }
-
     fn detached(&self, version: Option<String>, child: Child) {
-        let limits = self.journal.lock().limits.clone();
         let child = Child { version, ..child };
-        if let Err(refused) = self.check_child(&limits, &child) {
+        let checked = check_child(&self.journal.lock(), &child);
+        if let Err(refused) = checked {
             return self.refuse(refused);
         }
         let event = EventKind::OrchestrationChained {
@@ -198,5 +198,18 @@ impl OrchestrationContext {
             version: child.version,
         };
         self.journal.emit(None, event);
+    }
+}
+
+fn check_child(state: &JournalState, child: &Child) -> Result<(), String> {
+    let (limits, rules, own) = (&state.limits, state.identity.rules, state.told().instance);
+    limits
+        .check_name("orchestration name", &child.name)
+        .and_then(|()| limits.check_payload("orchestration input", &child.input))
+        .and_then(|()| child.instance.as_deref().map_or(Ok(()), |id| rules.check_chosen_id(limits, own, id)))
+        .map_err(|refused| refused.to_string())?;
+    match child.version.as_deref().map(semver::Version::parse) {
+        Some(Err(error)) => Err(format!("version {:?} is not a semantic version: {error}", child.version)),
+        Some(Ok(_)) | None => Ok(()),
     }
 }

@@ -19,9 +19,8 @@ impl OrchestrationContext {
         let (key, value) = (key.into(), value.into());
         let now = {
             let state = self.journal.lock();
-            let limits = state.limits.clone();
-            let now = state.now;
-            let keys_after = state.kv.len() + usize::from(!state.kv.contains_key(&key));
+            let (limits, now) = (state.limits, state.now);
+            let takes_key = state.identity.rules.takes_key(&limits, state.kv.len(), !state.kv.contains_key(&key));
             drop(state);
             if let Err(refused) = limits.check_kv_key(&key) {
                 return self.refuse(refused);
@@ -31,7 +30,7 @@ impl OrchestrationContext {
                 let (bytes, limit) = (value.len(), "kv_value_bytes_max");
                 return self.refuse(LimitExceeded::Text { what: "KV value", bytes, max, limit });
             }
-            if keys_after > limits.kv_keys_max {
+            if !takes_key {
                 let max = limits.kv_keys_max;
                 return self
                     .refuse(format!("KV has {max} keys already (kv_keys_max): clear some before setting {key:?}"));
@@ -53,7 +52,8 @@ impl OrchestrationContext {
 
     /// A value of this instance.
     pub fn get_kv_value(&self, key: impl AsRef<str>) -> Option<String> {
-        self.journal.lock().kv.get(key.as_ref()).map(|entry| entry.value.clone())
+        let key = key.as_ref();
+        self.journal.lock().kv.get(key).map(|entry| entry.value.clone())
     }
 
     /// A value of this instance: JSON, or else a text as it is.

@@ -1,7 +1,8 @@
 //! How an execution or instance ends, and how a turn is completed.
 
+use crate::draft::{Draft, NewChild};
 use crate::follow::Execution;
-use crate::instance::{Draft, WarmInstance, waits};
+use crate::instance::{WarmInstance, waits};
 use crate::journal::OpKind;
 use crate::{
     ActivityItem, ActivityKey, AppErrorKind, Carried, Effect, ErrorDetails, EventId, EventKind, Handlers, HistoryEvent,
@@ -42,7 +43,7 @@ impl WarmInstance {
             parent: old.parent.clone(),
             traceparent: old.traceparent.clone(),
         };
-        let mut kind = crate::instance::started_event(&start, version, draft.seed);
+        let mut kind = crate::instance::started_event(&start, version, draft.seed, &self.limits);
         if let EventKind::OrchestrationStarted { carried: slot, .. } = &mut kind {
             *slot = carried;
         }
@@ -88,7 +89,7 @@ impl WarmInstance {
         let MessageKind::Start(start) = message.kind else { return };
         if self.state.last_event_id == EventId(0) {
             let version = start.version.clone().unwrap_or_default();
-            let kind = crate::instance::started_event(&start, version, draft.seed);
+            let kind = crate::instance::started_event(&start, version, draft.seed, &self.limits);
             self.record_outside_code(draft, (None, Some(message.id), kind));
         }
     }
@@ -121,11 +122,6 @@ impl WarmInstance {
     }
 
     pub(crate) fn end_completed(&mut self, draft: &mut Draft, output: String) {
-        let size = self.limits.check_payload("orchestration output", &output);
-        if let Err(refused) = size {
-            return self
-                .end_failed(draft, ErrorDetails::application(AppErrorKind::OrchestrationFailed, refused.to_string()));
-        }
         self.withdraw_all(draft, "the orchestration has completed");
         self.terminate(draft, EventKind::OrchestrationCompleted { output });
     }
@@ -143,7 +139,6 @@ impl WarmInstance {
             None => outstanding_in(&self.cold),
         };
         self.cancel_open(draft, open, "the orchestration has failed");
-        let details = details.within(&self.limits);
         self.terminate(draft, EventKind::OrchestrationFailed { details });
     }
 
@@ -230,10 +225,11 @@ impl WarmInstance {
         Some(OutboundMessage { to, message: Message { id, kind: MessageKind::Start(start) }, when_taken })
     }
 
-    /// Cancels a child, or never starts it when it was scheduled in this very turn.
+    /// Cancels a child. One that was scheduled in this very turn gets its start first, so that it exists and ends as cancelled.
     pub(crate) fn cancel_child(&mut self, draft: &mut Draft, source: Option<EventId>, reason: String) {
         let Some(source) = source else { return };
-        if draft.children.remove(&source).is_some() {
+        if let Some(child) = draft.children.get_mut(&source) {
+            child.cancelled.get_or_insert(reason);
             return;
         }
         if let Some((instance, token)) = self.children.remove(&source) {
@@ -275,34 +271,27 @@ impl WarmInstance {
         }
         let dispatched = std::mem::take(&mut draft.dispatch).into_values();
         draft.turn.effects.extend(dispatched.map(|item| Effect::Dispatch(Box::new(item))));
-        for (event, start) in std::mem::take(&mut draft.children) {
-            if let MessageKind::Start(StartMessage { parent: Some(parent), .. }) = &start.message.kind {
-                self.children.insert(event, (start.to.clone(), parent.token));
-            }
+        for (event, NewChild { start, cancelled }) in std::mem::take(&mut draft.children) {
+            let MessageKind::Start(StartMessage { parent: Some(parent), .. }) = &start.message.kind else { continue };
+            let (child, token) = (start.to.clone(), parent.token);
+            // Both lie in its inbox before its first turn, and there a cancel wins.
             draft.turn.outbound.push(start);
+            match cancelled {
+                Some(reason) => draft.turn.outbound.push(cancel_message(child, token, reason)),
+                None => {
+                    self.children.insert(event, (child, token));
+                }
+            }
         }
-        let retried = self.execution.as_ref().map(|execution| execution.journal.lock().retried.clone());
-        let stale = self.heartbeats.take_stale(self.state.execution, &retried.unwrap_or_default());
+        let stale = match &self.execution {
+            Some(execution) => self.heartbeats.take_stale(self.state.execution, &execution.journal.lock().retried),
+            None => self.heartbeats.take_stale(self.state.execution, &std::collections::BTreeSet::new()),
+        };
         let names =
             stale.into_iter().map(|(execution, first)| crate::turn::idempotency_key(&self.id, execution, first));
         draft.turn.heartbeats = names.collect();
         draft.turn.state = self.state.clone();
         draft.turn
-    }
-}
-
-impl Draft {
-    /// Cancels an activity, or never dispatches it when it was scheduled in this very turn.
-    pub(crate) fn cancel_activity(&mut self, key: ActivityKey) {
-        if self.dispatch.remove(&key.event).is_none() {
-            self.turn.effects.push(Effect::CancelActivity(key));
-        }
-    }
-
-    /// What was scheduled in the last turn of an execution is recorded and not run.
-    pub(crate) fn drop_unawaited(&mut self) {
-        self.dispatch.clear();
-        self.children.clear();
     }
 }
 

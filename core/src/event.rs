@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ActivityTimeouts, ErrorDetails, EventId, ExecutionId, InstanceId, MessageId, Millis, Rules, Token};
+use crate::{
+    ActivityTimeouts, CodeLimits, ErrorDetails, EventId, ExecutionId, ForkPoint, InstanceId, MessageId, Millis, Rules,
+    Token,
+};
 
 /// A fact as stored and as held in memory; instance and execution are known from where it lies.
 #[derive(Clone, Debug, PartialEq)]
@@ -153,6 +156,12 @@ pub enum EventKind {
         traceparent: Option<String>,
         #[serde(default, skip_serializing_if = "Carried::is_empty")]
         carried: Carried,
+        /// By which limits its code is answered; those of the node in histories from before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        limits: Option<CodeLimits>,
+        /// Where this history was copied from another instance, in order.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        forks: Vec<ForkPoint>,
     },
     /// The code returned `Ok`.
     OrchestrationCompleted {

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
+use crate::ids::hash;
 use crate::journal::{Command, Identity, Journal, KvValue, OpKind, Outcome, Runaway};
+use crate::panics::{drop_caught, panic_text};
 use crate::registry::OrchestrationFuture;
 use crate::{
-    Carried, ErrorDetails, EventId, EventKind, ExecutionId, HistoryEvent, InstanceId, Limits, Millis,
+    Carried, CodeLimits, ErrorDetails, EventId, EventKind, ExecutionId, HistoryEvent, InstanceId, Limits, Millis,
     OrchestrationContext, OrchestrationHandler, ParentLink, Token,
 };
 
@@ -26,6 +28,8 @@ pub(crate) struct Execution {
     waker: Waker,
     /// The first poll has been made.
     pub(crate) begun: bool,
+    /// Whether what is said about a divergence quotes inputs and values.
+    pub(crate) shows_data: bool,
 }
 
 impl Drop for Execution {
@@ -92,10 +96,20 @@ impl Execution {
         instance: &InstanceId,
         execution: ExecutionId,
         started: &HistoryEvent,
-        (handler, limits, tell): (OrchestrationHandler, &Arc<Limits>, Option<OutsideWake>),
+        (handler, limits, tell): (OrchestrationHandler, &Limits, Option<OutsideWake>),
     ) -> Option<Self> {
-        let EventKind::OrchestrationStarted { name, version, input, seed, rules, traceparent, carried, .. } =
-            &started.kind
+        let EventKind::OrchestrationStarted {
+            name,
+            version,
+            input,
+            seed,
+            traceparent,
+            carried,
+            rules,
+            limits: recorded,
+            forks,
+            ..
+        } = &started.kind
         else {
             return None;
         };
@@ -106,8 +120,9 @@ impl Execution {
             version: version.clone(),
             seed: *seed,
             rules: *rules,
+            forks: forks.clone(),
         };
-        let journal = Journal::new(identity, Arc::clone(limits));
+        let journal = Journal::new(identity, recorded.unwrap_or_else(|| CodeLimits::of(limits)));
         journal.lock().inherit(carried, started);
         let wake = Arc::new(TurnWake {
             inside: AtomicBool::new(false),
@@ -127,6 +142,7 @@ impl Execution {
             waker: Waker::from(Arc::clone(&wake)),
             wake,
             begun: false,
+            shows_data: false,
         })
     }
 
@@ -137,19 +153,44 @@ impl Execution {
 
     /// Lets the code run until it waits.
     pub(crate) fn poll(&mut self) -> Polled {
+        self.poll_woken(None)
+    }
+
+    /// Wakes what waits for an outcome, then lets the code run. Wakers may be the code's own, so they are called where its
+    /// panics are caught.
+    fn poll_woken(&mut self, waker: Option<Waker>) -> Polled {
         self.begun = true;
         let Some(future) = self.future.as_mut() else { return Polled::Waiting };
-        self.journal.lock().polling = true;
+        let journal = &self.journal;
+        {
+            let mut state = journal.lock();
+            state.polling = true;
+            // A select whose poll panicked, and was caught by the code, has left its own behind.
+            state.horizon = None;
+        }
         self.wake.inside.store(true, Ordering::Relaxed);
         let mut context = Context::from_waker(&self.waker);
         let mut rounds = 0;
-        let result = loop {
-            self.wake.woken.store(false, Ordering::Relaxed);
-            match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut context))) {
-                Ok(Poll::Pending) if self.wake.woken.load(Ordering::Relaxed) && rounds < SELF_WAKES_MAX => rounds += 1,
-                other => break other,
+        let woken = catch_unwind(AssertUnwindSafe(|| waker.map_or((), Waker::wake)));
+        let result = woken.and_then(|()| {
+            loop {
+                self.wake.woken.store(false, Ordering::Relaxed);
+                match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut context))) {
+                    Ok(Poll::Pending) if self.wake.woken.load(Ordering::Relaxed) && rounds < SELF_WAKES_MAX => {
+                        rounds += 1
+                    }
+                    // One at a time: a select that comes next finds the others still held back.
+                    Ok(Poll::Pending) if rounds < SELF_WAKES_MAX => {
+                        match catch_unwind(AssertUnwindSafe(|| journal.wake_next_held())) {
+                            Ok(true) => {}
+                            Ok(false) => break Ok(Poll::Pending),
+                            Err(panic) => break Err(panic),
+                        }
+                    }
+                    other => break other,
+                }
             }
-        };
+        });
         self.wake.inside.store(false, Ordering::Relaxed);
         let polled = self.settle(result, rounds);
         if polled != Polled::Waiting {
@@ -161,21 +202,23 @@ impl Execution {
 
     /// Code may panic while its values are dropped. It has nothing to say any more, so nothing follows from that.
     fn drop_future(&mut self) {
-        let future = self.future.take();
-        if catch_unwind(AssertUnwindSafe(|| drop(future))).is_err() {
-            self.journal.lock().polling = false;
-        }
+        drop_caught(self.future.take());
     }
 
     fn settle(&self, result: Result<Poll<Result<String, String>>, Box<dyn Any + Send>>, rounds: u32) -> Polled {
+        // What the code panicked with is dropped here, and may use the context while it is: it decides nothing by that.
+        self.journal.lock().polling = false;
+        let result = result.map_err(|panic| match panic.is::<Runaway>() {
+            true => "runaway turn".to_owned(),
+            false => panic_text(panic).unwrap_or_else(|| "panicked without a message".to_owned()),
+        });
         let mut state = self.journal.lock();
-        state.polling = false;
         if let Some(fault) = state.fault.take() {
             return Polled::Failed(fault);
         }
         let hint = |text: &str| Polled::Failed(ErrorDetails::nondeterminism(&state.identity.orchestration, text));
         match result {
-            Err(panic) => Polled::Failed(ErrorDetails::application(crate::AppErrorKind::Panicked, panic_text(&panic))),
+            Err(text) => Polled::Failed(ErrorDetails::application(crate::AppErrorKind::Panicked, text)),
             Ok(_) if state.next_execution.is_some() => Polled::NextExecution,
             Ok(Poll::Ready(output)) => Polled::Returned(output),
             Ok(Poll::Pending) if rounds >= SELF_WAKES_MAX => {
@@ -198,9 +241,15 @@ impl Execution {
         state.next_event = event.event_id.next();
         // Also an outcome that the code never sees settles its operation.
         let seen = outcome.as_ref().ok().cloned().flatten().unwrap_or(Outcome::Done);
-        state.complete(source, event.event_id, seen);
+        let waker = state.complete(source, event.event_id, seen);
         drop(state);
-        outcome.map(|_| self.poll())
+        match outcome {
+            Ok(_) => Ok(self.poll_woken(waker)),
+            Err(details) => {
+                drop_caught(waker);
+                Err(details)
+            }
+        }
     }
 
     /// Follows a stored history to its end. The last poll of a history that is only its start is left to the turn.
@@ -224,15 +273,12 @@ impl Execution {
                     rest = after;
                 }
                 EventKind::OrchestrationCancelRequested { .. } => return Ok(polled),
-                kind if kind.is_terminal() => return Ok(polled),
-                _ if polled != Polled::Waiting => return Err(ended_early(event, &polled)),
+                kind if kind.is_terminal() || is_closing(rest) => return Ok(polled),
+                _ if polled != Polled::Waiting => return Err(self.ended_early(event, &polled)),
                 kind if kind.is_command() => return Err(self.unasked(event)),
                 _ => {
                     self.check_source(event)?;
-                    match self.apply(event) {
-                        Ok(next) => polled = next,
-                        Err(_) => return Ok(polled),
-                    }
+                    polled = self.apply(event).unwrap_or_else(Polled::Failed);
                     rest = self.follow_commands(after)?;
                 }
             }
@@ -240,28 +286,41 @@ impl Execution {
         self.journal.lock().replaying = false;
         match polled {
             Polled::Waiting => Ok(polled),
+            other if self.is_copy_of(history) => Ok(other),
             other => Err(Divergence {
                 at: EventId(history.len() as u64 + 1),
                 expected: "nothing more: the code waited here".to_owned(),
-                actual: describe_end(&other),
+                actual: describe_end(&other, self.shows_data),
             }),
         }
+    }
+
+    /// Whether the history is what was copied from another instance, and nothing of its own yet.
+    pub(crate) fn is_copy_of(&self, history: &[HistoryEvent]) -> bool {
+        let copied = self.journal.lock().identity.forks.last().map(|fork| fork.at);
+        copied.is_some() && copied == history.last().map(|event| event.event_id)
     }
 
     /// Compares what the code asked for with what stands in the history; returns the history behind it.
     fn follow_commands<'h>(&mut self, history: &'h [HistoryEvent]) -> Result<&'h [HistoryEvent], Divergence> {
         let mut state = self.journal.lock();
-        let commands = std::mem::take(&mut state.commands);
+        let mut commands = std::mem::take(&mut state.commands);
+        let copied = state.identity.forks.last().map_or(EventId(0), |fork| fork.at);
         for (index, command) in commands.iter().enumerate() {
             let Some(recorded) = history.get(index) else {
+                if command.id == copied.next() {
+                    // The copy ends within this poll: from here on the code decides anew.
+                    state.commands = commands.split_off(index);
+                    return Ok(&[]);
+                }
                 let expected = "nothing more".to_owned();
-                return Err(Divergence { at: command.id, expected, actual: describe(&command.kind) });
+                return Err(Divergence { at: command.id, expected, actual: describe(&command.kind, self.shows_data) });
             };
             if recorded.source_event_id != command.source || recorded.kind.comparable() != command.kind.comparable() {
                 return Err(Divergence {
                     at: recorded.event_id,
-                    expected: describe(&recorded.kind),
-                    actual: describe(&command.kind),
+                    expected: describe(&recorded.kind, self.shows_data),
+                    actual: describe(&command.kind, self.shows_data),
                 });
             }
             state.adopt(command.id, &recorded.kind);
@@ -276,14 +335,26 @@ impl Execution {
         }
         Err(Divergence {
             at: event.event_id,
-            expected: format!("{} for event {source}", describe(&event.kind)),
+            expected: format!("{} for event {source}", describe(&event.kind, self.shows_data)),
             actual: "nothing that could take it".to_owned(),
         })
     }
 
     fn unasked(&self, event: &HistoryEvent) -> Divergence {
         let actual = "nothing of that kind: it waits".to_owned();
-        Divergence { at: event.event_id, expected: describe(&event.kind), actual }
+        Divergence { at: event.event_id, expected: describe(&event.kind, self.shows_data), actual }
+    }
+
+    fn ended_early(&self, event: &HistoryEvent, polled: &Polled) -> Divergence {
+        let expected = describe(&event.kind, self.shows_data);
+        Divergence { at: event.event_id, expected, actual: describe_end(polled, self.shows_data) }
+    }
+
+    /// What the code came to, once its output has been checked: one that is too large is a failure.
+    pub(crate) fn end_of(&self, polled: Polled) -> Polled {
+        let Polled::Returned(Ok(output)) = polled else { return polled };
+        let checked = self.journal.lock().limits.check_payload("orchestration output", &output);
+        Polled::Returned(checked.map(|()| output).map_err(|refused| refused.to_string()))
     }
 
     /// The commands of the last poll.
@@ -361,42 +432,56 @@ fn is_pause_or_resume(kind: &EventKind) -> bool {
     matches!(kind, EventKind::OrchestrationPaused | EventKind::OrchestrationResumed)
 }
 
-fn ended_early(event: &HistoryEvent, polled: &Polled) -> Divergence {
-    Divergence { at: event.event_id, expected: describe(&event.kind), actual: describe_end(polled) }
+/// Whether only the end follows: what was open when it ended was told so, without being asked by the code.
+fn is_closing(rest: &[HistoryEvent]) -> bool {
+    let Some((last, before)) = rest.split_last() else { return false };
+    last.kind.is_terminal() && before.iter().all(|event| is_cancel_request(&event.kind))
 }
 
-fn describe_end(polled: &Polled) -> String {
+pub(crate) fn is_cancel_request(kind: &EventKind) -> bool {
+    matches!(kind, EventKind::ActivityCancelRequested { .. } | EventKind::SubOrchestrationCancelRequested { .. })
+}
+
+fn describe_end(polled: &Polled, shows_data: bool) -> String {
     match polled {
         Polled::Waiting => "waiting".to_owned(),
         Polled::Returned(_) => "the end: it returned".to_owned(),
         Polled::NextExecution => "continue-as-new".to_owned(),
-        Polled::Failed(details) => format!("the end: {}", details.display_message()),
+        Polled::Failed(details) if shows_data => format!("the end: {}", details.display_message()),
+        Polled::Failed(details) => format!("the end: it failed ({})", details.category()),
     }
 }
 
 /// One line about an event, with what replay compares.
-pub(crate) fn describe(kind: &EventKind) -> String {
+pub(crate) fn describe(kind: &EventKind, shows_data: bool) -> String {
+    let cut = |text: &str| if shows_data { format!("{:?}", cut(text)) } else { digest(text) };
     match kind {
         EventKind::ActivityScheduled { name, input, session_id, tag, .. } => {
-            format!("activity {name:?} (input {:?}, session {session_id:?}, tag {tag:?})", cut(input))
+            format!("activity {name:?} (input {}, session {session_id:?}, tag {tag:?})", cut(input))
         }
         EventKind::SubOrchestrationScheduled { name, input, instance, .. } => {
-            format!("child {name:?} as {instance:?} (input {:?})", cut(input))
+            format!("child {name:?} as {instance:?} (input {})", cut(input))
         }
         EventKind::OrchestrationChained { name, instance, input, .. } => {
-            format!("detached start of {name:?} as {instance:?} (input {:?})", cut(input))
+            format!("detached start of {name:?} as {instance:?} (input {})", cut(input))
         }
         EventKind::TimerCreated { .. } => "a timer".to_owned(),
         EventKind::ExternalSubscribed { name } => format!("a wait for event {name:?}"),
         EventKind::QueueSubscribed { name } => format!("a dequeue from {name:?}"),
-        EventKind::KeyValueSet { key, value, .. } => format!("KV {key:?} = {:?}", cut(value)),
+        EventKind::KeyValueSet { key, value, .. } => format!("KV {key:?} = {}", cut(value)),
         EventKind::KeyValueCleared { key } => format!("clearing KV {key:?}"),
-        EventKind::CustomStatusUpdated { status } => format!("custom status {:?}", status.as_deref().map(cut)),
+        EventKind::CustomStatusUpdated { status: Some(status) } => format!("custom status {}", cut(status)),
+        EventKind::CustomStatusUpdated { status: None } => "no custom status".to_owned(),
         other => {
             let text = format!("{other:?}");
             text.split([' ', '{']).next().unwrap_or_default().to_owned()
         }
     }
+}
+
+/// Tells values apart without saying what they are: errors are listed where not everybody may read them.
+fn digest(text: &str) -> String {
+    format!("of {} bytes, digest {:016x}", text.len(), hash(text))
 }
 
 fn cut(text: &str) -> String {
@@ -406,15 +491,4 @@ fn cut(text: &str) -> String {
     } else {
         text.chars().take(SHOWN).chain("…".chars()).collect()
     }
-}
-
-fn panic_text(panic: &Box<dyn Any + Send>) -> String {
-    if panic.is::<Runaway>() {
-        return "runaway turn".to_owned();
-    }
-    panic
-        .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned())
-        .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "panicked without a message".to_owned())
 }

@@ -1,12 +1,13 @@
 //! Copies the beginning of a history, so that a new instance goes on from there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::ending::outstanding_in;
-use crate::journal::OpKind;
-use crate::{EventId, EventKind, ExecutionId, HistoryEvent, InstanceState, KvEntry};
+use crate::follow::is_cancel_request;
+use crate::{EventId, EventKind, ExecutionId, HistoryEvent, InstanceId, InstanceState, KvEntry};
 
 /// Why a history cannot be forked at an event.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -16,7 +17,7 @@ pub struct ForkError {
     pub at: EventId,
     /// What stands against it.
     pub reason: &'static str,
-    /// The last event before it at which a fork is possible.
+    /// The last event before it at which a fork is possible, or else the first one after it.
     pub nearest: Option<EventId>,
 }
 
@@ -31,19 +32,63 @@ pub struct Fork {
     pub kv: Vec<KvEntry>,
 }
 
-/// The row and history of a new instance that shares all events up to `at`.
+/// Whose history is copied.
+#[derive(Clone, Debug)]
+pub struct ForkOrigin {
+    /// The instance.
+    pub instance: InstanceId,
+    /// Which of its executions.
+    pub execution: ExecutionId,
+}
+
+/// Recorded in the first event of a copy: up to an event its code is told that it is the instance that was copied, and draws
+/// its ids; from there on it is itself, and draws ids of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForkPoint {
+    /// The last event that was copied.
+    pub at: EventId,
+    /// The instance that it was copied from.
+    pub instance: InstanceId,
+    /// The execution that it was copied from.
+    pub execution: ExecutionId,
+    /// Source of the deterministic ids behind it.
+    pub seed: u64,
+}
+
+/// The row and history of a new instance that shares all events up to `at`; `seed` are 64 random bits.
 ///
-/// `at` must be the end of a turn's events, with no child outstanding. Activities that are outstanding there start anew.
-pub fn fork_history(history: &[HistoryEvent], at: EventId) -> Result<Fork, ForkError> {
-    let wanted = usize::try_from(at.0).unwrap_or(usize::MAX).min(history.len());
-    if let Some(reason) = obstacle(history, at) {
-        let nearest = (1..wanted as u64).rev().map(EventId).find(|id| obstacle(history, *id).is_none());
-        return Err(ForkError { at, reason, nearest });
+/// `at` must be the end of a turn's events, with no child outstanding. Activities that are outstanding there start anew. Of the
+/// last turn of an execution, how it ended is not copied: the new instance decides that itself.
+pub fn fork_history(history: &[HistoryEvent], at: EventId, origin: &ForkOrigin, seed: u64) -> Result<Fork, ForkError> {
+    let places = places(history);
+    let wanted = usize::try_from(at.0).unwrap_or(usize::MAX);
+    let place = wanted.checked_sub(1).and_then(|index| places.get(index));
+    let kept = match place.copied().unwrap_or(Err("the history has no such event")) {
+        Ok(kept) => kept,
+        Err(reason) => return Err(ForkError { at, reason, nearest: nearest(&places, wanted) }),
+    };
+    let mut copied = history[..kept].to_vec();
+    let last = EventId(kept as u64);
+    if let Some(EventKind::OrchestrationStarted { forks, .. }) = copied.first_mut().map(|event| &mut event.kind) {
+        // Of a copy that is copied again, the part that both share was copied from the first.
+        let before = forks.iter().find(|fork| last <= fork.at);
+        let (instance, execution) =
+            before.map_or((&origin.instance, origin.execution), |fork| (&fork.instance, fork.execution));
+        let point = ForkPoint { at: last, instance: instance.clone(), execution, seed };
+        forks.retain(|fork| fork.at < last);
+        forks.push(point);
     }
-    let mut copied = history[..wanted].to_vec();
+    let (mut state, kv) = replayed_state(&mut copied);
+    state.pending = u32::try_from(outstanding_in(&copied).len()).unwrap_or(u32::MAX);
+    Ok(Fork { state, history: copied, kv })
+}
+
+/// The row and values that the events of a copy come to. What belongs to the instance that was copied is taken out of them.
+fn replayed_state(copied: &mut [HistoryEvent]) -> (InstanceState, Vec<KvEntry>) {
     let mut kv: BTreeMap<String, KvEntry> = BTreeMap::new();
-    let mut state = InstanceState { execution: ExecutionId(1), last_event_id: at, ..InstanceState::default() };
-    for event in &mut copied {
+    let last_event_id = EventId(copied.len() as u64);
+    let mut state = InstanceState { execution: ExecutionId(1), last_event_id, ..InstanceState::default() };
+    for event in copied {
         event.message_id = None;
         match &mut event.kind {
             EventKind::OrchestrationStarted { name, version, parent_instance, parent_id, carried, .. } => {
@@ -74,19 +119,41 @@ pub fn fork_history(history: &[HistoryEvent], at: EventId) -> Result<Fork, ForkE
         // Due at once: the first turn finds out what the instance waits for.
         state.wake_at = Some(event.at);
     }
-    state.pending = u32::try_from(outstanding_in(&copied).len()).unwrap_or(u32::MAX);
-    Ok(Fork { state, history: copied, kv: kv.into_values().collect() })
+    (state, kv.into_values().collect())
 }
 
-fn obstacle(history: &[HistoryEvent], at: EventId) -> Option<&'static str> {
-    let kept = usize::try_from(at.0).ok().filter(|count| (1..=history.len()).contains(count));
-    let Some(kept) = kept else { return Some("the history has no such event") };
-    if history[..kept].iter().any(|event| event.kind.is_terminal()) {
-        return Some("the execution has ended there");
+/// For each event, how many events a fork there copies, or what stands against it.
+fn places(history: &[HistoryEvent]) -> Vec<Result<usize, &'static str>> {
+    // Of an ended execution, its last events are how it ended: what was open was cancelled.
+    let ended = history.last().filter(|last| last.kind.is_terminal()).map(|_| {
+        let closes = |event: &&HistoryEvent| event.kind.is_terminal() || is_cancel_request(&event.kind);
+        history.len() - history.iter().rev().take_while(closes).count()
+    });
+    let closing = ended.unwrap_or(history.len());
+    let mut children = BTreeSet::new();
+    let (mut cancelled, mut places) = (false, Vec::with_capacity(history.len()));
+    for (index, event) in history.iter().enumerate() {
+        let kept = index + 1;
+        if kept <= closing {
+            children
+                .extend(matches!(event.kind, EventKind::SubOrchestrationScheduled { .. }).then_some(event.event_id));
+            event.source_event_id.map(|source| children.remove(&source));
+        }
+        cancelled |= matches!(event.kind, EventKind::OrchestrationCancelRequested { .. });
+        let is_last_of_turn = kept >= closing || history.get(kept).is_none_or(|next| !next.kind.is_command());
+        places.push(match () {
+            () if event.kind.is_terminal() => Err("the execution has ended there"),
+            () if cancelled => Err("a cancel had come there"),
+            () if !is_last_of_turn => Err("it is in the middle of a turn"),
+            () if !children.is_empty() => Err("a child is outstanding there"),
+            () => Ok(kept.min(closing)),
+        });
     }
-    if history.get(kept).is_some_and(|next| next.kind.is_command()) {
-        return Some("it is in the middle of a turn");
-    }
-    let children = outstanding_in(&history[..kept]).into_iter().any(|(_, op)| matches!(op, OpKind::Child { .. }));
-    children.then_some("a child is outstanding there")
+    places
+}
+
+fn nearest(places: &[Result<usize, &'static str>], wanted: usize) -> Option<EventId> {
+    let allowed = |index: &usize| places[*index].is_ok();
+    let before = (0..wanted.saturating_sub(1).min(places.len())).rev().find(allowed);
+    before.or_else(|| (wanted..places.len()).find(allowed)).map(|index| EventId(index as u64 + 1))
 }

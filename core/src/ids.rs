@@ -112,20 +112,19 @@ number_id! {
 }
 
 impl Millis {
+    /// The end of the year 9999: whatever is due later is due then. Every store and every calendar can hold it.
+    pub const FAR: Self = Self(253_402_300_799_999);
+
     /// The moment `delay` later.
     pub fn plus(self, delay: std::time::Duration) -> Self {
-        Self(self.0.saturating_add(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)))
+        Self(self.0.saturating_add(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX))).min(Self::FAR)
     }
 }
 
 impl ShardId {
     /// The shard that an instance id hashes onto (FNV-1a over the bytes, modulo `shards`).
     pub fn of(instance: &InstanceId, shards: u16) -> Self {
-        let hash = instance
-            .as_str()
-            .bytes()
-            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
-        Self(u16::try_from(mix(hash) % u64::from(shards.max(1))).unwrap_or(0))
+        Self(u16::try_from(hash(instance.as_str()) % u64::from(shards.max(1))).unwrap_or(0))
     }
 }
 
@@ -140,6 +139,12 @@ impl Token {
 pub const INITIAL_EXECUTION_ID: u64 = 1;
 /// The number of an execution's first event.
 pub const INITIAL_EVENT_ID: u64 = 1;
+
+/// FNV-1a over the bytes, mixed.
+pub(crate) fn hash(text: &str) -> u64 {
+    let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    mix(text.bytes().fold(0xcbf2_9ce4_8422_2325, fnv))
+}
 
 /// The finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014): every input bit reaches every output bit.
 pub(crate) fn mix(value: u64) -> u64 {

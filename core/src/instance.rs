@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::draft::Draft;
 use crate::follow::{Execution, OutsideWake, Polled, parent_link};
 use crate::heartbeats::Heartbeats;
 use crate::journal::OpKind;
 use crate::{
-    ActivityItem, Carried, ErrorDetails, EventId, EventKind, ExecutionId, Handlers, HistoryEvent, InboxSeq, Incoming,
-    InstanceId, InstanceState, InstanceStatus, Limits, Message, MessageId, MessageKind, Millis, OutboundMessage,
-    ParentLink, Rules, StartMessage, Token, Turn, Verdict,
+    ActivityItem, Carried, CodeLimits, ErrorDetails, EventId, EventKind, ExecutionId, Handlers, HistoryEvent, InboxSeq,
+    Incoming, InstanceId, InstanceState, InstanceStatus, Limits, Message, MessageId, MessageKind, Millis, ParentLink,
+    Rules, StartMessage, Token, Turn, Verdict,
 };
 
 /// All that a warm instance is made of: its row and the history of its current execution.
@@ -61,22 +62,13 @@ pub struct WarmInstance {
     /// Messages that wait for the instance to be resumed.
     parked: Vec<Incoming>,
     outside: Option<OutsideWake>,
+    shows_data: bool,
     pub(crate) applied: BTreeSet<MessageId>,
     /// Who waits for this instance's outcome.
     pub(crate) parent: Option<ParentLink>,
     /// Children that this execution has started, by scheduling event.
     pub(crate) children: BTreeMap<EventId, (InstanceId, Token)>,
     pub(crate) heartbeats: Heartbeats,
-}
-
-/// A turn in the making.
-pub(crate) struct Draft {
-    pub(crate) now: Millis,
-    pub(crate) seed: u64,
-    pub(crate) turn: Turn,
-    /// Activities and children that were scheduled in this turn and are still wanted.
-    pub(crate) dispatch: BTreeMap<EventId, ActivityItem>,
-    pub(crate) children: BTreeMap<EventId, OutboundMessage>,
 }
 
 impl WarmInstance {
@@ -100,6 +92,7 @@ impl WarmInstance {
             queues: BTreeMap::new(),
             parked: Vec::new(),
             outside: None,
+            shows_data: false,
             applied,
         }
     }
@@ -107,6 +100,12 @@ impl WarmInstance {
     /// What to call when something other than a turn wakes the code: the next turn then says what is wrong with it.
     pub fn when_woken_outside(&mut self, tell: OutsideWake) {
         self.outside = Some(tell);
+    }
+
+    /// Lets errors about code that does not follow its history quote inputs and values. Without, they say how long those are
+    /// and by what digest they can be told apart.
+    pub fn show_data_in_errors(&mut self) {
+        self.shows_data = true;
     }
 
     /// The row as of the last decided turn.
@@ -137,16 +136,19 @@ impl WarmInstance {
         if self.state.paused {
             return self.decided(draft);
         }
-        if self.execution.is_none()
-            && let Err(missing) = self.revive(&mut draft, &messages, handlers)
-        {
-            if draft.turn.events.is_empty() && draft.turn.consumed.is_empty() {
+        let revived = if self.execution.is_some() { Ok(None) } else { self.revive(&mut draft, &messages, handlers) };
+        match revived {
+            Ok(Some(polled)) => self.after_poll(&mut draft, polled, handlers),
+            Ok(None) => {}
+            Err(missing) if draft.turn.events.is_empty() && draft.turn.consumed.is_empty() => {
                 return self.unregistered(missing, messages);
             }
-            // What was decided so far stands; the next turn, due at once, finds the code missing.
-            self.hold(&mut draft.turn, messages);
-            self.state.wake_at = Some(draft.now);
-            return self.decided(draft);
+            Err(_) => {
+                // What was decided so far stands; the next turn, due at once, finds the code missing.
+                self.hold(&mut draft.turn, messages);
+                self.state.wake_at = Some(draft.now);
+                return self.decided(draft);
+            }
         }
         self.run(&mut draft, messages, handlers);
         self.decided(draft)
@@ -287,49 +289,54 @@ impl WarmInstance {
         }
     }
 
-    /// Makes the live future: from history, or from the start message.
+    /// Makes the live future: from history, or from the start message. What the last poll of a history that is only copied came
+    /// to is returned: it was decided by the instance that was copied, and is now decided here.
     fn revive(
         &mut self,
         draft: &mut Draft,
         messages: &[Incoming],
         handlers: &dyn Handlers,
-    ) -> Result<(), (String, Option<String>)> {
+    ) -> Result<Option<Polled>, (String, Option<String>)> {
         let first = self.cold.first().cloned();
         let started = match first {
             Some(started) => started,
             None => {
-                let Some((start, id)) = messages.iter().find_map(start_of) else { return Ok(()) };
+                let Some((start, id)) = messages.iter().find_map(start_of) else { return Ok(None) };
                 let (version, _) = handlers
                     .resolve(&start.name, start.version.as_deref())
                     .ok_or_else(|| (start.name.clone(), start.version.clone()))?;
-                let kind = started_event(start, version, draft.seed);
+                let kind = started_event(start, version, draft.seed, &self.limits);
                 self.append(draft, (None, Some(id), kind));
                 draft.turn.events.last().map(|(_, event)| event.clone()).expect("appended just now")
             }
         };
         let EventKind::OrchestrationStarted { name, version, .. } = &started.kind else {
             self.end_failed(draft, ErrorDetails::nondeterminism("", "the history does not begin with a start"));
-            return Ok(());
+            return Ok(None);
         };
         let (_, handler) =
             handlers.resolve(name, Some(version)).ok_or_else(|| (name.clone(), Some(version.clone())))?;
         let Some(mut execution) =
             Execution::begin(&self.id, self.state.execution, &started, (handler, &self.limits, self.outside.clone()))
         else {
-            return Ok(());
+            return Ok(None);
         };
+        execution.shows_data = self.shows_data;
+        execution.journal.lock().turn_seed = draft.seed;
         match execution.replay(&self.cold) {
-            Ok(_) => {
+            Ok(polled) => {
+                let is_copy = execution.begun && execution.is_copy_of(&self.cold);
                 self.cold = Vec::new();
                 self.heartbeats.keep_only(&execution.journal.lock().retried);
                 self.execution = Some(execution);
+                return Ok(is_copy.then_some(polled));
             }
             Err(divergence) => {
                 let details = ErrorDetails::nondeterminism(&self.state.orchestration, divergence.message());
                 self.end_failed(draft, details);
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     fn unregistered(&mut self, (name, version): (String, Option<String>), messages: Vec<Incoming>) -> Decision {
@@ -398,7 +405,7 @@ impl WarmInstance {
         let id = incoming.message.id;
         match incoming.message.kind {
             MessageKind::Raise { name, data } => {
-                let source = self.live().journal.lock().waits.get(&name).and_then(|ids| ids.front().copied());
+                let source = self.live().journal.lock().waits.get(&name).and_then(|ids| ids.first().copied());
                 let Some(source) = source else { return Verdict::AlreadyDone };
                 self.deliver(draft, (Some(source), Some(id), EventKind::ExternalEvent { name, data }), handlers);
                 Verdict::Applied
@@ -455,8 +462,16 @@ impl WarmInstance {
             let Some(execution) = &self.execution else { return };
             let served = {
                 let journal = execution.journal.lock();
-                let candidates = journal.dequeues.iter().filter(|(queue, _)| self.queues.contains_key(*queue));
-                candidates.filter_map(|(queue, ids)| ids.front().map(|id| (*id, queue.clone()))).min()
+                let (wanted, there) = (&journal.dequeues, &self.queues);
+                // Either may be long while the other is short.
+                let served = if wanted.len() <= there.len() {
+                    wanted.keys().filter(|queue| there.contains_key(*queue)).collect::<Vec<_>>()
+                } else {
+                    there.keys().filter(|queue| wanted.contains_key(*queue)).collect()
+                };
+                let first =
+                    |queue: &String| wanted.get(queue).and_then(|ids| ids.first()).map(|id| (*id, queue.clone()));
+                served.into_iter().filter_map(first).min()
             };
             let Some((source, queue)) = served else { return };
             let Some((seq, message)) = self.queues.get_mut(&queue).and_then(VecDeque::pop_front) else { return };
@@ -490,7 +505,8 @@ impl WarmInstance {
     }
 
     fn after_poll(&mut self, draft: &mut Draft, polled: Polled, handlers: &dyn Handlers) {
-        let commands = self.execution.as_mut().map(Execution::take_commands).unwrap_or_default();
+        let Some(execution) = self.execution.as_mut() else { return };
+        let (commands, polled) = (execution.take_commands(), execution.end_of(polled));
         for command in commands {
             self.record(draft, command);
         }
@@ -533,21 +549,6 @@ impl WarmInstance {
     }
 }
 
-impl Draft {
-    pub(crate) fn new(instance: &WarmInstance, input: &TurnInput) -> Self {
-        let turn = Turn { expected: instance.expected(), ..Turn::default() };
-        Self { now: input.now, seed: input.seed, turn, dispatch: BTreeMap::new(), children: BTreeMap::new() }
-    }
-
-    /// Marks a message as dealt with.
-    pub(crate) fn consume(&mut self, incoming: &Incoming, verdict: Verdict) {
-        match incoming.seq {
-            Some(seq) => self.turn.consumed.push(seq),
-            None => self.turn.verdicts.push((incoming.message.id.clone(), verdict)),
-        }
-    }
-}
-
 fn start_of(incoming: &Incoming) -> Option<(&StartMessage, MessageId)> {
     match &incoming.message.kind {
         MessageKind::Start(start) => Some((start, incoming.message.id.clone())),
@@ -555,7 +556,7 @@ fn start_of(incoming: &Incoming) -> Option<(&StartMessage, MessageId)> {
     }
 }
 
-pub(crate) fn started_event(start: &StartMessage, version: String, seed: u64) -> EventKind {
+pub(crate) fn started_event(start: &StartMessage, version: String, seed: u64, limits: &Limits) -> EventKind {
     let parent: Option<&ParentLink> = start.parent.as_ref();
     EventKind::OrchestrationStarted {
         name: start.name.clone(),
@@ -569,6 +570,8 @@ pub(crate) fn started_event(start: &StartMessage, version: String, seed: u64) ->
         rules: Rules::LATEST,
         traceparent: start.traceparent.clone(),
         carried: Carried::default(),
+        limits: Some(CodeLimits::of(limits)),
+        forks: Vec::new(),
     }
 }
 

@@ -1,11 +1,12 @@
 //! What orchestration code and the turn share: open operations, commands of the running poll, and replayed state.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
 use crate::{
-    ErrorDetails, EventId, EventKind, ExecutionId, InstanceId, Limits, LogLevel, LogLine, Millis, Rules, Token,
+    CodeLimits, ErrorDetails, EventId, EventKind, ExecutionId, ForkPoint, InstanceId, LogLevel, LogLine, Millis, Rules,
+    Token,
 };
 
 /// The journal of one execution. Cheap to lock: it is only ever used by the one thread that polls.
@@ -22,6 +23,27 @@ pub(crate) struct Identity {
     pub(crate) version: String,
     pub(crate) seed: u64,
     pub(crate) rules: Rules,
+    /// Where its history was copied, in order.
+    pub(crate) forks: Vec<ForkPoint>,
+}
+
+/// What code is told about itself. In a history that was copied it is what the copied instance was told.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Told<'a> {
+    pub(crate) instance: &'a str,
+    pub(crate) execution: ExecutionId,
+    pub(crate) seed: u64,
+}
+
+impl Identity {
+    /// What code is told that would ask for event `next` next.
+    pub(crate) fn told(&self, next: EventId) -> Told<'_> {
+        let copied_from = self.forks.iter().find(|fork| next <= fork.at);
+        let (instance, execution) = copied_from
+            .map_or((self.instance.as_str(), self.execution), |fork| (fork.instance.as_str(), fork.execution));
+        let seed = self.forks.iter().rev().find(|fork| fork.at < next).map_or(self.seed, |fork| fork.seed);
+        Told { instance, execution, seed }
+    }
 }
 
 /// Something that orchestration code asked for in the running poll.
@@ -75,7 +97,7 @@ pub(crate) struct Runaway;
 
 pub(crate) struct JournalState {
     pub(crate) identity: Identity,
-    pub(crate) limits: Arc<Limits>,
+    pub(crate) limits: CodeLimits,
     /// Only inside a poll may code command; drops at any other time emit nothing.
     pub(crate) polling: bool,
     pub(crate) replaying: bool,
@@ -92,22 +114,25 @@ pub(crate) struct JournalState {
     pub(crate) guids: u64,
     pub(crate) open_activities: u32,
     pub(crate) timers: BTreeSet<(Millis, EventId)>,
-    pub(crate) waits: BTreeMap<String, VecDeque<EventId>>,
-    pub(crate) dequeues: BTreeMap<String, VecDeque<EventId>>,
+    pub(crate) waits: BTreeMap<String, BTreeSet<EventId>>,
+    pub(crate) dequeues: BTreeMap<String, BTreeSet<EventId>>,
     /// Activities that are being tried by a retry policy, by the scheduling event of their first attempt.
     pub(crate) retried: BTreeSet<EventId>,
-    open_ops: usize,
     ops: BTreeMap<EventId, Op>,
+    /// Operations without an outcome.
+    open: BTreeSet<EventId>,
     /// Completed and not yet taken: (completion, operation).
-    ready: BTreeSet<(EventId, EventId)>,
+    pub(crate) ready: BTreeSet<(EventId, EventId)>,
     /// While a select looks for its winner, completions after this one are not visible.
-    horizon: Option<EventId>,
-    /// Operations that were polled and held back by the horizon.
-    held_back: Vec<EventId>,
+    pub(crate) horizon: Option<EventId>,
+    /// Operations that the horizon held back in the running attempt of a select.
+    pub(crate) held_back: Vec<EventId>,
+    /// Those of all selects of the running poll, by their completion.
+    pub(crate) held: BTreeMap<EventId, EventId>,
 }
 
 impl Journal {
-    pub(crate) fn new(identity: Identity, limits: Arc<Limits>) -> Arc<Self> {
+    pub(crate) fn new(identity: Identity, limits: CodeLimits) -> Arc<Self> {
         Arc::new(Self {
             inner: Mutex::new(JournalState {
                 identity,
@@ -130,11 +155,12 @@ impl Journal {
                 waits: BTreeMap::new(),
                 dequeues: BTreeMap::new(),
                 retried: BTreeSet::new(),
-                open_ops: 0,
                 ops: BTreeMap::new(),
+                open: BTreeSet::new(),
                 ready: BTreeSet::new(),
                 horizon: None,
                 held_back: Vec::new(),
+                held: BTreeMap::new(),
             }),
         })
     }
@@ -177,42 +203,14 @@ impl Journal {
         self.lock().open_op(id, op);
         id
     }
-
-    /// Runs `attempt` so that a ready result wins over another whose completion came later in history.
-    ///
-    /// Completions become visible one after the other, in their order, as far as `attempt` looks at them.
-    pub(crate) fn in_completion_order<T>(&self, mut attempt: impl FnMut() -> Poll<T>) -> Poll<T> {
-        let outer = {
-            let mut state = self.lock();
-            let outer = state.horizon;
-            if state.ready_count_up_to(outer) < 2 {
-                drop(state);
-                return attempt();
-            }
-            state.horizon = Some(EventId(0));
-            outer
-        };
-        let mut held = Vec::new();
-        loop {
-            let result = attempt();
-            let mut state = self.lock();
-            held.append(&mut state.held_back);
-            let next = if result.is_ready() { None } else { state.next_visible(&held, outer) };
-            let (horizon, wakers) = match next {
-                Some(completion) => (Some(completion), state.wakers(&held, completion)),
-                None => (outer, state.wakers(&held, EventId(u64::MAX))),
-            };
-            state.horizon = horizon;
-            drop(state);
-            wakers.into_iter().for_each(Waker::wake);
-            if next.is_none() {
-                return result;
-            }
-        }
-    }
 }
 
 impl JournalState {
+    /// What the code is told about itself now.
+    pub(crate) fn told(&self) -> Told<'_> {
+        self.identity.told(self.next_event)
+    }
+
     fn push_command(&mut self, source: Option<EventId>, kind: EventKind) -> EventId {
         let id = self.next_event;
         self.next_event = id.next();
@@ -226,17 +224,21 @@ impl JournalState {
             OpKind::Timer { fire_at } => {
                 self.timers.insert((*fire_at, id));
             }
-            OpKind::Wait { name } => self.waits.entry(name.clone()).or_default().push_back(id),
-            OpKind::Dequeue { queue } => self.dequeues.entry(queue.clone()).or_default().push_back(id),
+            OpKind::Wait { name } => {
+                self.waits.entry(name.clone()).or_default().insert(id);
+            }
+            OpKind::Dequeue { queue } => {
+                self.dequeues.entry(queue.clone()).or_default().insert(id);
+            }
             OpKind::Child { .. } => {}
         }
-        self.open_ops += 1;
+        self.open.insert(id);
         self.ops.insert(id, Op { kind, ready: None, waker: None });
     }
 
     /// Takes the operation out of the indexes of what is outstanding.
     fn close_index(&mut self, id: EventId, kind: &OpKind) {
-        self.open_ops -= 1;
+        self.open.remove(&id);
         match kind {
             OpKind::Activity { .. } => self.open_activities -= 1,
             OpKind::Timer { fire_at } => {
@@ -255,16 +257,16 @@ impl JournalState {
 
     /// All operations without an outcome, in the order of their scheduling.
     pub(crate) fn outstanding(&self) -> Vec<(EventId, OpKind)> {
-        self.ops.iter().filter(|(_, op)| op.ready.is_none()).map(|(id, op)| (*id, op.kind.clone())).collect()
+        self.open.iter().filter_map(|id| self.ops.get(id).map(|op| (*id, op.kind.clone()))).collect()
     }
 
     /// The oldest operation without an outcome.
     pub(crate) fn first_outstanding(&self) -> Option<(EventId, OpKind)> {
-        self.ops.iter().find(|(_, op)| op.ready.is_none()).map(|(id, op)| (*id, op.kind.clone()))
+        self.open.first().and_then(|id| self.ops.get(id).map(|op| (*id, op.kind.clone())))
     }
 
     pub(crate) fn has_outstanding(&self) -> bool {
-        self.open_ops > 0
+        !self.open.is_empty()
     }
 
     /// Replaces what a replayed command could not know: the recorded token or due time.
@@ -279,7 +281,7 @@ impl JournalState {
                 *token = *stored
             }
             (OpKind::Timer { fire_at }, EventKind::TimerCreated { fire_at_ms }) => {
-                let stored = Millis(*fire_at_ms);
+                let stored = Millis(*fire_at_ms).min(Millis::FAR);
                 if op.ready.is_none() {
                     self.timers.remove(&(*fire_at, id));
                     self.timers.insert((stored, id));
@@ -290,18 +292,15 @@ impl JournalState {
         }
     }
 
-    /// Gives an operation its outcome; `false` when it has one already or is gone.
-    pub(crate) fn complete(&mut self, id: EventId, completion: EventId, outcome: Outcome) -> bool {
-        let Some(op) = self.ops.get_mut(&id).filter(|op| op.ready.is_none()) else { return false };
+    /// Gives an operation its outcome, unless it has one already or is gone; returns who waits for it.
+    pub(crate) fn complete(&mut self, id: EventId, completion: EventId, outcome: Outcome) -> Option<Waker> {
+        let op = self.ops.get_mut(&id).filter(|op| op.ready.is_none())?;
         op.ready = Some((completion, outcome));
         let waker = op.waker.take();
         let kind = op.kind.clone();
         self.close_index(id, &kind);
         self.ready.insert((completion, id));
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-        true
+        waker
     }
 
     /// The outcome for a future that is polled; keeps the waker when there is none yet.
@@ -341,7 +340,11 @@ impl JournalState {
 
     /// Changes the command that opened an operation, while its poll still runs.
     pub(crate) fn amend(&mut self, id: EventId, change: impl FnOnce(&mut EventKind)) -> bool {
-        let Some(command) = self.commands.iter_mut().rev().find(|command| command.id == id) else { return false };
+        // The commands of a poll have ids without a gap.
+        let first = self.commands.first().map_or(id.0, |command| command.id.0);
+        let position = id.0.checked_sub(first).and_then(|position| usize::try_from(position).ok());
+        let command = position.and_then(|position| self.commands.get_mut(position));
+        let Some(command) = command.filter(|command| command.id == id) else { return false };
         change(&mut command.kind);
         true
     }
@@ -352,32 +355,20 @@ impl JournalState {
         }
     }
 
-    fn ready_count_up_to(&self, horizon: Option<EventId>) -> usize {
-        let last = horizon.unwrap_or(EventId(u64::MAX));
-        self.ready.range(..=(last, EventId(u64::MAX))).take(2).count()
+    /// When an operation that nobody has taken yet was completed.
+    pub(crate) fn completion_of(&self, id: EventId) -> Option<EventId> {
+        self.ops.get(&id).and_then(|op| op.ready.as_ref()).map(|(completion, _)| *completion)
     }
 
-    fn next_visible(&self, held: &[EventId], outer: Option<EventId>) -> Option<EventId> {
-        let current = self.horizon.unwrap_or(EventId(u64::MAX));
-        held.iter()
-            .filter_map(|id| self.ops.get(id).and_then(|op| op.ready.as_ref()).map(|(completion, _)| *completion))
-            .filter(|completion| *completion > current && outer.is_none_or(|last| *completion <= last))
-            .min()
-    }
-
-    fn wakers(&mut self, held: &[EventId], up_to: EventId) -> Vec<Waker> {
-        let mut wakers = Vec::new();
-        for id in held {
-            let visible = |op: &&mut Op| op.ready.as_ref().is_some_and(|(completion, _)| *completion <= up_to);
-            wakers.extend(self.ops.get_mut(id).filter(visible).and_then(|op| op.waker.take()));
-        }
-        wakers
+    /// Takes who waits for an operation.
+    pub(crate) fn waker_of(&mut self, id: EventId) -> Option<Waker> {
+        self.ops.get_mut(&id).and_then(|op| op.waker.take())
     }
 }
 
-fn remove_subscription(index: &mut BTreeMap<String, VecDeque<EventId>>, name: &str, id: EventId) {
+fn remove_subscription(index: &mut BTreeMap<String, BTreeSet<EventId>>, name: &str, id: EventId) {
     if let Some(ids) = index.get_mut(name) {
-        ids.retain(|other| *other != id);
+        ids.remove(&id);
         if ids.is_empty() {
             index.remove(name);
         }

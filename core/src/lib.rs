@@ -3,6 +3,7 @@
 //! Nothing in this crate waits, reads a clock, draws a random number or knows a store or a broker. A turn is a function
 //! of history, new messages, the store's time and 64 random bits; what it wants done outside is returned as data.
 
+mod code_limits;
 mod ids;
 mod limits;
 mod refused_option;
@@ -11,6 +12,7 @@ mod encoding;
 mod error;
 mod event;
 mod message;
+mod panics;
 mod registry;
 mod retry;
 mod rules;
@@ -19,6 +21,7 @@ mod tag;
 mod typed;
 
 mod combine;
+mod completion_order;
 mod context;
 mod context_children;
 mod context_kv;
@@ -26,6 +29,7 @@ mod durable_future;
 mod journal;
 
 mod command;
+mod draft;
 mod ending;
 mod follow;
 mod fork;
@@ -35,6 +39,7 @@ mod replay_check;
 mod timeouts;
 mod turn;
 
+pub use code_limits::CodeLimits;
 pub use combine::{Either2, Either3};
 pub use context::{ContinueAsNew, LogLevel, OrchestrationContext};
 pub use context_children::{SUB_ORCH_AUTO_PREFIX, build_child_instance_id, is_auto_generated_sub_orch_id};
@@ -44,7 +49,7 @@ pub use encoding::{DecodeError, decode, encode};
 pub use error::{AppErrorKind, ConfigErrorKind, ErrorDetails};
 pub use event::{AttemptInfo, Carried, Event, EventKind, HistoryEvent, KvEntry};
 pub use follow::OutsideWake;
-pub use fork::{Fork, ForkError, fork_history};
+pub use fork::{Fork, ForkError, ForkOrigin, ForkPoint, fork_history};
 pub use ids::{
     ActivityKey, Epoch, EventId, ExecutionId, INITIAL_EVENT_ID, INITIAL_EXECUTION_ID, InboxSeq, InstanceId, MessageId,
     Millis, NodeId, ShardId, Token, WorkerId,
@@ -54,6 +59,7 @@ pub use limits::{
     LimitExceeded, Limits, MAX_CUSTOM_STATUS_BYTES, MAX_KV_KEYS, MAX_KV_VALUE_BYTES, NAME_BYTES_MAX, QUEUE_MESSAGES_MAX,
 };
 pub use message::{ActivityOutcome, Beginning, Incoming, Message, MessageKind, ParentLink, StartMessage};
+pub use panics::panic_text;
 pub use refused_option::RefusedOption;
 pub use registry::{
     Handlers, OrchestrationHandler, OrchestrationHandlerRef, OrchestrationRegistry, OrchestrationRegistryBuilder,

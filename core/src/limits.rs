@@ -17,11 +17,6 @@ pub struct Limits {
     pub kv_value_bytes_max: usize,
     /// Bytes of a custom status (default 256 KiB).
     pub custom_status_bytes_max: usize,
-    /// Bytes of the text of an error or panic, of an activity or an orchestration (default 1 MiB); what is longer is cut, and
-    /// says so.
-    pub error_bytes_max: usize,
-    /// Bytes of what an activity notes with a heartbeat (default 1 MiB); what is longer is cut, and says so.
-    pub heartbeat_bytes_max: usize,
     /// Messages waiting in one queue of one instance (default 100,000).
     pub queue_messages_max: usize,
     /// Commands of one turn (default 20,000); more stop the turn as a runaway loop.
@@ -65,8 +60,6 @@ impl Default for Limits {
             kv_keys_max: MAX_KV_KEYS,
             kv_value_bytes_max: MAX_KV_VALUE_BYTES,
             custom_status_bytes_max: MAX_CUSTOM_STATUS_BYTES,
-            error_bytes_max: 1 << 20,
-            heartbeat_bytes_max: 1 << 20,
             queue_messages_max: QUEUE_MESSAGES_MAX,
             commands_per_turn_max: 20_000,
             history_events_max: 200_000,
@@ -123,6 +116,30 @@ pub enum LimitExceeded {
         "instance id {0:?} contains \"::sub::\" or begins with \"sub::\", which is reserved for child instances: choose another id"
     )]
     ReservedId(String),
+    /// The id that a child would get is over `name_bytes_max`.
+    #[error(
+        "the id of the child would have {bytes} bytes, the limit is {max} (name_bytes_max): choose a shorter one with schedule_sub_orchestration_with_id, or shorter ids above it"
+    )]
+    ChildId {
+        /// Its size in bytes.
+        bytes: usize,
+        /// The limit in bytes.
+        max: usize,
+    },
+}
+
+pub(crate) fn payload_within(what: &'static str, text: &str, max: usize) -> Result<(), LimitExceeded> {
+    if text.len() > max {
+        return Err(LimitExceeded::Payload { what, bytes: text.len(), max });
+    }
+    Ok(())
+}
+
+pub(crate) fn name_within(what: &'static str, name: &str, max: usize) -> Result<(), LimitExceeded> {
+    if name.is_empty() || name.len() > max || name.chars().any(char::is_control) {
+        return Err(LimitExceeded::Name { what, got: name.chars().take(80).collect(), max });
+    }
+    Ok(())
 }
 
 impl Limits {
@@ -135,8 +152,6 @@ impl Limits {
             kv_keys_max: _,
             kv_value_bytes_max: _,
             custom_status_bytes_max: _,
-            error_bytes_max: _,
-            heartbeat_bytes_max: _,
             queue_messages_max: _,
             commands_per_turn_max,
             history_events_max,
@@ -165,46 +180,19 @@ impl Limits {
         Ok(())
     }
 
-    /// The text of an error, cut to its limit.
-    pub fn cut_error(&self, text: String) -> String {
-        cut(text, self.error_bytes_max, "error_bytes_max")
-    }
-
-    /// What an activity notes with a heartbeat, cut to its limit.
-    pub fn cut_heartbeat(&self, text: String) -> String {
-        cut(text, self.heartbeat_bytes_max, "heartbeat_bytes_max")
-    }
-
     /// Checks the size of a payload.
     pub fn check_payload(&self, what: &'static str, text: &str) -> Result<(), LimitExceeded> {
-        if text.len() > self.payload_bytes_max {
-            return Err(LimitExceeded::Payload { what, bytes: text.len(), max: self.payload_bytes_max });
-        }
-        Ok(())
+        payload_within(what, text, self.payload_bytes_max)
     }
 
     /// Checks a name (of an orchestration, activity, queue, event, tag, session or key).
     pub fn check_name(&self, what: &'static str, name: &str) -> Result<(), LimitExceeded> {
-        if name.is_empty() || name.len() > self.name_bytes_max || name.chars().any(char::is_control) {
-            return Err(LimitExceeded::Name { what, got: name.chars().take(80).collect(), max: self.name_bytes_max });
-        }
-        Ok(())
+        name_within(what, name, self.name_bytes_max)
     }
 
     /// Checks a key of the KV: like a name, but it may be empty.
     pub fn check_kv_key(&self, key: &str) -> Result<(), LimitExceeded> {
         if key.is_empty() { Ok(()) } else { self.check_name("KV key", key) }
-    }
-
-    /// Checks an instance id that orchestration code chose. It may build on the code's own id, which may be a child's, but not
-    /// be one that a child without an explicit id gets.
-    pub fn check_chosen_child(&self, id: &str) -> Result<(), LimitExceeded> {
-        self.check_name("instance id", id)?;
-        let tail = id.rsplit_once("::sub::").map(|(_, tail)| tail);
-        if tail.is_some_and(|tail| tail.bytes().all(|byte| byte.is_ascii_digit() || byte == b'_')) {
-            return Err(LimitExceeded::ReservedId(id.to_owned()));
-        }
-        Ok(())
     }
 
     /// Checks an instance id that a client chose.
@@ -214,31 +202,5 @@ impl Limits {
             return Err(LimitExceeded::ReservedId(id.to_owned()));
         }
         Ok(())
-    }
-}
-
-/// Keeps the beginning, and says at the end what is missing. A limit that has no room for that leaves the note alone.
-fn cut(mut text: String, max: usize, limit: &str) -> String {
-    if text.len() <= max {
-        return text;
-    }
-    let note = format!(" [cut: {} bytes, the limit is {max} ({limit})]", text.len());
-    text.truncate(text.floor_char_boundary(max.saturating_sub(note.len())));
-    text + &note
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Limits;
-
-    #[test]
-    fn long_errors_are_cut_between_characters_and_say_so() {
-        let limits = Limits { error_bytes_max: 100, ..Limits::default() };
-        assert_eq!(limits.cut_error("x".repeat(100)).len(), 100);
-        for head in ["", "a", "ab", "abc"] {
-            let cut = limits.cut_error(format!("{head}{}", "\u{1f980}".repeat(1_000)));
-            assert!(cut.len() <= 100 && cut.len() > 96 - 4, "{}", cut.len());
-            assert!(cut.starts_with(head) && cut.ends_with("the limit is 100 (error_bytes_max)]"), "{cut}");
-        }
     }
 }

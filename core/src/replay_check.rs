@@ -1,7 +1,5 @@
 //! Says whether today's code still follows a history that was exported earlier.
 
-use std::sync::Arc;
-
 use thiserror::Error;
 
 use crate::follow::{Divergence, Execution, Polled, describe};
@@ -50,19 +48,20 @@ pub fn check_replay(handlers: &dyn Handlers, events: &[Event]) -> Result<(), Rep
         .ok_or_else(|| ReplayDifference::Unregistered { name: name.clone(), version: version.clone() })?;
     let history: Vec<HistoryEvent> = events.iter().map(stored).collect();
     let (id, number) = (InstanceId::new(&first.instance_id), ExecutionId(first.execution_id));
-    let mut execution = Execution::begin(&id, number, &history[0], (handler, &Arc::new(Limits::default()), None))
+    let mut execution = Execution::begin(&id, number, &history[0], (handler, &Limits::default(), None))
         .ok_or(ReplayDifference::NoStart)?;
+    execution.shows_data = true;
     let polled = execution.replay(&history)?;
     match history.last() {
-        Some(last) if last.kind.is_terminal() => check_end(last, &polled),
+        Some(last) if last.kind.is_terminal() => check_end(last, execution.end_of(polled)),
         _ => Ok(()),
     }
 }
 
 /// Compares how the code ended with how the history did.
-fn check_end(last: &HistoryEvent, polled: &Polled) -> Result<(), ReplayDifference> {
+fn check_end(last: &HistoryEvent, polled: Polled) -> Result<(), ReplayDifference> {
     let actual = match (&last.kind, polled) {
-        (EventKind::OrchestrationCompleted { output }, Polled::Returned(Ok(returned))) if output == returned => {
+        (EventKind::OrchestrationCompleted { output }, Polled::Returned(Ok(returned))) if *output == returned => {
             return Ok(());
         }
         (EventKind::OrchestrationFailed { .. }, Polled::Returned(Err(_)) | Polled::Failed(_) | Polled::Waiting)
@@ -72,7 +71,7 @@ fn check_end(last: &HistoryEvent, polled: &Polled) -> Result<(), ReplayDifferenc
         (_, Polled::Failed(details)) => details.display_message(),
         (_, Polled::Waiting) => "waited".to_owned(),
     };
-    Err(ReplayDifference::At { event_id: last.event_id.0, expected: describe(&last.kind), actual })
+    Err(ReplayDifference::At { event_id: last.event_id.0, expected: describe(&last.kind, true), actual })
 }
 
 fn stored(event: &Event) -> HistoryEvent {

@@ -128,6 +128,9 @@ impl UnregisteredBackoffConfig {
 }
 
 fn exponential(base: Duration, multiplier: f64, attempt: u32, max: Duration) -> Duration {
+    if base.is_zero() {
+        return Duration::ZERO;
+    }
     let exponent = i32::try_from(attempt.saturating_sub(1)).unwrap_or(i32::MAX);
     let seconds = base.as_secs_f64() * multiplier.powi(exponent);
     if seconds.is_finite() && seconds >= 0.0 && seconds < max.as_secs_f64() {

@@ -2,9 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::write_typed;
+use crate::{CodeLimits, LimitExceeded, write_typed};
 
 /// The rules that an execution follows to its end, so that replay does as the program did that made the history.
+///
+/// | Rules | Since then |
+/// |---|---|
+/// | 0 | |
+/// | 1 | a text is written as it is by typed calls; ids of children and detached starts are refused as those of clients are; what a select holds back is woken when the poll ends; a full KV takes new values of its keys |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Rules(u32);
@@ -22,4 +27,44 @@ impl Rules {
     pub(crate) fn write<T: Serialize>(self, value: &T) -> Result<String, serde_json::Error> {
         if self.are_first() { serde_json::to_string(value) } else { write_typed(value) }
     }
+
+    /// Checks an instance id that the code of instance `own` chose.
+    pub(crate) fn check_chosen_id(self, limits: &CodeLimits, own: &str, id: &str) -> Result<(), LimitExceeded> {
+        limits.check_name("instance id", id)?;
+        let reserved = if self.are_first() { is_like_a_childs(id) } else { is_reserved(own, id) };
+        if reserved { Err(LimitExceeded::ReservedId(id.to_owned())) } else { Ok(()) }
+    }
+
+    /// Checks the id that a child gets whose code has chosen none: an instance that no client could name must not run.
+    pub(crate) fn check_child_id(self, limits: &CodeLimits, id: &str) -> Result<(), LimitExceeded> {
+        if self.are_first() || id.len() <= limits.name_bytes_max {
+            return Ok(());
+        }
+        Err(LimitExceeded::ChildId { bytes: id.len(), max: limits.name_bytes_max })
+    }
+
+    /// Whether a key may be set in a KV of `keys` keys.
+    pub(crate) fn takes_key(self, limits: &CodeLimits, keys: usize, is_new: bool) -> bool {
+        let adds = is_new || self.are_first();
+        !adds || keys + usize::from(is_new) <= limits.kv_keys_max
+    }
+
+    /// Whether completions that a select held back are woken when it ends, rather than when the poll ends.
+    pub(crate) fn wakes_after_each_select(self) -> bool {
+        self.are_first()
+    }
+}
+
+/// Whether the id could be one that a child without an id of its own gets.
+fn is_like_a_childs(id: &str) -> bool {
+    let tail = id.rsplit_once("::sub::").map(|(_, tail)| tail);
+    tail.is_some_and(|tail| tail.bytes().all(|byte| byte.is_ascii_digit() || byte == b'_'))
+}
+
+/// Whether a client could not choose the id. Code may build on its own id and on those of the instances above it, which
+/// have the reserved part in them.
+fn is_reserved(own: &str, id: &str) -> bool {
+    let above = own.match_indices("::sub::").map(|(at, _)| &own[..at]).chain([own]);
+    let rest = above.filter_map(|above| id.strip_prefix(above)).last().unwrap_or(id);
+    id.starts_with("sub::") || rest.contains("::sub::") || is_like_a_childs(id)
 }

@@ -1,6 +1,5 @@
 //! Running user code: what it may do wrong, and how long it may take.
 
-use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,8 +74,8 @@ pub(crate) async fn execute(
         tokio::select! {
         result = &mut code.0 => match result {
             Ok(Ok(output)) => check_size(worker, output),
-            Ok(Err(error)) => Err(application(worker.options.limits.cut_error(error))),
-            Err(join) => Err(application(worker.options.limits.cut_error(panic_message(join)))),
+            Ok(Err(error)) => Err(application(error)),
+            Err(join) => Err(application(panic_message(join))),
         },
         missed = deadline(timeouts, &heartbeat) => {
             // Nobody waits for it any more; it gets the grace period to notice.
@@ -178,8 +177,6 @@ fn application(message: String) -> ErrorDetails {
 
 fn panic_message(join: JoinError) -> String {
     let Ok(panic) = join.try_into_panic() else { return "activity was aborted".to_owned() };
-    let panic: Box<dyn Any + Send> = panic;
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    let text = outlast_core::panic_text(panic);
     format!("activity panicked: {}", text.unwrap_or_else(|| "without a message".to_owned()))
 }

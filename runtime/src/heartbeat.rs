@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use outlast_core::{ActivityItem, Limits};
+use outlast_core::ActivityItem;
 use outlast_storage::HeartbeatOf;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +17,6 @@ const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// The words of one attempt.
 pub(crate) struct Heartbeat {
     state: Mutex<State>,
-    limits: Limits,
 }
 
 struct State {
@@ -38,12 +37,10 @@ impl Heartbeat {
                 }
             }
         }
-        let state = Mutex::new(State { details, beaten: Instant::now(), saved: true });
-        Self { state, limits: worker.options.limits.clone() }
+        Self { state: Mutex::new(State { details, beaten: Instant::now(), saved: true }) }
     }
 
     pub(crate) fn beat(&self, details: String) {
-        let details = self.limits.cut_heartbeat(details);
         let mut state = self.lock();
         if state.details.as_ref() != Some(&details) {
             state.details = Some(details);

@@ -120,6 +120,9 @@ impl InstanceRun {
         let stored = state.clone();
         let mut instance =
             WarmInstance::hydrate(self.instance.clone(), Snapshot { state, history }, Arc::clone(&self.node.limits));
+        if self.node.options.show_data_in_errors {
+            instance.show_data_in_errors();
+        }
         let (node, id) = (Arc::downgrade(&self.node), self.instance.clone());
         instance.when_woken_outside(Arc::new(move || {
             if let Some(node) = node.upgrade() {

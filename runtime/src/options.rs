@@ -61,6 +61,9 @@ pub struct RuntimeOptions {
     pub limits: Limits,
     /// A warm instance without work for so long is let go (default 60 s).
     pub passivate_after: Duration,
+    /// Whether errors about code that does not follow its history quote inputs and values (default: they say how long those are,
+    /// and by what digest they can be told apart). Such errors are listed, logged and shown on dashboards.
+    pub show_data_in_errors: bool,
 }
 
 impl RuntimeOptions {
@@ -92,6 +95,7 @@ impl RuntimeOptions {
             observability: _,
             limits,
             passivate_after: _,
+            show_data_in_errors: _,
         } = self;
         RefusedOption::if_zero("RuntimeOptions::max_sessions_per_runtime", max_sessions_per_runtime)?;
         limits.check()
@@ -123,6 +127,7 @@ impl Default for RuntimeOptions {
             observability: ObservabilityConfig::default(),
             limits: Limits::default(),
             passivate_after: Duration::from_secs(60),
+            show_data_in_errors: false,
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use outlast_client::{Client, ClientError, Provider};
 use outlast_core::{
     Event, Millis, OrchestrationRegistry, OrchestrationStatus, UnregisteredBackoffConfig, check_replay,
@@ -21,9 +22,11 @@ const EPOCH: Millis = Millis(1_767_225_600_000);
 /// So many looks in a row must find nothing under way; what was just handed over shows up by then.
 const QUIET_LOOKS: u32 = 3;
 const LOOK: Duration = Duration::from_millis(1);
-/// Activities run for real. When nothing else happens for so long while some of them run or wait for a worker, time moves on
-/// without them.
-const ACTIVITY_PATIENCE: Duration = Duration::from_secs(1);
+/// Activities run for real, and time stands while they do. One that runs for so long without anything else happening may wait
+/// for the time itself.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// When nothing happens for so long while activities wait for a worker or have been told to stop, time moves on without them.
+const UNSERVED_PATIENCE: Duration = Duration::from_secs(1);
 /// Unregistered names are poison soon: a test does not wait for a deployment.
 const UNREGISTERED: UnregisteredBackoffConfig =
     UnregisteredBackoffConfig { base_delay: Duration::from_millis(1), max_delay: Duration::from_millis(1) };
@@ -35,6 +38,7 @@ pub struct TestRuntime {
     clock: Arc<VirtualClock>,
     store: Arc<dyn Store>,
     outstanding: Option<Arc<AtomicUsize>>,
+    patience: Duration,
 }
 
 /// Why an exported history could not be checked, or how it differs.
@@ -51,7 +55,9 @@ pub enum ReplayError {
 /// Replays a history that was exported from `read_execution_history` as JSON, and shows the first difference.
 pub fn replay(orchestrations: &OrchestrationRegistry, history_json: &str) -> Result<(), ReplayError> {
     let events: Vec<Event> = serde_json::from_str(history_json)?;
-    Ok(check_replay(orchestrations, &events)?)
+    // As in a turn: the code's own awaits must not meet the executor's budget for polls, which may be that of a test's task.
+    let checked = tokio::task::coop::unconstrained(async { check_replay(orchestrations, &events) });
+    Ok(checked.now_or_never().expect("nothing is awaited in it")?)
 }
 
 /// Runs one instance to its end in a fresh [`TestRuntime`], timers skipped.
@@ -99,7 +105,14 @@ impl TestRuntime {
         let (store, outstanding) = (provider.store(), provider.broker().activity_counter());
         let client = Client::new(Arc::clone(&provider));
         let runtime = Runtime::try_start(provider, activities, orchestrations, options).await?;
-        Ok(Self { runtime, client, clock, store, outstanding })
+        Ok(Self { runtime, client, clock, store, outstanding, patience: PATIENCE })
+    }
+
+    /// How long, in real time, the virtual time waits for activities that run (default 10 s). A test whose activities end only
+    /// when a virtual deadline has passed needs less, one with slow activities more.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// A client of this runtime. Its waits have real timeouts and do not move the time.
@@ -112,8 +125,9 @@ impl TestRuntime {
         Duration::from_millis(self.clock.now().0 - EPOCH.0)
     }
 
-    /// Returns when no turn runs, no activity runs and no message is on its way, or when for a second nothing has happened
-    /// but that activities ran or waited for a worker. The time stands still.
+    /// Returns when no turn runs, no activity runs and no message is on its way, or when patience is at its end: after the time
+    /// of [`TestRuntime::with_patience`] with nothing but running activities, after a second with none but those that wait for
+    /// a worker or have been told to stop. The time stands still.
     pub async fn settle(&self) {
         let (mut quiet, mut seen, mut since) = (0, None, Instant::now());
         while quiet < QUIET_LOOKS {
@@ -123,7 +137,7 @@ impl TestRuntime {
             let now = (outstanding, self.runtime.metrics_snapshot());
             if seen != Some(now) {
                 (seen, since) = (Some(now), Instant::now());
-            } else if since.elapsed() >= ACTIVITY_PATIENCE {
+            } else if since.elapsed() >= if self.runtime.runs_wanted() { self.patience } else { UNSERVED_PATIENCE } {
                 return;
             }
         }

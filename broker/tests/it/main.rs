@@ -12,5 +12,4 @@ mod world;
 mod admission;
 mod conformance;
 mod faults;
-mod half_alive;
 mod rates;

@@ -17,6 +17,58 @@ fn what_is_not_awaited_is_recorded_and_not_run_but_detached_starts_are() {
 }
 
 #[test]
+fn a_child_that_is_dropped_in_its_scheduling_turn_exists_and_is_cancelled() {
+    check(
+        "start dropping x
+         advance 1000",
+        "1.1 OrchestrationStarted dropping x
+         1.2 SubOrchestrationScheduled child i::sub::2 x
+         1.3 <- 2 SubOrchestrationCancelRequested dropped by the orchestration
+         1.4 TimerCreated
+         > send start child to i::sub::2
+         > send cancel to i::sub::2
+         1.5 <- 4 TimerFired
+         1.6 OrchestrationCompleted done
+         = Completed",
+    );
+}
+
+#[test]
+fn what_else_is_dropped_in_its_scheduling_turn_is_recorded_and_does_nothing() {
+    check(
+        "start fickle x
+         raise go first
+         enqueue words kept
+         raise go second
+         advance 1000",
+        "1.1 OrchestrationStarted fickle x
+         1.2 ActivityScheduled A x
+         1.3 <- 2 ActivityCancelRequested dropped by the orchestration
+         1.4 TimerCreated
+         1.5 ExternalSubscribed go
+         1.6 <- 5 ExternalSubscribedCancelled
+         1.7 QueueSubscribed words
+         1.8 <- 7 QueueSubscriptionCancelled
+         1.9 ExternalSubscribed go
+         1.10 <- 9 ExternalEvent go first
+         1.11 OrchestrationCompleted first
+         = Completed",
+    );
+}
+
+#[test]
+fn a_child_that_is_dropped_in_the_last_turn_is_recorded_and_not_run() {
+    check(
+        "start careless x",
+        "1.1 OrchestrationStarted careless x
+         1.2 SubOrchestrationScheduled child i::sub::2 x
+         1.3 <- 2 SubOrchestrationCancelRequested dropped by the orchestration
+         1.4 OrchestrationCompleted done
+         = Completed",
+    );
+}
+
+#[test]
 fn a_cancel_ends_activities_and_says_why() {
     check(
         "start chain in

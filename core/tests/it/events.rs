@@ -1,6 +1,10 @@
 //! What a turn records and asks for.
 
-use crate::harness::check;
+use std::time::Duration;
+
+use outlast_core::{Millis, OrchestrationContext, OrchestrationRegistry, RetryPolicy};
+
+use crate::harness::{Bench, check, start};
 
 #[test]
 fn chain_schedules_the_second_activity_with_the_result_of_the_first() {
@@ -66,6 +70,31 @@ fn a_timer_fires_when_it_is_due_and_not_before() {
          1.6 OrchestrationFailed too late
          = Failed",
     );
+}
+
+#[test]
+fn the_longest_delay_is_a_timer_of_the_year_9999() {
+    let code = |ctx: OrchestrationContext, _: String| async move {
+        let second = ctx.schedule_timer(Duration::from_millis(u64::MAX));
+        let retried = RetryPolicy::new(3).with_timeout(Duration::MAX);
+        let call = ctx.schedule_activity_with_retry("A", "", retried);
+        let never = ctx.select3(ctx.schedule_timer(Duration::MAX), second, call).await;
+        Ok(format!("{never:?}"))
+    };
+    let mut bench = Bench::new(OrchestrationRegistry::builder().register("job", code).build());
+    bench.send(start("job", ""));
+    for cold in [false, true] {
+        if cold {
+            bench.cold();
+        }
+        bench.now = bench.now.plus(Duration::from_secs(3_600 * 24 * 365 * 1_000));
+        bench.turn(Vec::new());
+        assert_eq!(bench.state.wake_at, Some(Millis::FAR));
+        assert!(i64::try_from(Millis::FAR.0).is_ok(), "stores have signed numbers");
+    }
+    let result = bench.result(4, Ok("done")).unwrap();
+    bench.turn(vec![result]);
+    assert_eq!(bench.state.output.as_deref(), Some("Third(Ok(\"done\"))"));
 }
 
 #[test]

@@ -30,6 +30,24 @@ fn every_variant_is_still_written_in_the_same_form() {
     assert_eq!(lines().len(), 30, "a new variant needs a golden line");
 }
 
+/// The start of a fork on a node with other limits, and the bytes that stored it.
+const START_WITH_RULES: &str = include_str!("golden/start_with_rules.txt");
+
+#[test]
+fn a_start_with_rules_limits_and_forks_is_read_and_written_in_the_same_form() {
+    let (json, hex) = START_WITH_RULES.trim_end().split_once('\t').expect("two columns");
+    let kind: EventKind = serde_json::from_str(json).unwrap();
+    let EventKind::OrchestrationStarted { rules, limits, forks, .. } = &kind else { panic!("a start") };
+    assert_eq!((*rules, forks.len()), (outlast_core::Rules::LATEST, 1));
+    let limits = limits.expect("they are recorded");
+    assert_eq!((limits.payload_bytes_max, limits.name_bytes_max, limits.kv_keys_max), (1_000, 512, 100));
+    let written: String = encode(&kind).iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(written, hex);
+    let bytes: Vec<u8> =
+        (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
+    assert_eq!(decode::<EventKind>(&bytes).unwrap(), kind);
+}
+
 #[test]
 fn damaged_bytes_are_an_error_and_never_a_panic() {
     for (_, bytes) in lines() {

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outlast_core::{
-    Decision, Effect, Event, EventKind, ExecutionId, HistoryEvent, InboxSeq, Incoming, InstanceId, InstanceState,
-    Limits, Message, MessageId, MessageKind, Millis, OrchestrationRegistry, Snapshot, StartMessage, Turn, TurnInput,
-    WarmInstance,
+    Decision, Effect, Event, EventKind, ExecutionId, ForkError, ForkOrigin, HistoryEvent, InboxSeq, Incoming,
+    InstanceId, InstanceState, Limits, Message, MessageId, MessageKind, Millis, OrchestrationRegistry, Snapshot,
+    StartMessage, Turn, TurnInput, WarmInstance, fork_history,
 };
 
 /// An instance with its stored form beside it.
@@ -20,6 +20,7 @@ pub(crate) struct Bench {
     pub(crate) inbox: Vec<Incoming>,
     pub(crate) warm: WarmInstance,
     pub(crate) limits: Limits,
+    pub(crate) id: String,
     sequence: i64,
     turns: u64,
 }
@@ -32,8 +33,8 @@ impl Bench {
     pub(crate) fn with_limits(handlers: OrchestrationRegistry, limits: Limits) -> Self {
         let state = InstanceState { execution: ExecutionId(1), ..InstanceState::default() };
         let warm = hydrate(&state, &[], &limits);
-        let (history, inbox) = (Vec::new(), Vec::new());
-        Self { handlers, now: Millis(1_000_000), history, state, inbox, warm, limits, sequence: 0, turns: 0 }
+        let (history, inbox, id) = (Vec::new(), Vec::new(), "i".to_owned());
+        Self { handlers, now: Millis(1_000_000), history, state, inbox, warm, limits, id, sequence: 0, turns: 0 }
     }
 
     /// Puts a message into the inbox and runs a turn over it.
@@ -92,22 +93,38 @@ impl Bench {
 
     /// Drops the live future and makes it again from what is stored.
     pub(crate) fn cold(&mut self) {
-        self.warm = hydrate(&self.state, &self.history, &self.limits);
+        self.warm = hydrate_as(&self.id, &self.state, &self.history, &self.limits);
         let rows = self.inbox.clone();
         if !rows.is_empty() {
             self.turn(rows);
         }
     }
 
+    /// Another instance that goes on from an event of this one, after its first turn.
+    pub(crate) fn fork(&self, at: u64, id: &str, seed: u64) -> Result<Self, ForkError> {
+        let origin = ForkOrigin { instance: InstanceId::new(&self.id), execution: self.state.execution };
+        let fork = fork_history(&self.history, outlast_core::EventId(at), &origin, seed)?;
+        let mut bench = Self::with_limits(self.handlers.clone(), self.limits.clone());
+        (bench.id, bench.state, bench.history) = (id.to_owned(), fork.state, fork.history);
+        (bench.now, bench.turns) = (self.now, self.turns + seed);
+        bench.cold();
+        bench.turn(Vec::new());
+        Ok(bench)
+    }
+
     pub(crate) fn exported(&self) -> Vec<Event> {
-        let id = InstanceId::new("i");
+        let id = InstanceId::new(&self.id);
         self.history.iter().map(|event| Event::from_stored(&id, self.state.execution, event.clone())).collect()
     }
 }
 
 pub(crate) fn hydrate(state: &InstanceState, history: &[HistoryEvent], limits: &Limits) -> WarmInstance {
+    hydrate_as("i", state, history, limits)
+}
+
+fn hydrate_as(id: &str, state: &InstanceState, history: &[HistoryEvent], limits: &Limits) -> WarmInstance {
     let snapshot = Snapshot { state: state.clone(), history: history.to_vec() };
-    WarmInstance::hydrate(InstanceId::new("i"), snapshot, Arc::new(limits.clone()))
+    WarmInstance::hydrate(InstanceId::new(id), snapshot, Arc::new(limits.clone()))
 }
 
 pub(crate) fn start(name: &str, input: &str) -> MessageKind {

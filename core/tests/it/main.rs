@@ -5,10 +5,15 @@ mod harness;
 mod late;
 mod orchestrations;
 
+mod changing_limits;
 mod ending;
 mod events;
+mod forks;
 mod golden;
+mod ids;
+mod many;
 mod nondeterminism;
+mod panics;
 mod select;
 mod typed;
 mod warm_is_cold;

@@ -46,6 +46,44 @@ fn a_changed_command_fails_with_expected_and_actual() {
 }
 
 #[test]
+fn what_differs_is_told_by_length_and_digest_unless_data_may_be_shown() {
+    let code = |secret: &'static str| {
+        OrchestrationRegistry::builder()
+            .register("job", move |ctx: OrchestrationContext, _: String| async move {
+                ctx.set_kv_value("k", secret);
+                ctx.schedule_activity("A", secret).await
+            })
+            .build()
+    };
+    for shown in [false, true] {
+        let mut bench = Bench::new(code("a secret"));
+        bench.send(start("job", "x"));
+        bench.handlers = code("another secret");
+        bench.cold();
+        if shown {
+            bench.warm.show_data_in_errors();
+        }
+        bench.turn(Vec::new());
+        let text = message(&bench);
+        assert!(text.contains("event 2") && text.contains("KV \"k\""), "{text}");
+        assert_eq!(text.contains("a secret") && text.contains("another secret"), shown, "{text}");
+        assert_eq!(text.contains("of 8 bytes, digest ") && text.contains("of 14 bytes, digest "), !shown, "{text}");
+    }
+}
+
+#[test]
+fn an_early_end_is_told_without_what_the_code_said() {
+    let mut bench = Bench::new(first_version());
+    bench.send(start("job", "x"));
+    let failing = |_: OrchestrationContext, _: String| async move { panic!("a secret") };
+    bench.handlers = OrchestrationRegistry::builder().register("job", failing).build();
+    bench.cold();
+    bench.turn(Vec::new());
+    let text = message(&bench);
+    assert!(text.contains("it failed") && !text.contains("secret"), "{text}");
+}
+
+#[test]
 fn code_that_ends_while_history_remains_is_caught() {
     let mut bench = Bench::new(first_version());
     bench.send(start("job", "x"));

@@ -23,6 +23,22 @@ pub(crate) fn registry() -> OrchestrationRegistry {
             ctx.schedule_orchestration("other", "detached", "y");
             Ok("done".to_owned())
         })
+        .register("dropping", |ctx: OrchestrationContext, input: String| async move {
+            drop(ctx.schedule_sub_orchestration("child", input));
+            ctx.schedule_timer(Duration::from_secs(1)).await;
+            Ok("done".to_owned())
+        })
+        .register("careless", |ctx: OrchestrationContext, input: String| async move {
+            drop(ctx.schedule_sub_orchestration("child", input));
+            Ok("done".to_owned())
+        })
+        .register("fickle", |ctx: OrchestrationContext, input: String| async move {
+            drop(ctx.schedule_activity("A", input));
+            drop(ctx.schedule_timer(Duration::from_secs(1)));
+            drop(ctx.schedule_wait("go"));
+            drop(ctx.dequeue_event("words"));
+            Ok(ctx.schedule_wait("go").await)
+        })
         .register("parent", |ctx: OrchestrationContext, input: String| async move {
             ctx.schedule_sub_orchestration("child", input).await
         })

@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use outlast_core::{
     Decision, Either2, EventKind, Incoming, InstanceStatus, MessageKind, OrchestrationContext, OrchestrationRegistry,
     RetryPolicy, TurnInput, check_replay,
@@ -45,6 +47,16 @@ async fn interpret(ctx: OrchestrationContext, program: String) -> Result<String,
                     (None, racing) => drop(racing),
                 }
             }
+            'u' => {
+                let calls = (0..3).map(|n| ctx.schedule_activity("U", n.to_string()));
+                let mut open: FuturesUnordered<_> = calls.collect();
+                let mut late = ctx.schedule_timer(Duration::from_secs(2));
+                log += &ctx.schedule_wait("event").await;
+                while let Either2::First(Some(result)) = ctx.select2(open.next(), &mut late).await {
+                    log += &result.unwrap_or_else(|e| e);
+                    drop(ctx.schedule_activity("D", &log));
+                }
+            }
             'v' => ctx.set_kv_value("v", &log),
             'c' => ctx.set_custom_status(&log),
             'g' => log += &ctx.new_guid().await?,
@@ -83,7 +95,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn warm_and_cold_decide_the_same(program in "[arftwqkdsxvcgn]{1,12}", choices in proptest::collection::vec((any::<u8>(), 0u64..1500), 1..60)) {
+    fn warm_and_cold_decide_the_same(program in "[arftwqkdsxuvcgn]{1,12}", choices in proptest::collection::vec((any::<u8>(), 0u64..1500), 1..60)) {
         let mut bench = Bench::new(registry());
         bench.send(start("program", &program));
         for (choice, pause) in choices {

@@ -4,7 +4,6 @@
 mod blocking;
 mod broker_faults;
 mod figures;
-mod half_alive;
 mod leftovers;
 mod node;
 mod node_faults;
@@ -12,6 +11,5 @@ mod rolling;
 mod rolling_node;
 mod scale;
 mod servers;
-mod shutdown;
 mod store_faults;
 mod timers;

@@ -106,3 +106,77 @@ async fn a_name_that_nobody_has_registered_is_named() {
     let Err(ErrorDetails::Poison { message_type, .. }) = outcome else { panic!("{outcome:?}") };
     assert_eq!(message_type, "activity Missing");
 }
+
+#[tokio::test]
+async fn time_stands_while_an_activity_runs() {
+    let slow = activities().register("Slow", |_: ActivityContext, input: String| async move {
+        tokio::time::sleep(Duration::from_millis(2_500)).await;
+        Ok(input)
+    });
+    let code = |ctx: OrchestrationContext, _: String| async move {
+        let begun = ctx.utc_now().await?;
+        let policy = RetryPolicy::new(1).with_timeout(Duration::from_secs(3_600));
+        let result = ctx.schedule_activity_with_retry("Slow", "in time", policy).await?;
+        let took = ctx.utc_now().await?.duration_since(begun).map_err(|error| error.to_string())?;
+        Ok(format!("{result} after {}", took.as_secs()))
+    };
+    let output = run_once(slow.build(), orchestration("Job", code).build(), ("Job", "")).await;
+    assert_eq!(output.unwrap(), "in time after 0");
+}
+
+#[tokio::test]
+async fn patience_with_activities_is_an_option() {
+    let stuck = activities().register("Stuck", |ctx: ActivityContext, _: String| async move {
+        ctx.cancelled().await;
+        Err("cancelled".to_owned())
+    });
+    let code = |ctx: OrchestrationContext, _: String| async move {
+        let policy = RetryPolicy::new(1).with_timeout(DAY);
+        ctx.schedule_activity_with_retry("Stuck", "", policy).await
+    };
+    let world = TestRuntime::start(stuck.build(), orchestration("Job", code).build()).await.unwrap();
+    let world = world.with_patience(Duration::from_millis(200));
+    world.client().start_orchestration("i", "Job", "").await.unwrap();
+    let real = Instant::now();
+    let status = world.run_to_end("i").await.unwrap();
+    assert!(matches!(&status, OrchestrationStatus::Failed { .. }), "{status:?}");
+    assert!(world.elapsed() >= DAY && real.elapsed() < Duration::from_secs(9), "{:?}", real.elapsed());
+}
+
+/// Meets the executor's budget for polls wherever that counts.
+async fn thrifty(ctx: OrchestrationContext, _: String) -> Result<String, String> {
+    let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+    let mut said = String::new();
+    for n in 0..300 {
+        sender.send(n).map_err(|error| error.to_string())?;
+        receiver.recv().await.ok_or("closed")?;
+    }
+    for n in 0..200 {
+        let timer = ctx.schedule_timer(DAY);
+        tokio::select! {
+            biased;
+            number = async { n } => said = ctx.schedule_activity("Echo", number.to_string()).await?,
+            () = timer => return Err("the timer won".to_owned()),
+        }
+    }
+    Ok(said)
+}
+
+#[tokio::test]
+async fn replay_polls_as_the_runtime_does() {
+    let registry = orchestration("Job", thrifty).build();
+    let world = TestRuntime::start(activities().build(), registry.clone()).await.unwrap();
+    world.client().start_orchestration("i", "Job", "").await.unwrap();
+    let status = world.run_to_end("i").await.unwrap();
+    assert!(matches!(&status, OrchestrationStatus::Completed { output, .. } if output == "199"), "{status:?}");
+    let json = serde_json::to_string(&world.client().read_execution_history("i", 1).await.unwrap()).unwrap();
+    // In a task, whose budget is there, and outside of any.
+    replay(&registry, &json).unwrap();
+    tokio::spawn({
+        let (registry, json) = (registry.clone(), json.clone());
+        async move { replay(&registry, &json).unwrap() }
+    })
+    .await
+    .unwrap();
+    std::thread::spawn(move || replay(&registry, &json).unwrap()).join().unwrap();
+}

@@ -1,6 +1,6 @@
 //! Sub-orchestrations and detached ones.
 
-use outlast::{OrchestrationContext, OrchestrationRegistry};
+use outlast::{EventKind, OrchestrationContext, OrchestrationRegistry};
 
 use crate::model::world::{World, activities, orchestration};
 
@@ -52,6 +52,68 @@ async fn a_child_id_that_is_taken_is_an_error_for_the_parent() {
     let world = World::start(activities(), registry()).await;
     let details = world.run("Taken", "").await.unwrap_err();
     assert!(details.display_message().contains("is taken"), "{}", details.display_message());
+}
+
+#[tokio::test]
+async fn a_child_that_is_dropped_in_its_scheduling_turn_ends_as_cancelled() {
+    let registry = OrchestrationRegistry::builder()
+        .register("Quick", |_: OrchestrationContext, _: String| async move { Ok("it ran".to_owned()) })
+        .register("Dropping", |ctx: OrchestrationContext, _: String| async move {
+            drop(ctx.schedule_sub_orchestration("Quick", ""));
+            drop(ctx.schedule_sub_orchestration_with_id("Quick", "chosen", ""));
+            ctx.schedule_wait("go").await;
+            Ok("went on".to_owned())
+        });
+    let world = World::start(activities(), registry).await;
+    world.client.start_orchestration("i", "Dropping", "").await.unwrap();
+    for child in ["i::sub::2", "chosen"] {
+        world.events("i", 6).await;
+        let details = world.outcome(child).await.unwrap_err();
+        assert_eq!(details.display_message(), "canceled: dropped by the orchestration", "{child}");
+    }
+    world.client.raise_event("i", "go", "").await.unwrap();
+    assert_eq!(world.outcome("i").await.unwrap(), "went on");
+    let history = world.client.read_execution_history("i", 1).await.unwrap();
+    let count = |wanted: fn(&EventKind) -> bool| history.iter().filter(|event| wanted(&event.kind)).count();
+    assert_eq!(count(|kind| matches!(kind, EventKind::SubOrchestrationScheduled { .. })), 2);
+    assert_eq!(count(|kind| matches!(kind, EventKind::SubOrchestrationCancelRequested { .. })), 2);
+}
+
+#[tokio::test]
+async fn ids_that_clients_could_not_use_are_refused_and_nothing_is_recorded() {
+    let registry = OrchestrationRegistry::builder()
+        .register("Detached", |ctx: OrchestrationContext, id: String| async move {
+            ctx.schedule_orchestration("Detached", id, "");
+            ctx.schedule_wait("never").await;
+            Ok(String::new())
+        })
+        .register("Explicit", |ctx: OrchestrationContext, id: String| async move {
+            ctx.schedule_sub_orchestration_with_id("Detached", id, "").await
+        })
+        .register("Deep", |ctx: OrchestrationContext, _: String| async move {
+            ctx.schedule_sub_orchestration("Deep", "").await
+        });
+    let world = World::start(activities(), registry).await;
+    for orchestration in ["Detached", "Explicit"] {
+        world.client.start_orchestration(orchestration, orchestration, "sub::a").await.unwrap();
+        let details = world.outcome(orchestration).await.unwrap_err();
+        assert!(details.display_message().contains("reserved"), "{}", details.display_message());
+        let history = world.client.read_execution_history(orchestration, 1).await.unwrap();
+        let starts = |kind: &EventKind| {
+            matches!(kind, EventKind::OrchestrationChained { .. } | EventKind::SubOrchestrationScheduled { .. })
+        };
+        assert!(!history.iter().any(|event| starts(&event.kind)), "{history:?}");
+    }
+    // Every child that runs has an id that a client can name; the first that would not is an error of its parent.
+    let root = "r".repeat(480);
+    world.client.start_orchestration(&root, "Deep", "").await.unwrap();
+    let details = world.outcome(&root).await.unwrap_err();
+    assert!(details.display_message().contains("name_bytes_max"), "{}", details.display_message());
+    let tree = world.client.get_instance_tree(&root).await.unwrap();
+    assert!(tree.all_ids.len() > 2, "{:?}", tree.all_ids);
+    for id in &tree.all_ids {
+        world.client.cancel_instance(id, "it has ended").await.unwrap();
+    }
 }
 
 #[tokio::test]

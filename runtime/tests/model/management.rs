@@ -91,6 +91,45 @@ async fn a_fork_goes_on_by_itself_and_a_bad_place_is_refused_with_a_better_one()
 }
 
 #[tokio::test]
+async fn a_fork_at_the_event_before_the_end_runs_and_draws_ids_of_its_own() {
+    let code = |ctx: OrchestrationContext, _: String| async move {
+        let before = ctx.new_guid().await?;
+        ctx.schedule_activity("Echo", &before).await?;
+        let kept = ctx.schedule_timer(std::time::Duration::MAX);
+        ctx.schedule_wait("go").await;
+        drop(kept);
+        Ok(format!("{before} {} {}", ctx.new_guid().await?, ctx.instance_id()))
+    };
+    let world = World::start(activities(), orchestration("Forked", code)).await;
+    world.client.start_orchestration("i", "Forked", "").await.unwrap();
+    world.events("i", 5).await;
+    world.client.raise_event("i", "go", "").await.unwrap();
+    let original = world.outcome("i").await.unwrap();
+    let last = world.client.read_execution_history("i", 1).await.unwrap().len() as u64;
+    let refused = world.client.fork_instance("i", 1, last, "fork").await.unwrap_err().to_string();
+    assert!(refused.contains(&format!("the nearest event that allows it is {}", last - 1)), "{refused}");
+    let refused = world.client.fork_instance("i", 1, 1, "fork").await.unwrap_err().to_string();
+    assert!(refused.contains("the nearest event that allows it is 2"), "{refused}");
+    for (id, at) in [("fork", last - 1), ("other", last - 1), ("early", last - 2)] {
+        world.client.fork_instance("i", 1, at, id).await.unwrap();
+        if id == "early" {
+            world.client.raise_event(id, "go", "").await.unwrap();
+        }
+    }
+    let mut drawn = vec![original.clone()];
+    for id in ["fork", "other", "early"] {
+        let output = world.outcome(id).await.unwrap();
+        assert_eq!(output.split(' ').next(), original.split(' ').next(), "the copied part is the same");
+        assert_eq!(output.split(' ').next_back(), Some(id));
+        drawn.push(output);
+    }
+    let mut guids: Vec<&str> = drawn.iter().filter_map(|output| output.split(' ').nth(1)).collect();
+    guids.sort_unstable();
+    guids.dedup();
+    assert_eq!(guids.len(), 4, "{drawn:?}");
+}
+
+#[tokio::test]
 async fn a_start_may_end_what_runs_under_its_id_and_begin_anew() {
     let registry = OrchestrationRegistry::builder()
         .register("Hold", |ctx: OrchestrationContext, _: String| async move {

@@ -1,0 +1,51 @@
+//! A turn while it is decided: what it has recorded so far, and what it will ask for when it is finished.
+
+use std::collections::BTreeMap;
+
+use crate::instance::{TurnInput, WarmInstance};
+use crate::{ActivityItem, ActivityKey, Effect, EventId, Incoming, Millis, OutboundMessage, Turn, Verdict};
+
+/// A turn in the making.
+pub(crate) struct Draft {
+    pub(crate) now: Millis,
+    pub(crate) seed: u64,
+    pub(crate) turn: Turn,
+    /// Activities and children that were scheduled in this turn and are still wanted.
+    pub(crate) dispatch: BTreeMap<EventId, ActivityItem>,
+    pub(crate) children: BTreeMap<EventId, NewChild>,
+}
+
+/// A child that was scheduled in this turn.
+pub(crate) struct NewChild {
+    pub(crate) start: OutboundMessage,
+    /// Why it was cancelled in the same turn.
+    pub(crate) cancelled: Option<String>,
+}
+
+impl Draft {
+    pub(crate) fn new(instance: &WarmInstance, input: &TurnInput) -> Self {
+        let turn = Turn { expected: instance.expected(), ..Turn::default() };
+        Self { now: input.now, seed: input.seed, turn, dispatch: BTreeMap::new(), children: BTreeMap::new() }
+    }
+
+    /// Marks a message as dealt with.
+    pub(crate) fn consume(&mut self, incoming: &Incoming, verdict: Verdict) {
+        match incoming.seq {
+            Some(seq) => self.turn.consumed.push(seq),
+            None => self.turn.verdicts.push((incoming.message.id.clone(), verdict)),
+        }
+    }
+
+    /// Cancels an activity, or never dispatches it when it was scheduled in this very turn.
+    pub(crate) fn cancel_activity(&mut self, key: ActivityKey) {
+        if self.dispatch.remove(&key.event).is_none() {
+            self.turn.effects.push(Effect::CancelActivity(key));
+        }
+    }
+
+    /// What was scheduled in the last turn of an execution is recorded and not run.
+    pub(crate) fn drop_unawaited(&mut self) {
+        self.dispatch.clear();
+        self.children.clear();
+    }
+}
