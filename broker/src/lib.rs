@@ -7,5 +7,5 @@ pub mod jetstream;
 
 pub use seam::{
     Broker, Control, Delivery, Dispatch, Error, News, Report, ReportReply, ReportResult, Settle, ShardMail,
-    StatusWatch, WorkSource, WorkerProfile,
+    StatusWatch, Trouble, WorkSource, WorkerProfile,
 };

@@ -19,6 +19,7 @@
 //! A broker may lose everything at any time; whoever uses it must be able to find all facts in the store.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use outlast_core::{
@@ -158,6 +159,12 @@ pub trait WorkSource: Send {
     /// closed. The wait may be given up: what was fetched is not lost with it.
     async fn next(&mut self, room: usize) -> Option<Vec<Delivery>>;
 
+    /// Whether something waits that this worker would be given if it had room, as far as is known. Asked by a worker that is
+    /// full, now and then.
+    async fn has_waiting(&mut self) -> bool {
+        false
+    }
+
     /// Whether the worker has room for sessions that nobody holds. Until told otherwise it has.
     fn admit_sessions(&mut self, admit: bool);
 
@@ -189,6 +196,15 @@ pub struct News {
     pub status: Option<OrchestrationStatus>,
     /// The execution that the status is of: news may be late, and the id may have begun anew.
     pub execution: ExecutionId,
+}
+
+/// Something that keeps a broker from its work.
+#[derive(Clone, Debug)]
+pub struct Trouble {
+    /// What it is, and what to do.
+    pub reason: String,
+    /// Since when.
+    pub since: Instant,
 }
 
 /// Pushed changes of one instance. Their loss costs time only.
@@ -250,6 +266,11 @@ pub trait Broker: Send + Sync + 'static {
     /// Rises whenever work may have been lost, so that owners hand out again what has no outcome.
     fn losses(&self) -> watch::Receiver<u64> {
         watch::channel(0).1
+    }
+
+    /// What keeps it from its work, for clients to list.
+    fn troubles(&self) -> Vec<Trouble> {
+        Vec::new()
     }
 
     /// A worker is dead: what was brought to it alone is dropped, for owners to hand out again.

@@ -11,10 +11,10 @@ use serde::de::DeserializeOwned;
 use crate::wait::from_text;
 use crate::{Client, ClientError};
 
-/// Something that waits for what nobody serves: an orchestration, an activity or a tag.
+/// Something that stands still without waiting for what its code has asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The instance that waits, or the one that waits longest.
+    /// The instance that waits, or the one that waits longest; empty when a node or the broker has the problem.
     pub instance_id: String,
     /// Its orchestration.
     pub orchestration: String,
@@ -142,7 +142,7 @@ impl Client {
         Ok(self.store.stats(&InstanceId::new(instance)).await?)
     }
 
-    /// What waits for an orchestration, an activity or a tag that nobody serves, known within some seconds.
+    /// What stands still without waiting for something that its code has asked for, known within ten seconds.
     pub async fn list_problems(&self) -> Result<Vec<Problem>, ClientError> {
         let rows = self.store.problems().await?;
         Ok(rows

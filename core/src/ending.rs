@@ -139,6 +139,7 @@ impl WarmInstance {
             None => outstanding_in(&self.cold),
         };
         self.cancel_open(draft, open, "the orchestration has failed");
+        let details = details.within(&self.limits);
         self.terminate(draft, EventKind::OrchestrationFailed { details });
     }
 

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::Limits;
+
 /// Details of a failure, as stored in history and shown to clients.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ErrorDetails {
@@ -102,6 +104,21 @@ impl ErrorDetails {
             Self::Infrastructure { retryable, .. } | Self::Application { retryable, .. } => *retryable,
             Self::Configuration { .. } | Self::Poison { .. } => false,
         }
+    }
+
+    /// The same with a text of at most `error_bytes_max`.
+    #[must_use]
+    pub(crate) fn within(mut self, limits: &Limits) -> Self {
+        match &mut self {
+            Self::Infrastructure { message, .. }
+            | Self::Application { message, .. }
+            | Self::Poison { message, .. }
+            | Self::Configuration { message: Some(message), .. } => {
+                *message = limits.cut_error(std::mem::take(message));
+            }
+            Self::Configuration { message: None, .. } => {}
+        }
+        self
     }
 
     /// An error that user code returned.

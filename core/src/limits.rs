@@ -17,6 +17,11 @@ pub struct Limits {
     pub kv_value_bytes_max: usize,
     /// Bytes of a custom status (default 256 KiB).
     pub custom_status_bytes_max: usize,
+    /// Bytes of the text of an error or panic, of an activity or an orchestration (default 1 MiB); what is longer is cut, and
+    /// says so.
+    pub error_bytes_max: usize,
+    /// Bytes of what an activity notes with a heartbeat (default 1 MiB); what is longer is cut, and says so.
+    pub heartbeat_bytes_max: usize,
     /// Messages waiting in one queue of one instance (default 100,000).
     pub queue_messages_max: usize,
     /// Commands of one turn (default 20,000); more stop the turn as a runaway loop.
@@ -60,6 +65,8 @@ impl Default for Limits {
             kv_keys_max: MAX_KV_KEYS,
             kv_value_bytes_max: MAX_KV_VALUE_BYTES,
             custom_status_bytes_max: MAX_CUSTOM_STATUS_BYTES,
+            error_bytes_max: 1 << 20,
+            heartbeat_bytes_max: 1 << 20,
             queue_messages_max: QUEUE_MESSAGES_MAX,
             commands_per_turn_max: 20_000,
             history_events_max: 200_000,
@@ -152,6 +159,8 @@ impl Limits {
             kv_keys_max: _,
             kv_value_bytes_max: _,
             custom_status_bytes_max: _,
+            error_bytes_max: _,
+            heartbeat_bytes_max: _,
             queue_messages_max: _,
             commands_per_turn_max,
             history_events_max,
@@ -180,6 +189,16 @@ impl Limits {
         Ok(())
     }
 
+    /// The text of an error, cut to its limit.
+    pub fn cut_error(&self, text: String) -> String {
+        cut(text, self.error_bytes_max, "error_bytes_max")
+    }
+
+    /// What an activity notes with a heartbeat, cut to its limit.
+    pub fn cut_heartbeat(&self, text: String) -> String {
+        cut(text, self.heartbeat_bytes_max, "heartbeat_bytes_max")
+    }
+
     /// Checks the size of a payload.
     pub fn check_payload(&self, what: &'static str, text: &str) -> Result<(), LimitExceeded> {
         payload_within(what, text, self.payload_bytes_max)
@@ -202,5 +221,31 @@ impl Limits {
             return Err(LimitExceeded::ReservedId(id.to_owned()));
         }
         Ok(())
+    }
+}
+
+/// Keeps the beginning, and says at the end what is missing. A limit that has no room for that leaves the note alone.
+fn cut(mut text: String, max: usize, limit: &str) -> String {
+    if text.len() <= max {
+        return text;
+    }
+    let note = format!(" [cut: {} bytes, the limit is {max} ({limit})]", text.len());
+    text.truncate(text.floor_char_boundary(max.saturating_sub(note.len())));
+    text + &note
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Limits;
+
+    #[test]
+    fn long_errors_are_cut_between_characters_and_say_so() {
+        let limits = Limits { error_bytes_max: 100, ..Limits::default() };
+        assert_eq!(limits.cut_error("x".repeat(100)).len(), 100);
+        for head in ["", "a", "ab", "abc"] {
+            let cut = limits.cut_error(format!("{head}{}", "\u{1f980}".repeat(1_000)));
+            assert!(cut.len() <= 100 && cut.len() > 96 - 4, "{}", cut.len());
+            assert!(cut.starts_with(head) && cut.ends_with("the limit is 100 (error_bytes_max)]"), "{cut}");
+        }
     }
 }

@@ -116,7 +116,7 @@ impl ActivityContext {
     }
 
     /// Notes how far the work is, and that it goes on. The next attempt can read the details, on any worker, also after this one
-    /// has failed or its worker has died; they are stored at most once a second.
+    /// has failed or its worker has died; they are stored at most once a second, cut to `Limits::heartbeat_bytes_max`.
     pub fn heartbeat(&self, details: impl Into<String>) {
         self.inner.heartbeat.beat(details.into());
     }

@@ -1,8 +1,10 @@
 //! One attempt of an activity: run, report until the owner has committed, ack.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use outlast_broker::{Delivery, Report, ReportReply, ReportResult, Settle};
 use outlast_core::{ActivityItem, AttemptInfo, EventKind, HistoryEvent, Message, MessageKind, ShardId, Verdict};
 use tokio::sync::OwnedSemaphorePermit;
@@ -12,6 +14,8 @@ use crate::counters::Counters;
 use crate::dispatch::result_id;
 use crate::execute::{Call, Executed, execute};
 use crate::sessions::{Claim, SessionUse};
+use crate::supervision::text_of;
+use crate::troubles::Untaken;
 use crate::worker::{Slot, Worker};
 
 /// Pause before a report is repeated.
@@ -20,7 +24,7 @@ const REPORT_AGAIN_MAX: Duration = Duration::from_secs(1);
 /// How often the owner is told that an item begins.
 const ASK_TRIES: u32 = 5;
 /// How long the store may take to keep a result that no owner has taken.
-const LAY_DOWN_MAX: Duration = Duration::from_secs(2);
+const LAY_DOWN_MAX: Duration = Duration::from_millis(1_500);
 
 /// What one attempt takes up of its worker.
 pub(crate) struct Admission {
@@ -35,7 +39,18 @@ pub(crate) struct Admission {
 pub(crate) async fn run(worker: Arc<Worker>, delivery: Delivery, cancelled: CancellationToken, admission: Admission) {
     let Delivery { item, queued_ms, redelivered, settle } = delivery;
     let identity = (item.key.clone(), item.token);
-    let decision = attempt(&worker, item, (queued_ms, redelivered, cancelled), admission).await;
+    let attempt = attempt(&worker, item, (queued_ms, redelivered, cancelled), admission);
+    let decision = match AssertUnwindSafe(attempt).catch_unwind().await {
+        Ok(decision) => decision,
+        Err(panic) => {
+            // User code is caught where it runs, so this is a fault of ours. Left in the tables below, the item would never
+            // run again here: whatever came of it would count as a copy.
+            let reason = text_of(panic.as_ref());
+            tracing::error!(target: crate::observability::RUNTIME, instance = %identity.0.instance, reason, "an attempt panicked outside of user code, it is made again");
+            tokio::time::sleep(REPORT_AGAIN_MAX).await;
+            Settle::Requeue
+        }
+    };
     let copies = worker.lock_held().remove(&identity).unwrap_or_default();
     for settle in copies.into_iter().chain([settle]) {
         settle(decision.clone());
@@ -159,12 +174,14 @@ async fn ask(worker: &Arc<Worker>, item: &ActivityItem, tries: u32) -> Option<bo
     None
 }
 
-/// A result that is too large for a message.
+/// A result that is too large for a message, by what the server takes at this moment.
 fn is_large(worker: &Worker, result: &ReportResult) -> bool {
-    match result {
-        ReportResult::Done { outcome: Ok(output), .. } => output.len() > worker.broker.payload_bytes_max(),
-        ReportResult::Done { .. } | ReportResult::Begun | ReportResult::Unregistered { .. } => false,
-    }
+    let bytes = match result {
+        ReportResult::Done { outcome: Ok(output), .. } => output.len(),
+        ReportResult::Done { outcome: Err(details), .. } => outlast_core::encode(details).len(),
+        ReportResult::Begun | ReportResult::Unregistered { .. } => 0,
+    };
+    bytes > worker.broker.payload_bytes_max()
 }
 
 /// Lays a result down in the inbox, where its owner finds it; tries until the store takes it. `false` for what is no result.
@@ -194,26 +211,32 @@ async fn deliver_report(worker: &Arc<Worker>, item: &ActivityItem, result: Repor
         settled = settle_report(worker, item, &result) => return settled,
         () = worker.stopped.cancelled() => {}
     }
+    worker.troubles.results.end(&item.key);
     let kept = tokio::time::timeout(LAY_DOWN_MAX, lay_down(worker, item, &result)).await;
     kept.unwrap_or(false)
 }
 
 async fn settle_report(worker: &Arc<Worker>, item: &ActivityItem, result: &ReportResult) -> bool {
-    if is_large(worker, result) {
-        return lay_down(worker, item, result).await;
-    }
     let mut shard = ShardId::of(&item.key.instance, worker.shards);
     let mut pause = REPORT_AGAIN;
     loop {
+        if is_large(worker, result) {
+            return lay_down(worker, item, result).await;
+        }
         let report = Report { key: item.key.clone(), token: item.token, result: result.clone() };
         match worker.broker.report(shard, report).await {
-            ReportReply::Settled(_) => return true,
+            ReportReply::Settled(_) => {
+                worker.troubles.results.end(&item.key);
+                return true;
+            }
             ReportReply::Moved(to) if to != shard => {
                 shard = to;
                 continue;
             }
             ReportReply::Moved(_) | ReportReply::TryAgain => {}
         }
+        let untaken = Untaken { activity: item.name.clone(), orchestration: item.orchestration.clone() };
+        worker.troubles.results.note(item.key.clone(), untaken);
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(REPORT_AGAIN_MAX);
     }

@@ -1,14 +1,18 @@
 //! Brings the turns of all instances of a node into few transactions: whatever arrived during the last commit is the next.
 //! It has a thread of its own.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 use outlast_broker::Broker;
+use outlast_core::InstanceId;
 use outlast_storage::{FencedTurn, Store, TurnOutcome};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::observability::RUNTIME;
 use crate::own_thread::COMMITS;
+use crate::supervision::{NodeTask, Supervisor};
 
 /// What became of a turn, as its actor sees it.
 #[derive(Debug)]
@@ -31,21 +35,48 @@ struct Request {
 #[derive(Clone)]
 pub(crate) struct Committer {
     requests: mpsc::Sender<Request>,
+    /// Since when a commit is under way, and of whom.
+    under_way: Arc<std::sync::Mutex<Option<(InstanceId, Instant)>>>,
 }
 
 impl Committer {
     /// Starts the task that commits; it ends when all handles are gone.
-    pub(crate) fn start(store: Arc<dyn Store>, broker: Arc<dyn Broker>, group_max: usize) -> Self {
+    pub(crate) fn start(
+        (store, broker): (Arc<dyn Store>, Arc<dyn Broker>),
+        group_max: usize,
+        supervisor: Arc<Supervisor>,
+    ) -> Self {
         let group_max = group_max.min(GROUP_MAX);
-        let (requests, mut queue) = mpsc::channel::<Request>(group_max * 4);
-        COMMITS.spawn(async move {
-            let mut requests = Vec::with_capacity(group_max);
-            while queue.recv_many(&mut requests, group_max).await > 0 {
-                let (turns, answers): (Vec<_>, Vec<_>) = requests.drain(..).map(|r| (r.turn, r.answer)).unzip();
-                commit_group((store.as_ref(), broker.as_ref()), turns, answers).await;
+        let (requests, queue) = mpsc::channel::<Request>(group_max * 4);
+        let (queue, closed) = (Arc::new(Mutex::new(queue)), CancellationToken::new());
+        let asked = closed.clone();
+        let under_way = Arc::new(std::sync::Mutex::new(None));
+        let noted = Arc::clone(&under_way);
+        COMMITS.spawn(supervisor.keep(NodeTask::Commits, asked, move || {
+            let (store, broker, queue) = (Arc::clone(&store), Arc::clone(&broker), Arc::clone(&queue));
+            let (noted, closed) = (Arc::clone(&noted), closed.clone());
+            async move {
+                // Held for as long as the task runs: only its successor asks for it again.
+                let mut queue = queue.lock().await;
+                let mut requests = Vec::with_capacity(group_max);
+                while queue.recv_many(&mut requests, group_max).await > 0 {
+                    // A panic drops the answers: each actor takes its outcome for unknown and reads the store.
+                    let (turns, answers): (Vec<_>, Vec<_>) = requests.drain(..).map(|r| (r.turn, r.answer)).unzip();
+                    let note = |commit| *noted.lock().unwrap_or_else(PoisonError::into_inner) = commit;
+                    note(turns.first().map(|turn: &FencedTurn| (turn.instance.clone(), Instant::now())));
+                    commit_group((store.as_ref(), broker.as_ref()), turns, answers).await;
+                    note(None);
+                }
+                closed.cancel();
             }
-        });
-        Self { requests }
+        }));
+        Self { requests, under_way }
+    }
+
+    /// Whose commit is under way, with others, and for how long.
+    pub(crate) fn under_way(&self) -> Option<(InstanceId, Duration)> {
+        let under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        under_way.as_ref().map(|(instance, since)| (instance.clone(), since.elapsed()))
     }
 
     /// Commits one turn together with its neighbours.

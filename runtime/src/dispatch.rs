@@ -14,9 +14,13 @@ use crate::counters::Counters;
 use crate::node::Node;
 use crate::notices::no_worker_has;
 use crate::observability::{ACTIVITY, ORCHESTRATION, RUNTIME};
+use crate::supervision::NodeTask;
+use crate::troubles::Refusal;
 
 /// Pause before activities are published again.
 const PUBLISH_AGAIN: Duration = Duration::from_secs(1);
+/// Pause before the store is asked again.
+const STORE_AGAIN: Duration = Duration::from_millis(200);
 
 /// 64 random bits: the hash of nothing under keys that the standard library draws from the system.
 pub(crate) fn random_bits() -> u64 {
@@ -102,15 +106,47 @@ impl Node {
         let count = items.len();
         let Err(error) = self.publish(&items, again).await else { return };
         tracing::warn!(target: RUNTIME, %error, count, "activities were not published, trying again");
-        let node = Arc::clone(self);
-        tokio::spawn(async move {
-            while !node.stopping.is_cancelled() && node.publish(&items, true).await.is_err() {
-                tokio::time::sleep(PUBLISH_AGAIN).await;
+        let items = Arc::new(items);
+        self.until_done(move |node| {
+            let items = Arc::clone(&items);
+            async move {
+                while !node.stopping.is_cancelled() && node.publish(&items, true).await.is_err() {
+                    tokio::time::sleep(PUBLISH_AGAIN).await;
+                }
             }
         });
     }
 
+    /// Does something beside the caller, anew after a panic: nobody else knows that it is to be done.
+    fn until_done<F>(self: &Arc<Self>, work: impl Fn(Arc<Self>) -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (node, done) = (Arc::clone(self), self.stopping.child_token());
+        let asked = done.clone();
+        tokio::spawn(Arc::clone(&self.supervisor).keep(NodeTask::Dispatch, asked, move || {
+            let (work, done) = (work(Arc::clone(&node)), done.clone());
+            async move {
+                work.await;
+                done.cancel();
+            }
+        }));
+    }
+
+    /// Brings activities to the broker; notes when it does not take them.
     pub(crate) async fn publish(&self, items: &[ActivityItem], again: bool) -> Result<(), PublishError> {
+        let published = self.try_publish(items, again).await;
+        match (&published, items.first()) {
+            (Ok(()), _) => self.troubles.broker.end(&()),
+            (Err(error), Some(first)) => {
+                self.troubles.broker.note((), Refusal { reason: error.to_string(), first: first.clone() });
+            }
+            (Err(_), None) => {}
+        }
+        published
+    }
+
+    async fn try_publish(&self, items: &[ActivityItem], again: bool) -> Result<(), PublishError> {
         let max = self.broker.payload_bytes_max();
         let mut dispatches: Vec<Dispatch> =
             items.iter().map(|item| Dispatch { item: lighten(item, max), worker: None, again }).collect();
@@ -128,20 +164,22 @@ impl Node {
 
     /// Reads another instance's value for an orchestration and brings it back as the activity's result.
     fn read_kv(self: &Arc<Self>, item: ActivityItem) {
-        let node = Arc::clone(self);
-        let reading = self.reads.begin();
-        tokio::spawn(async move {
-            let _reading = reading;
-            let Ok((instance, key)) = serde_json::from_str::<(String, String)>(&item.input) else { return };
-            let value = loop {
-                match node.store.kv(&InstanceId::new(&instance), Some(&key)).await {
-                    Ok(entries) => break entries.into_iter().next().map(|entry| entry.value),
-                    Err(_) if node.stopping.is_cancelled() => return,
-                    Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
-                }
-            };
-            let result = serde_json::to_string(&value).expect("an optional text is JSON");
-            node.settle_activity(&item.key, item.token, Ok(result));
+        let (item, reading) = (Arc::new(item), self.reads.begin());
+        self.until_done(move |node| {
+            let (item, reading) = (Arc::clone(&item), reading.clone());
+            async move {
+                let _reading = reading;
+                let Ok((instance, key)) = serde_json::from_str::<(String, String)>(&item.input) else { return };
+                let value = loop {
+                    match node.store.kv(&InstanceId::new(&instance), Some(&key)).await {
+                        Ok(entries) => break entries.into_iter().next().map(|entry| entry.value),
+                        Err(_) if node.stopping.is_cancelled() => return,
+                        Err(_) => tokio::time::sleep(STORE_AGAIN).await,
+                    }
+                };
+                let result = serde_json::to_string(&value).expect("an optional text is JSON");
+                node.settle_activity(&item.key, item.token, Ok(result));
+            }
         });
     }
 
@@ -199,16 +237,25 @@ impl Node {
             );
         }
         self.outstanding.postpone(&key, delay);
-        let node = Arc::clone(self);
-        tokio::spawn(async move {
-            tokio::time::sleep(delay).await;
-            // Not wanted any more, or still outstanding: the stored history knows.
-            let Ok(Some(loaded)) = node.store.load(&key.instance).await else { return };
-            let snapshot = outlast_core::Snapshot { state: loaded.state, history: loaded.history };
-            let instance =
-                outlast_core::WarmInstance::hydrate(key.instance.clone(), snapshot, Arc::clone(&node.limits));
-            let items = instance.outstanding().into_iter().filter(|item| item.key == key).collect();
-            node.dispatch(items, (loaded.shard, true)).await;
+        self.until_done(move |node| {
+            let key = key.clone();
+            async move {
+                tokio::time::sleep(delay).await;
+                // Not wanted any more, or still outstanding: the stored history knows.
+                let loaded = loop {
+                    match node.store.load(&key.instance).await {
+                        Ok(Some(loaded)) => break loaded,
+                        Ok(None) => return,
+                        Err(_) if node.stopping.is_cancelled() => return,
+                        Err(_) => tokio::time::sleep(STORE_AGAIN).await,
+                    }
+                };
+                let snapshot = outlast_core::Snapshot { state: loaded.state, history: loaded.history };
+                let instance =
+                    outlast_core::WarmInstance::hydrate(key.instance.clone(), snapshot, Arc::clone(&node.limits));
+                let items = instance.outstanding().into_iter().filter(|item| item.key == key).collect();
+                node.dispatch(items, (loaded.shard, true)).await;
+            }
         });
     }
 }

@@ -74,8 +74,8 @@ pub(crate) async fn execute(
         tokio::select! {
         result = &mut code.0 => match result {
             Ok(Ok(output)) => check_size(worker, output),
-            Ok(Err(error)) => Err(application(error)),
-            Err(join) => Err(application(panic_message(join))),
+            Ok(Err(error)) => Err(application(worker.options.limits.cut_error(error))),
+            Err(join) => Err(application(worker.options.limits.cut_error(panic_message(join)))),
         },
         missed = deadline(timeouts, &heartbeat) => {
             // Nobody waits for it any more; it gets the grace period to notice.

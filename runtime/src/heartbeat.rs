@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use outlast_core::ActivityItem;
+use outlast_core::{ActivityItem, Limits};
 use outlast_storage::HeartbeatOf;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +17,7 @@ const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// The words of one attempt.
 pub(crate) struct Heartbeat {
     state: Mutex<State>,
+    limits: Limits,
 }
 
 struct State {
@@ -37,10 +38,12 @@ impl Heartbeat {
                 }
             }
         }
-        Self { state: Mutex::new(State { details, beaten: Instant::now(), saved: true }) }
+        let state = Mutex::new(State { details, beaten: Instant::now(), saved: true });
+        Self { state, limits: worker.options.limits.clone() }
     }
 
     pub(crate) fn beat(&self, details: String) {
+        let details = self.limits.cut_heartbeat(details);
         let mut state = self.lock();
         if state.details.as_ref() != Some(&details) {
             state.details = Some(details);

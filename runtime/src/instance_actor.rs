@@ -12,6 +12,7 @@ use crate::mailbox::{Inbound, Mailbox};
 use crate::node::Node;
 use crate::observability::RUNTIME;
 use crate::run_turn::{After, InstanceRun};
+use crate::supervision::text_of;
 
 /// Pause after a turn that panicked.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
@@ -43,26 +44,35 @@ impl Actor for InstanceActor {
     }
 
     async fn handle(&self, _: ActorRef<Run>, _: Run, run: &mut InstanceRun) -> Result<(), ActorProcessingErr> {
+        // An actor that ended by itself would stay among the warm ones, and take messages for nobody.
+        while let Err(panic) = AssertUnwindSafe(self.run_turns(run)).catch_unwind().await {
+            // User code is caught where it runs, so this is a fault of ours; the store knows where the instance stands.
+            let reason = format!("a turn panicked: {}", text_of(panic.as_ref()));
+            tracing::error!(target: RUNTIME, instance = %self.instance, reason, "the instance is read again");
+            self.node.troubles.turns.note(self.instance.clone(), reason);
+            *run = InstanceRun::new(Arc::clone(&self.node), self.instance.clone());
+            tokio::time::sleep(AFTER_PANIC).await;
+            self.node.deliver(&self.instance, Inbound::Nudge);
+        }
+        Ok(())
+    }
+}
+
+impl InstanceActor {
+    /// Runs turns until nothing waits.
+    async fn run_turns(&self, run: &mut InstanceRun) {
         let max = self.node.limits.messages_per_turn_max;
         loop {
             let inbound = if run.has_backlog() { Vec::new() } else { self.mailbox.take(max) };
             if inbound.is_empty() && !run.has_backlog() {
-                self.node.idle(&self.instance, &self.mailbox);
-                return Ok(());
+                return self.node.idle(&self.instance, &self.mailbox);
             }
             // Boxed, so that an idle actor does not keep the room that a turn needs.
-            match AssertUnwindSafe(Box::pin(run.turn(inbound))).catch_unwind().await {
-                Ok(After::Stay) => {}
-                Err(_panic) => {
-                    // User code is caught where it runs, so this is a fault of ours; the store knows where the instance stands.
-                    tracing::error!(target: RUNTIME, instance = %self.instance, "a turn panicked, the instance is read again");
-                    *run = InstanceRun::new(Arc::clone(&self.node), self.instance.clone());
-                    tokio::time::sleep(AFTER_PANIC).await;
-                    self.node.deliver(&self.instance, Inbound::Nudge);
-                }
-                Ok(After::Leave) => {
+            match Box::pin(run.turn(inbound)).await {
+                After::Stay => {}
+                After::Leave => {
                     if self.node.retire(&self.instance, &self.mailbox) {
-                        return Ok(());
+                        return;
                     }
                 }
             }

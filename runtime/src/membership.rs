@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use outlast_broker::ShardMail;
 use outlast_core::{NodeId, ShardId};
@@ -12,6 +12,9 @@ use tokio::sync::{mpsc, watch};
 use crate::node::Node;
 use crate::observability::RUNTIME;
 use crate::renewal::Renewal;
+
+/// How often a node that had better leave looks for nodes that can take its shards.
+const LOOK_FOR_OTHERS_EVERY: Duration = Duration::from_secs(1);
 
 /// What a node should change about its shards.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -111,7 +114,7 @@ pub(crate) async fn share(
         if node.broker.own(&shards, mail.clone()).await.is_err() {
             tracing::warn!(target: RUNTIME, "the broker is away; taken shards are served when it is back");
         }
-        tokio::spawn(crate::owner::take_over(Arc::clone(node), shards));
+        crate::owner::take_over(node, shards);
     }
     Ok(!change.release.is_empty() || !taken.is_empty())
 }
@@ -150,6 +153,37 @@ async fn start_over(
     Ok(())
 }
 
+/// Serves anew all shards that this node holds: whoever did so may have ended between taking them and reading what waits.
+pub(crate) async fn serve_again(node: &Arc<Node>, mail: &mpsc::UnboundedSender<ShardMail>) {
+    let held = node.held();
+    if held.is_empty() {
+        return;
+    }
+    if node.broker.own(&held, mail.clone()).await.is_err() {
+        tracing::warn!(target: RUNTIME, "the broker is away; shards are served when it is back");
+    }
+    crate::owner::take_over(node, held);
+}
+
+/// Gives the shards to other nodes once the tasks of this one fail again and again; as long as there are none, it keeps
+/// them and goes on trying.
+pub(crate) async fn leave_when_failing(node: Arc<Node>, mail: mpsc::UnboundedSender<ShardMail>) {
+    tokio::select! {
+        () = node.supervisor.given_up() => {}
+        () = node.stopping.cancelled() => return,
+    }
+    while !node.stopping.is_cancelled() {
+        if node.others_have_code() && !node.leaving.load(Ordering::Relaxed) {
+            tracing::error!(target: RUNTIME, "tasks of this node fail again and again, its shards go to other nodes");
+            hand_over(&node, &mail).await;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_FOR_OTHERS_EVERY) => {}
+            () = node.stopping.cancelled() => {}
+        }
+    }
+}
+
 /// Before leaving: if others have code, they take the shards, and whatever still runs here is reported to them.
 pub(crate) async fn hand_over(node: &Arc<Node>, mail: &mpsc::UnboundedSender<ShardMail>) {
     if !node.others_have_code() {
@@ -173,5 +207,7 @@ async fn put_down(node: &Arc<Node>, shards: &[ShardId], mail: &mpsc::UnboundedSe
     }
     node.outstanding.forget(shards);
     node.forget_stalled();
+    // Those that fail on are noted again at their next turn.
+    node.troubles.turns.clear();
     node.passivate_unused();
 }

@@ -16,6 +16,7 @@ mod on {
     use outlast_core::{ActivityItem, KV_READ_ACTIVITY};
 
     use crate::node::Node;
+    use crate::supervision::NodeTask;
 
     /// Upper bounds of the buckets for the size of a commit.
     const GROUP_BOUNDS: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
@@ -43,6 +44,7 @@ mod on {
         retries: Counter<u64>,
         redispatches: Counter<u64>,
         shard_moves: Counter<u64>,
+        task_restarts: Counter<u64>,
     }
 
     /// Makes the instruments. Names and units are OpenTelemetry's; Prometheus sees `outlast.commit.duration` in `s` as
@@ -67,10 +69,12 @@ mod on {
             retries: counter("outlast.activity.retries", "{attempt}", "attempts that a retry policy asked for"),
             redispatches: counter("outlast.redispatches", "{item}", "items handed out again"),
             shard_moves: counter("outlast.shard.moves", "{shard}", "shards that this node took over"),
+            task_restarts: counter("outlast.task.restarts", "{restart}", "tasks of this node that ended unasked"),
         };
-        // What has no label is there from the beginning: the first increment is one that a rate sees.
+        // What has no label, or known ones, is there from the beginning: the first increment is one that a rate sees.
         instruments.turns.add(0, &[]);
         instruments.shard_moves.add(0, &[]);
+        NodeTask::ALL.iter().for_each(|task| instruments.task_restarts.add(0, &[KeyValue::new("task", task.name())]));
         // Gauges live as long as the meter's provider; nothing else holds them.
         let gauge = |name, unit, about, read: fn(&Node) -> usize| {
             let sum = move || nodes().iter().map(|node| read(node) as u64).sum();
@@ -169,6 +173,13 @@ mod on {
         }
     }
 
+    /// A task of the node has ended unasked and is started anew.
+    pub(crate) fn task_failed(task: NodeTask) {
+        if let Some(instruments) = INSTRUMENTS.get() {
+            instruments.task_restarts.add(1, &[KeyValue::new("task", task.name())]);
+        }
+    }
+
     /// This node has taken shards over.
     pub(crate) fn shards_taken(count: usize) {
         if let Some(instruments) = INSTRUMENTS.get() {
@@ -185,6 +196,7 @@ mod off {
     use outlast_core::ActivityItem;
 
     use crate::node::Node;
+    use crate::supervision::NodeTask;
 
     pub(crate) fn watch(_: &Arc<Node>) {}
 
@@ -209,4 +221,6 @@ mod off {
     pub(crate) fn ran(_: &ActivityItem, _: Duration) {}
 
     pub(crate) fn shards_taken(_: usize) {}
+
+    pub(crate) fn task_failed(_: NodeTask) {}
 }

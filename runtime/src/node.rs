@@ -16,6 +16,8 @@ use crate::committer::Committer;
 use crate::counters::Counters;
 use crate::notices::Notices;
 use crate::outstanding::Outstanding;
+use crate::supervision::Supervisor;
+use crate::troubles::Troubles;
 use crate::warm::WarmSet;
 use crate::wheel::Wheel;
 
@@ -32,6 +34,10 @@ pub(crate) struct Node {
     pub(crate) turns: Arc<Semaphore>,
     pub(crate) wheel: Wheel,
     pub(crate) stopping: CancellationToken,
+    /// Looks after the tasks of this node.
+    pub(crate) supervisor: Arc<Supervisor>,
+    /// What goes wrong and lasts.
+    pub(crate) troubles: Arc<Troubles>,
     pub(crate) counters: Arc<Counters>,
     /// What nobody has registered, as far as it was logged lately.
     pub(crate) notices: Notices,
@@ -60,6 +66,8 @@ pub(crate) struct Node {
     renewed_at: Mutex<Instant>,
     /// Rises when the store went back to an older state: what was read under another one is not trusted.
     generation: AtomicU64,
+    /// Until when the lease holds by the last renewal that was answered soon.
+    steady_until: Mutex<Option<Instant>>,
 }
 
 /// Counts what is under way.
@@ -113,8 +121,14 @@ pub(crate) struct NodeParts {
 impl Node {
     pub(crate) fn new(parts: NodeParts) -> Arc<Self> {
         let limits = Arc::new(parts.options.limits.clone());
+        let stopping = CancellationToken::new();
+        let supervisor = Supervisor::new(stopping.clone());
         Arc::new(Self {
-            committer: Committer::start(Arc::clone(&parts.store), Arc::clone(&parts.broker), limits.commit_group_max),
+            committer: Committer::start(
+                (Arc::clone(&parts.store), Arc::clone(&parts.broker)),
+                limits.commit_group_max,
+                Arc::clone(&supervisor),
+            ),
             id: parts.id,
             store: parts.store,
             broker: parts.broker,
@@ -122,7 +136,9 @@ impl Node {
             options: parts.options,
             turns: permits(limits.turns_in_flight_max),
             wheel: Wheel::default(),
-            stopping: CancellationToken::new(),
+            stopping,
+            supervisor,
+            troubles: Arc::default(),
             counters: Arc::default(),
             notices: Notices::default(),
             leaving: AtomicBool::new(false),
@@ -140,6 +156,7 @@ impl Node {
             lease_until: Mutex::new(Some(Instant::now())),
             renewed_at: Mutex::new(Instant::now()),
             generation: AtomicU64::new(0),
+            steady_until: Mutex::new(Some(Instant::now())),
         })
     }
 
@@ -155,8 +172,19 @@ impl Node {
 
     /// A renewal that was sent at `sent` has succeeded.
     pub(crate) fn renewed(&self, sent: Instant, lease: Duration) {
-        *self.lease_until.lock().unwrap_or_else(PoisonError::into_inner) = sent.checked_add(lease);
+        let until = sent.checked_add(lease);
+        *self.lease_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
         *self.renewed_at.lock().unwrap_or_else(PoisonError::into_inner) = sent;
+        if sent.elapsed() <= lease / 2 {
+            *self.steady_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
+        }
+    }
+
+    /// Whether the lease holds and will go on holding, as far as can be told. After an outage the first answer may be to a
+    /// question that was sent long before: the lease holds by it, but only for a moment.
+    pub(crate) fn lease_is_steady(&self) -> bool {
+        let until = *self.steady_until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.is_none_or(|until| Instant::now() < until)
     }
 
     /// For how long the store has renewed nothing.

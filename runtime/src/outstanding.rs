@@ -319,6 +319,14 @@ impl Node {
     }
 }
 
+/// Offers all that the broker has been given again, once: what was on its way to it when a task ended may not have arrived.
+pub(crate) async fn offer_all(node: &Arc<Node>) {
+    node.outstanding.hurry(|_| true);
+    for items in node.outstanding.due().chunks(OFFERS) {
+        node.hand_out(items.to_vec(), true).await;
+    }
+}
+
 /// Offers what is outstanding again: after a loss at once, otherwise after a while.
 pub(crate) async fn offer_again(node: Arc<Node>) {
     let mut losses = node.broker.losses();
@@ -372,11 +380,15 @@ pub(crate) async fn end_late(node: Arc<Node>) {
             () = tokio::time::sleep(LATE_EVERY) => {}
             () = node.stopping.cancelled() => return,
         }
-        for item in node.outstanding.take_late() {
+        let late = node.outstanding.take_late();
+        // All outcomes before the first await: what was taken out above is known to nobody else in memory.
+        for item in &late {
             let limit = item.timeouts.get_schedule_to_start().unwrap_or_default();
             let message = format!("timeout: no worker has begun the activity within {limit:?} (schedule_to_start)");
             let details = ErrorDetails::application(AppErrorKind::ActivityFailed, message);
             node.settle_activity(&item.key, item.token, Err(details));
+        }
+        for item in late {
             if let Err(error) = node.broker.cancel(&item.key).await {
                 tracing::warn!(target: RUNTIME, %error, "a cancellation was not sent");
             }

@@ -6,12 +6,13 @@ use std::time::Duration;
 use outlast_broker::{Report, ReportReply, ReportResult, ShardMail};
 use outlast_core::{InstanceId, Message, MessageKind, Millis, ShardId, Verdict};
 use outlast_storage::InboxCursor;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::dispatch::result_id;
 use crate::mailbox::Inbound;
 use crate::node::Node;
 use crate::observability::RUNTIME;
+use crate::supervision::NodeTask;
 
 /// What is due within this time is kept in memory.
 const HORIZON: Duration = Duration::from_secs(60);
@@ -24,8 +25,9 @@ const ELSEWHERE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often idle instances are let go.
 const PASSIVATE_EVERY: Duration = Duration::from_secs(1);
 
-/// Reads mail until the node stops.
-pub(crate) async fn read_mail(node: Arc<Node>, mut mail: mpsc::UnboundedReceiver<ShardMail>) {
+/// Reads mail until the node stops. The lock is held all the while: only the successor of this task asks for it again.
+pub(crate) async fn read_mail(node: Arc<Node>, mail: Arc<Mutex<mpsc::UnboundedReceiver<ShardMail>>>) {
+    let mut mail = mail.lock().await;
     loop {
         let received = tokio::select! {
             received = mail.recv() => received,
@@ -111,14 +113,23 @@ async fn load_due(node: &Arc<Node>, shards: &[ShardId], horizon: Millis) -> Resu
 }
 
 /// Takes over shards: everything that may have been waiting for an owner is looked at once.
-pub(crate) async fn take_over(node: Arc<Node>, shards: Vec<ShardId>) {
-    while let Err(error) = try_take_over(&node, &shards).await {
-        tracing::warn!(target: RUNTIME, %error, "taking over failed, trying again");
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        if node.stopping.is_cancelled() {
-            return;
+pub(crate) fn take_over(node: &Arc<Node>, shards: Vec<ShardId>) {
+    let (kept, shards) = (Arc::clone(node), Arc::new(shards));
+    let done = node.stopping.child_token();
+    let asked = done.clone();
+    tokio::spawn(Arc::clone(&node.supervisor).keep(NodeTask::TakeOver, asked, move || {
+        let (node, shards, done) = (Arc::clone(&kept), Arc::clone(&shards), done.clone());
+        async move {
+            while let Err(error) = try_take_over(&node, &shards).await {
+                tracing::warn!(target: RUNTIME, %error, "taking over failed, trying again");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                if done.is_cancelled() {
+                    return;
+                }
+            }
+            done.cancel();
         }
-    }
+    }));
 }
 
 async fn try_take_over(node: &Arc<Node>, shards: &[ShardId]) -> Result<(), outlast_storage::Error> {

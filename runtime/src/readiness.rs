@@ -21,6 +21,9 @@ pub enum NotReady {
     /// The store has not answered lately.
     #[error("the store has not answered for {0:?}")]
     StoreSilent(Duration),
+    /// One of its tasks ends again and again, though it is started anew each time; the log says why.
+    #[error("the node's task \"{0}\" fails again and again")]
+    TaskFailing(&'static str),
     /// There is no connection to the broker.
     #[error("the broker is not connected")]
     BrokerAway,
@@ -32,7 +35,10 @@ impl Node {
         if self.stopping.is_cancelled() || self.leaving.load(std::sync::atomic::Ordering::Relaxed) {
             return Err(NotReady::Stopping);
         }
-        if !self.lease_holds() {
+        if let Some(task) = self.supervisor.unready_task() {
+            return Err(NotReady::TaskFailing(task.name()));
+        }
+        if !self.lease_is_steady() {
             return Err(NotReady::LeaseLost);
         }
         let silence = self.silence();

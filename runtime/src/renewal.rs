@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use crate::node::Node;
 use crate::observability::RUNTIME;
 use crate::own_thread::RENEWALS;
+use crate::supervision::NodeTask;
 
 /// Longest time between two renewals; a lease is renewed three times in its life.
 const RENEW_EVERY_MAX: Duration = Duration::from_millis(500);
@@ -33,20 +34,26 @@ pub(crate) async fn begin(node: &Arc<Node>) -> Result<watch::Receiver<Renewal>, 
     let first = RENEWALS.spawn(renew(Arc::clone(node))).await;
     let first = first.unwrap_or_else(|_| Err(Error::Unavailable("the renewal of the lease panicked".to_owned())))?;
     let (renewals, shown) = watch::channel(first);
-    RENEWALS.spawn(keep_renewing(Arc::clone(node), renewals));
+    let (kept, renewals) = (Arc::clone(node), Arc::new(renewals));
+    let asked = node.stopping.clone();
+    RENEWALS.spawn(
+        Arc::clone(&node.supervisor)
+            .keep(NodeTask::Renewal, asked, move || keep_renewing(Arc::clone(&kept), Arc::clone(&renewals))),
+    );
     Ok(shown)
 }
 
-async fn keep_renewing(node: Arc<Node>, renewals: watch::Sender<Renewal>) {
+async fn keep_renewing(node: Arc<Node>, renewals: Arc<watch::Sender<Renewal>>) {
     let mut pause = pause_of(&renewals.borrow().view);
     loop {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = node.stopping.cancelled() => return,
+            () = node.stopping.cancelled() => return leave_abandoned(&node).await,
         }
         match renew(Arc::clone(&node)).await {
             Ok(renewal) => {
-                pause = pause_of(&renewal.view);
+                // From when it was sent: the lease counts from there, so one that took long is followed at once.
+                pause = pause_of(&renewal.view).saturating_sub(renewal.sent.elapsed());
                 renewals.send_replace(renewal);
             }
             Err(error) => {
@@ -54,6 +61,16 @@ async fn keep_renewing(node: Arc<Node>, renewals: watch::Sender<Renewal>) {
                 pause = AGAIN_AFTER;
             }
         }
+    }
+}
+
+/// The executor of the node has ended without a shutdown, and nobody else is left to say so to the store. Where leases end
+/// by themselves, the store may as well not hear it.
+async fn leave_abandoned(node: &Node) {
+    if node.supervisor.is_abandoned()
+        && let Err(error) = node.store.leave(&node.id).await
+    {
+        tracing::warn!(target: RUNTIME, %error, "shards were not released; others take them when the lease has ended");
     }
 }
 

@@ -96,10 +96,17 @@ impl InstanceRun {
     /// One turn. What must be durable is durable before anything is shown to the outside.
     pub(crate) async fn turn(&mut self, inbound: Vec<Inbound>) -> After {
         let result = self.try_turn(inbound).await;
-        let Err(obstacle) = result else {
-            self.failures = 0;
-            return result.unwrap_or(After::Stay);
+        let obstacle = match result {
+            Ok(after) => {
+                self.failures = 0;
+                self.node.troubles.turns.end(&self.instance);
+                return after;
+            }
+            Err(obstacle) => obstacle,
         };
+        if !matches!(obstacle, Obstacle::Again) {
+            self.node.troubles.turns.end(&self.instance);
+        }
         self.warm = None;
         self.backlog.clear();
         self.again = false;
@@ -268,7 +275,9 @@ impl InstanceRun {
     async fn check(&mut self, committed: Committed) -> Result<(), Obstacle> {
         match committed {
             Committed::Outcome(TurnOutcome::Committed { .. }) => return Ok(()),
-            Committed::Outcome(TurnOutcome::Conflict | TurnOutcome::Fenced) | Committed::Unknown => {}
+            Committed::Outcome(TurnOutcome::Conflict) => self.note_failure("the store has another state of it"),
+            Committed::Outcome(TurnOutcome::Fenced) => self.note_failure("another node has its shard"),
+            Committed::Unknown => self.note_failure("whether it was written is not known"),
             Committed::Outcome(TurnOutcome::Refused(reason)) => {
                 tracing::error!(target: RUNTIME, instance = %self.instance, %reason, "the store refused a turn for good");
                 self.fail_refused(reason).await;
@@ -342,8 +351,14 @@ impl InstanceRun {
                 tracing::warn!(target: RUNTIME, instance = %self.instance, error = %other, "the store could not be read")
             }
         }
+        self.note_failure(&error.to_string());
         self.again_later();
         Obstacle::Again
+    }
+
+    /// It is a problem only if it lasts.
+    fn note_failure(&self, how: &str) {
+        self.node.troubles.turns.note(self.instance.clone(), how.to_owned());
     }
 
     /// Whatever the lost turn was about is found in the store, so looking again is enough.

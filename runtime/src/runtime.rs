@@ -16,6 +16,7 @@ use crate::node::{Node, NodeParts, permits};
 use crate::providers::sqlite::SqliteProvider;
 use crate::sessions::Sessions;
 use crate::shutdown::Leaving;
+use crate::tasks::Tasks;
 use crate::worker::Worker;
 use crate::{ActivityRegistry, OrchestrationRegistry};
 
@@ -67,7 +68,7 @@ pub struct Runtime {
     client: Client,
     /// Where mail for this node's shards goes.
     pub(crate) mail: mpsc::UnboundedSender<ShardMail>,
-    pub(crate) tasks: TaskTracker,
+    pub(crate) tasks: Tasks,
     /// Where all of it runs.
     pub(crate) executor: Handle,
     pub(crate) leaving: Leaving,
@@ -168,12 +169,13 @@ impl Runtime {
             slots: permits(options.worker_concurrency.max(1)),
             reports: permits(options.limits.reports_in_flight_max),
             attempts: TaskTracker::new(),
+            troubles: Arc::clone(&node.troubles),
             draining: CancellationToken::new(),
             stopped: CancellationToken::new(),
             options,
         });
         let (mail, mailbox) = mpsc::unbounded_channel();
-        let (tasks, leaving) = (TaskTracker::new(), Leaving::default());
+        let (tasks, leaving) = (Tasks::default(), Leaving::default());
         let runtime = Self { node, worker, client, mail, tasks, executor, leaving };
         runtime.spawn_tasks(mailbox).await?;
         Ok(Arc::new(runtime))
@@ -181,22 +183,15 @@ impl Runtime {
 
     async fn spawn_tasks(&self, mailbox: mpsc::UnboundedReceiver<ShardMail>) -> Result<(), StartError> {
         let node = &self.node;
-        self.tasks.spawn(crate::owner::read_mail(Arc::clone(node), mailbox));
+        self.tasks.spawn_reader(node, mailbox);
         // The first share is taken before the call returns: work that follows finds an owner.
         let renewals = crate::renewal::begin(node).await?;
         let first = renewals.borrow().view.clone();
         crate::membership::share(node, first, &self.mail).await?;
-        self.tasks.spawn(crate::owner::keep_time(Arc::clone(node)));
-        self.tasks.spawn(crate::owner::watch_store(Arc::clone(node)));
-        self.tasks.spawn(crate::membership::keep_share(Arc::clone(node), self.mail.clone(), renewals));
-        self.tasks.spawn(crate::shortages::watch(Arc::clone(node)));
-        self.tasks.spawn(crate::outstanding::end_late(Arc::clone(node)));
-        self.tasks.spawn(crate::outstanding::give_waiting(Arc::clone(node)));
-        if node.broker.is_shared() {
-            self.tasks.spawn(crate::outstanding::offer_again(Arc::clone(node)));
-        }
+        self.tasks.spawn_owner(node, &self.mail, renewals);
+        self.tasks.spawn_report(node, &self.worker);
         if self.worker.options.worker_concurrency > 0 {
-            self.tasks.spawn(Arc::clone(&self.worker).run());
+            self.tasks.spawn_worker(node, &self.worker);
         }
         Ok(())
     }
@@ -218,6 +213,11 @@ impl Runtime {
     pub(crate) fn is_quiet(&self) -> bool {
         let retried = self.node.unregistered.lock().unwrap_or_else(std::sync::PoisonError::into_inner).len();
         retried == 0 && self.node.reads.is_none() && self.node.is_quiet() && self.worker.attempts.is_empty()
+    }
+
+    #[cfg(feature = "telemetry")]
+    pub(crate) fn supervisor(&self) -> &crate::supervision::Supervisor {
+        &self.node.supervisor
     }
 
     /// Whether an activity runs here that has not been told to stop.

@@ -15,6 +15,10 @@ use crate::observability::RUNTIME;
 const SHUTDOWN_DEFAULT: Duration = Duration::from_secs(1);
 /// How long user code may take to end after it was aborted. What blocks its thread for longer is named.
 const CODE_ENDS_MAX: Duration = Duration::from_millis(500);
+/// How long leaving may take beyond the time for running activities.
+const LEAVE_MAX: Duration = Duration::from_millis(2_500);
+/// What of it is kept for telling store and broker.
+const GOODBYE: Duration = Duration::from_millis(500);
 /// How much longer than it was allowed a shutdown may take before a caller outside of the executor gives up.
 const OUTSIDE_MAX: Duration = Duration::from_secs(10);
 
@@ -33,8 +37,9 @@ struct Begun {
 
 impl Runtime {
     /// Stops: no new work, other nodes take the shards at once, running activities get up to `timeout_ms` (default 1,000), then
-    /// they are told, aborted, and sessions are free. Returns as soon as all is quiet; code that blocks its thread cannot be
-    /// aborted and is named in the log. Activities that did not finish run again elsewhere or after the next start.
+    /// they are told, aborted, and sessions are free. Returns as soon as all is quiet, and 2.5 s after that time at the latest,
+    /// whichever servers are away; code that blocks its thread cannot be aborted and is named in the log. Activities that did
+    /// not finish run again elsewhere or after the next start.
     ///
     /// Called again, the shortest time counts for all calls. A call that is dropped does not take the shutdown back.
     pub async fn shutdown(self: Arc<Self>, timeout_ms: Option<u64>) {
@@ -83,7 +88,7 @@ impl Runtime {
     }
 }
 
-async fn leave(runtime: &Runtime, deadline: watch::Receiver<Option<Instant>>) {
+async fn leave(runtime: &Arc<Runtime>, deadline: watch::Receiver<Option<Instant>>) {
     let (node, worker) = (&runtime.node, &runtime.worker);
     let quiet = async {
         crate::membership::hand_over(node, &runtime.mail).await;
@@ -99,15 +104,37 @@ async fn leave(runtime: &Runtime, deadline: watch::Receiver<Option<Instant>>) {
         }
     }
     runtime.stop();
-    runtime.tasks.close();
-    tokio::join!(runtime.tasks.wait(), worker.code_ended(CODE_ENDS_MAX));
-    node.broker.disown(&node.held(), &runtime.mail).await;
-    if let Err(error) = node.store.release_sessions(&worker.id).await {
-        tracing::warn!(target: RUNTIME, %error, "sessions were not released");
+    // One limit for all that follows, whichever servers are away.
+    let end = Instant::now() + LEAVE_MAX;
+    let ended = async { tokio::join!(runtime.tasks.ended(), worker.code_ended(CODE_ENDS_MAX)) };
+    if tokio::time::timeout_at(end - GOODBYE, ended).await.is_err() {
+        tracing::warn!(target: RUNTIME, "not all that was under way has ended, it is found in the store");
+        runtime.tasks.abort();
     }
-    if let Err(error) = node.store.leave(&node.id).await {
-        tracing::warn!(target: RUNTIME, %error, "shards were not released");
+    // It goes on by itself when nobody waits any more: a store that comes back in a moment hears it still.
+    let goodbye = tokio::spawn(say_goodbye(Arc::clone(runtime)));
+    if tokio::time::timeout_at(end, goodbye).await.is_err() {
+        tracing::warn!(target: RUNTIME, "the servers do not answer; others take the shards when the lease has ended");
     }
+}
+
+/// Frees what the node holds, at the broker and in the store at once: one that is away does not delay the other.
+async fn say_goodbye(runtime: Arc<Runtime>) {
+    let (node, worker) = (&runtime.node, &runtime.worker);
+    let held = node.held();
+    let left = async {
+        if let Err(error) = node.store.release_sessions(&worker.id).await {
+            tracing::warn!(target: RUNTIME, %error, "sessions were not released");
+        }
+        let leave = async {
+            if let Err(error) = node.store.leave(&node.id).await {
+                tracing::warn!(target: RUNTIME, %error, "shards were not released");
+            }
+        };
+        // Not before its sessions are free: until then, owners bring items of them to it.
+        tokio::join!(node.broker.forget_worker(&worker.id), leave);
+    };
+    tokio::join!(node.broker.disown(&held, &runtime.mail), left);
 }
 
 /// Ends when a moment has passed that may be brought forward.

@@ -207,10 +207,23 @@ impl Telemetry {
     }
 }
 
-/// `/livez` answers as long as the process does; `/readyz` answers 503 with the reason while the node cannot be given work.
+/// `/livez` answers 200 as long as the process had better live, and names tasks of the node that were started anew in the last
+/// minute; 503 says that starting a task anew does not help, so that the process should be replaced. `/readyz` answers 503
+/// with the reason while the node cannot be given work.
 pub fn health_router(runtime: &Arc<Runtime>) -> Router {
-    let ready = Router::new().route("/readyz", get(readyz)).with_state(Arc::downgrade(runtime));
-    ready.route("/livez", get(livez))
+    let routes = Router::new().route("/readyz", get(readyz)).route("/livez", get(node_lives));
+    routes.with_state(Arc::downgrade(runtime))
+}
+
+async fn node_lives(State(runtime): State<Weak<Runtime>>) -> (StatusCode, String) {
+    let Some(runtime) = runtime.upgrade() else { return (StatusCode::OK, livez().await.to_owned()) };
+    let supervisor = runtime.supervisor();
+    let status = if supervisor.lost_task().is_some() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    let failing = supervisor.failing_tasks();
+    let lines = failing.iter().map(ToString::to_string);
+    let lines: Vec<String> =
+        std::iter::once(livez().await.to_owned()).filter(|_| status == StatusCode::OK).chain(lines).collect();
+    (status, lines.join("\n"))
 }
 
 async fn livez() -> &'static str {

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use outlast_broker::ReportReply;
@@ -24,7 +24,8 @@ const IDLE_SEARCH: usize = 4;
 pub(crate) struct WarmSet {
     actors: LruCache<InstanceId, Warm>,
     waiting: HashMap<InstanceId, Arc<Mailbox>>,
-    order: VecDeque<InstanceId>,
+    /// Longest waiting first, and since when each does.
+    order: VecDeque<(InstanceId, Instant)>,
 }
 
 impl Default for WarmSet {
@@ -49,6 +50,13 @@ impl Node {
     /// How many instances wait for room.
     pub(crate) fn waiting_count(&self) -> usize {
         self.lock_warm().waiting.len()
+    }
+
+    /// Who waits longest for room, for how long, and how many wait with it.
+    pub(crate) fn longest_waiting(&self) -> Option<(InstanceId, Duration, usize)> {
+        let warm = self.lock_warm();
+        let (instance, since) = warm.order.front()?;
+        Some((instance.clone(), since.elapsed(), warm.waiting.len()))
     }
 
     /// How much waits in all mailboxes.
@@ -82,7 +90,7 @@ impl Node {
         if warm.actors.len() < self.limits.warm_instances_max || pop_idle(&mut warm.actors) {
             self.spawn(&mut warm.actors, instance.clone(), mailbox);
         } else {
-            warm.order.push_back(instance.clone());
+            warm.order.push_back((instance.clone(), Instant::now()));
             warm.waiting.insert(instance.clone(), mailbox);
         }
     }
@@ -184,7 +192,7 @@ impl Node {
 
     fn admit_waiting(self: &Arc<Self>, warm: &mut WarmSet) {
         while warm.actors.len() < self.limits.warm_instances_max {
-            let Some(instance) = warm.order.pop_front() else { return };
+            let Some((instance, _)) = warm.order.pop_front() else { return };
             if let Some(mailbox) = warm.waiting.remove(&instance) {
                 self.spawn(&mut warm.actors, instance, mailbox);
             }

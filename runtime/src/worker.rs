@@ -16,12 +16,15 @@ use crate::attempt::Admission;
 use crate::counters::Counters;
 use crate::node::UnderWay;
 use crate::sessions::Sessions;
+use crate::troubles::{Full, Since, Troubles};
 use crate::{ActivityRegistry, RuntimeOptions};
 
 /// How long results of activities that have ended may take after the worker was told to give up.
-const LAST_REPORTS_MAX: Duration = Duration::from_secs(2);
+const LAST_REPORTS_MAX: Duration = Duration::from_millis(1_500);
 /// How often a worker without room for sessions looks whether one can give way.
 const LOOK_FOR_ROOM: Duration = Duration::from_millis(100);
+/// How often a worker that is full asks whether anything waits.
+const LOOK_FOR_WAITING_EVERY: Duration = Duration::from_secs(1);
 /// Most items that are pulled at once.
 const PULL_MAX: usize = 256;
 
@@ -69,6 +72,8 @@ pub(crate) struct Worker {
     /// Results that wait for their commit; when it is full, pulling stops.
     pub(crate) reports: Arc<Semaphore>,
     pub(crate) attempts: TaskTracker,
+    /// What goes wrong here and lasts; its node reports it.
+    pub(crate) troubles: Arc<Troubles>,
     /// No new work.
     pub(crate) draining: CancellationToken,
     /// Give up reporting: the process ends.
@@ -90,14 +95,21 @@ impl Worker {
                 Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
             }
         };
-        tokio::spawn(Arc::clone(&self).listen(control));
         let mut source = source;
         let work = async {
             self.pull(source.as_mut()).await;
             self.leave(source.as_mut()).await;
         };
+        // A worker that pulls and hears of no cancellation is set up anew, as one that hears and does not pull.
+        let hear = async {
+            Arc::clone(&self).listen(control).await;
+            if self.draining.is_cancelled() {
+                std::future::pending::<()>().await;
+            }
+        };
         tokio::select! {
             () = work => {}
+            () = hear => {}
             () = self.sessions.keep() => unreachable!("sessions are kept for ever"),
         }
     }
@@ -130,11 +142,17 @@ impl Worker {
             self.sessions.take_ended().iter().for_each(|session| source.release_session(session));
             let has_room = self.sessions.has_room(&|session| source.waits_for(session));
             source.admit_sessions(has_room);
+            if has_room {
+                self.troubles.sessions.end(&());
+            } else if self.slots.available_permits() > 0 {
+                // With a slot free, what waits all the same waits for a session.
+                note_full(&self.troubles.sessions, source).await;
+            }
             let slots = Arc::clone(&self.slots);
             let reports = Arc::clone(&self.reports);
             let next = async {
-                let mut permits =
-                    vec![(slots.clone().acquire_owned().await.ok()?, reports.clone().acquire_owned().await.ok()?)];
+                let slot = self.free_slot(source).await?;
+                let mut permits = vec![(slot, reports.clone().acquire_owned().await.ok()?)];
                 let free =
                     || Some((slots.clone().try_acquire_owned().ok()?, reports.clone().try_acquire_owned().ok()?));
                 permits.extend(std::iter::from_fn(free).take(PULL_MAX - 1));
@@ -156,6 +174,20 @@ impl Worker {
                 self.begin(source, delivery, permits);
             }
         }
+    }
+
+    /// Waits for a free slot; while that takes long, asks the source whether anything waits for one.
+    async fn free_slot(&self, source: &mut dyn WorkSource) -> Option<OwnedSemaphorePermit> {
+        let mut slot = Arc::clone(&self.slots).try_acquire_owned().ok();
+        while slot.is_none() {
+            note_full(&self.troubles.slots, source).await;
+            let next = Arc::clone(&self.slots).acquire_owned();
+            if let Ok(next) = tokio::time::timeout(LOOK_FOR_WAITING_EVERY, next).await {
+                slot = Some(next.ok()?);
+            }
+        }
+        self.troubles.slots.end(&());
+        slot
     }
 
     fn begin(
@@ -195,6 +227,13 @@ impl Worker {
         }
     }
 
+    /// An activity whose code was told to stop and has not.
+    pub(crate) fn unwanted(&self) -> Option<String> {
+        let running = self.lock_running();
+        let unwanted = running.values().find(|running| running.begun.is_some() && running.cancelled.is_cancelled());
+        unwanted.map(|running| running.activity.clone())
+    }
+
     /// How many activities run user code, also when their outcome is known already.
     pub(crate) fn code_running(&self) -> usize {
         self.lock_running().values().filter(|running| running.begun.is_some()).count()
@@ -222,5 +261,19 @@ impl Worker {
 
     pub(crate) fn lock_held(&self) -> std::sync::MutexGuard<'_, HashMap<(ActivityKey, Token), Vec<SettleItem>>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Notes that a worker is full, and asks now and then whether anything waits for it all the same.
+async fn note_full(full: &Since<(), Full>, source: &mut dyn WorkSource) {
+    match full.get(&()) {
+        Some(known) if known.asked.elapsed() < LOOK_FOR_WAITING_EVERY => {}
+        Some(_) => {
+            let waits = source.has_waiting().await;
+            full.note((), Full { waits, asked: Instant::now() });
+        }
+        None => {
+            full.note((), Full { waits: false, asked: Instant::now() });
+        }
     }
 }

@@ -256,6 +256,11 @@ pub struct PruneResult {
     pub events_deleted: u64,
 }
 
+/// Problems of one kind that are listed.
+pub(crate) const PROBLEMS_MAX: usize = 10_000;
+/// How long an instance may be without an owner before that is a problem: a process has to begin somewhere.
+pub(crate) const OWNERLESS_MS: u64 = 2_000;
+
 /// Something that waits for what nobody serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProblemRow {
@@ -313,7 +318,8 @@ pub trait InspectStore: Send + Sync + 'static {
     /// Size of one instance; `None` when there is none.
     async fn stats(&self, instance: &InstanceId) -> Result<Option<SystemStats>, Error>;
 
-    /// Running instances whose turns cannot begin (`stalled > 0`), and what nodes have reported.
+    /// Running instances whose turns cannot begin (`stalled > 0`), paused ones, those that have no owner for two seconds, and
+    /// what nodes have reported.
     async fn problems(&self) -> Result<Vec<ProblemRow>, Error>;
 }
 

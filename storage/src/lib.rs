@@ -7,6 +7,7 @@ mod arrival;
 mod error;
 mod inspect;
 mod seam;
+mod standstill;
 mod virtual_clock;
 
 pub mod postgres;
@@ -23,4 +24,5 @@ pub use seam::{
     Loaded, Mailed, NodeInfo, Receipt, SessionClaim, Shortage, StartConflict, StartOutcome, StartReceipt, StartRequest,
     Store, TurnOutcome, TurnStore, Wake, WorkerInfo,
 };
+pub use standstill::Standstill;
 pub use virtual_clock::VirtualClock;

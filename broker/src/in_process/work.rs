@@ -202,6 +202,15 @@ impl WorkState {
         unclaimed.or_else(|| pop_oldest(&mut self.untied, &filter))
     }
 
+    /// Whether something is queued that this worker may take.
+    fn has_waiting(&self, id: &WorkerId) -> bool {
+        let Some(worker) = self.workers.get(id) else { return false };
+        let takes = |queues: &BTreeMap<Tag, VecDeque<Queued>>| {
+            queues.iter().any(|(tag, queue)| !queue.is_empty() && worker.filter.matches(tag.as_deref()))
+        };
+        !worker.own.is_empty() || takes(&self.untied) || takes(&self.unclaimed)
+    }
+
     fn settle(&mut self, queued: Queued, settle: &Settle) {
         let current = self.known.get_mut(&queued.item.key).filter(|known| known.token == queued.item.token);
         let Some(known) = current else { return };
@@ -280,6 +289,10 @@ impl WorkSource for Source {
             }
             self.wake.notified().await;
         }
+    }
+
+    async fn has_waiting(&mut self) -> bool {
+        self.work.lock().has_waiting(&self.id)
     }
 
     fn admit_sessions(&mut self, admit: bool) {

@@ -8,12 +8,13 @@ use tokio::sync::watch;
 
 use super::credentials::{self, Destination};
 use super::options::{JetStreamOptions, Tls};
-use super::refusal::refusal;
-use super::tls;
+use super::{refusal, tls};
 use crate::Error;
 
 /// Oldest server that has all that is used here.
 const VERSION_MIN: (u64, u64) = (2, 12);
+/// Most bytes of a message beside its payload: names, ids, headers.
+pub(crate) const NAMES_BYTES_MAX: usize = 8 << 10;
 /// Longest wait for the first connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest pause between attempts to connect again.
@@ -44,12 +45,14 @@ pub(crate) async fn connect(options: &JetStreamOptions) -> Result<(Client, watch
     } else {
         settings
     };
+    let place = addresses.iter().map(|address| address.as_url_str()).collect::<Vec<_>>().join(", ");
     let client = tokio::time::timeout(CONNECT_TIMEOUT, settings.event_callback(events).connect(addresses))
         .await
-        .map_err(|_| Error::Unavailable("no server answered in time".to_owned()))?
-        .map_err(|error| refusal(&error, &auth))?;
+        .map_err(|_| refusal::no_answer(&place, CONNECT_TIMEOUT))?
+        .map_err(|error| refusal::refusal(&error, &auth, &place))?;
     let info = client.server_info();
     check_version(&info.version)?;
+    check_payload(info.max_payload)?;
     // The news of the connection comes by a way of its own. Its sender lives as long as the client.
     let _up = tokio::time::timeout(CONNECT_TIMEOUT, watch.wait_for(|link| link.up)).await.is_ok();
     Ok((client, watch))
@@ -97,6 +100,17 @@ fn check_version(version: &str) -> Result<(), Error> {
     let (major, minor) = VERSION_MIN;
     Err(Error::Unusable(format!(
         "nats-server {version} is too old: install {major}.{minor} or later, best 2.14.5 or later (older ones ignore stream options without a word)"
+    )))
+}
+
+/// What does not fit goes through the store, but every message has its names.
+fn check_payload(bytes_max: usize) -> Result<(), Error> {
+    if bytes_max >= NAMES_BYTES_MAX * 2 {
+        return Ok(());
+    }
+    let least = NAMES_BYTES_MAX * 2;
+    Err(Error::Unusable(format!(
+        "the server takes messages of {bytes_max} bytes: set its max_payload to at least {least}"
     )))
 }
 

@@ -174,6 +174,7 @@ impl Reader {
         let mut messages = consumer.messages().await.map_err(unavailable)?;
         let mut link = self.hub.link.clone();
         let connects = link.borrow_and_update().connects;
+        let mut life = self.hub.control_life.subscribe();
         loop {
             if position.sequence >= goal || state.messages == 0 {
                 caught_up.take().map(|caught_up| caught_up.send(()));
@@ -181,6 +182,8 @@ impl Reader {
             let message = tokio::select! {
                 message = messages.next() => message,
                 _ = link.wait_for(|link| link.up && link.connects != connects) => return Ok(()),
+                // By itself the library would read on where it was in the stream that is gone.
+                _ = life.changed() => return Ok(()),
             };
             let message =
                 message.ok_or_else(|| Error::Unavailable("the reader ended".to_owned()))?.map_err(unavailable)?;

@@ -43,7 +43,14 @@ fn split(server: &str) -> Result<(ServerAddr, Option<Auth>), Error> {
         let advice = "an address of a server is not valid: write it like nats://host:4222 or tls://host:4222";
         Error::Unusable(advice.to_owned())
     };
+    // The library would take `nats:/host` for a host of the name `nats`.
+    if server.contains(":/") && !server.contains("://") {
+        return Err(unusable());
+    }
     let address: ServerAddr = server.parse().map_err(|_| unusable())?;
+    if address.host().is_empty() {
+        return Err(unusable());
+    }
     let auth = match (address.username(), address.password()) {
         (None, None) => return Ok((address, None)),
         (Some(token), None) => Auth::Token(decoded(token)),
@@ -104,7 +111,15 @@ mod tests {
 
     #[test]
     fn an_address_that_is_not_valid_is_not_repeated() {
-        for wrong in ["nats://ann:s3cret@", "http://ann:s3cret@a", "nats://ann:s3cret@a:port"] {
+        for wrong in [
+            "nats://ann:s3cret@",
+            "http://ann:s3cret@a",
+            "nats://ann:s3cret@a:port",
+            "nats:/a",
+            "nats://",
+            "nats:///a",
+            "",
+        ] {
             let Err(Error::Unusable(why)) = auth_of(&[wrong], Auth::None) else { panic!("{wrong} is taken") };
             assert!(!why.contains("s3cret"), "{why}");
         }

@@ -7,10 +7,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::Client;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
-use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind};
-use async_nats::jetstream::stream::{
-    Config, ConsumerCreateStrictErrorKind, DiscardPolicy, Info, RetentionPolicy, StorageType,
-};
+use async_nats::jetstream::stream::ConsumerCreateStrictErrorKind;
 use async_nats::jetstream::{Context, ErrorCode};
 use tokio::sync::{Semaphore, watch};
 
@@ -18,7 +15,9 @@ use super::connection::Link;
 use super::losses::Losses;
 use super::options::JetStreamOptions;
 use super::outbox::Outbox;
+use super::refused_work::Uptake;
 use super::subjects::{Lane, Subjects};
+use super::troubles::Troubles;
 use super::wire::TagBody;
 use crate::Error;
 
@@ -32,12 +31,10 @@ const ACK_PENDING_MAX: i64 = 100_000;
 const WAITING_MAX: i64 = 8_192;
 /// The server forgets a worker that has not pulled for so long. One that is full does not pull: its activities may be long.
 const WORKER_GONE_AFTER: Duration = Duration::from_secs(24 * 3_600);
+/// A shorter time to acknowledge is not kept up with.
+const ACK_WAIT_MIN_MS: u64 = 60;
 /// How long a consumer that was seen is taken to be there still.
 const LANE_KNOWN_FOR: Duration = Duration::from_secs(300);
-/// How long cancellations are kept for workers that cannot be reached.
-const CONTROL_AGE_MAX: Duration = Duration::from_secs(600);
-/// Most bytes of kept cancellations.
-const CONTROL_BYTES_MAX: i64 = 8 << 20;
 
 /// Shared by a broker, its sources and its tasks.
 pub(crate) struct Hub {
@@ -48,14 +45,20 @@ pub(crate) struct Hub {
     pub(crate) link: watch::Receiver<Link>,
     pub(crate) outbox: Outbox,
     pub(crate) losses: Losses,
+    pub(crate) troubles: Troubles,
+    /// Whether the stream of work takes what it is offered.
+    pub(crate) uptake: Uptake,
+    /// Rises when the stream of cancellations is not the one that it was: sequences in it mean something else now.
+    pub(crate) control_life: watch::Sender<u64>,
     /// Permits to publish work.
     pub(crate) publishes: Semaphore,
     /// The highest sequence that the stream of work has acknowledged to this process.
     pub(crate) acknowledged: AtomicU64,
+    ack_wait_min_ms: AtomicU64,
     /// Consumers that are there, and when that was seen.
     lanes: Mutex<HashMap<Lane, Instant>>,
     /// Keeps one process from creating streams many times at once.
-    creating: tokio::sync::Mutex<()>,
+    pub(crate) creating: tokio::sync::Mutex<()>,
 }
 
 impl Hub {
@@ -79,8 +82,12 @@ impl Hub {
             link,
             outbox,
             losses: Losses::default(),
+            troubles: Troubles::default(),
+            uptake: Uptake::default(),
+            control_life: watch::Sender::new(0),
             publishes: Semaphore::new(PUBLISHES_IN_FLIGHT_MAX),
             acknowledged: AtomicU64::new(0),
+            ack_wait_min_ms: AtomicU64::new(u64::MAX),
             lanes: Mutex::default(),
             creating: tokio::sync::Mutex::default(),
         }
@@ -108,6 +115,19 @@ impl Hub {
         }
     }
 
+    /// For what a source that ends would still say: `None` when the server is away, goes away or does not answer in time.
+    pub(crate) async fn while_up<T>(&self, limit: Duration, wait: impl Future<Output = T>) -> Option<T> {
+        let mut link = self.link.clone();
+        let asked_on = *link.borrow_and_update();
+        if !asked_on.up {
+            return None;
+        }
+        tokio::select! {
+            done = tokio::time::timeout(limit, wait) => done.ok(),
+            _ = link.wait_for(|now| *now != asked_on) => None,
+        }
+    }
+
     /// Returns when the server has handled all that was sent so far on this connection.
     pub(crate) async fn settled(&self) -> Result<(), Error> {
         let trip = async {
@@ -117,58 +137,6 @@ impl Hub {
             futures::StreamExt::next(&mut answers).await.ok_or_else(|| Error::Unavailable("closed".to_owned()))
         };
         self.answer(trip).await.map(drop)
-    }
-
-    /// The stream of work as it is; `None` when there is none.
-    pub(crate) async fn look_at_work(&self) -> Result<Option<Info>, Error> {
-        let name = self.subjects.work_stream();
-        let found = self.answer(async { Ok(self.js.get_stream(name).await) }).await?;
-        match found {
-            Ok(stream) => Ok(Some(stream.cached_info().clone())),
-            Err(error) => match error.kind() {
-                GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(None),
-                _ => Err(unavailable(error)),
-            },
-        }
-    }
-
-    /// Makes sure that both streams are there and are as they must be.
-    pub(crate) async fn create_streams(&self) -> Result<(), Error> {
-        let _alone = self.creating.lock().await;
-        for config in [self.work_config(), self.control_config()] {
-            let create = async { Ok(self.js.get_or_create_stream(config.clone()).await) };
-            let found = self.answer(create).await?.map_err(no_stream)?;
-            check(&config, &found.cached_info().config)?;
-        }
-        Ok(())
-    }
-
-    fn work_config(&self) -> Config {
-        Config {
-            name: self.subjects.work_stream(),
-            subjects: vec![self.subjects.work()],
-            retention: RetentionPolicy::WorkQueue,
-            // An item has a subject of its own: while it is queued or held, a second copy is refused.
-            max_messages_per_subject: 1,
-            discard: DiscardPolicy::New,
-            discard_new_per_subject: true,
-            storage: if self.options.memory_storage { StorageType::Memory } else { StorageType::File },
-            num_replicas: self.options.replicas,
-            ..Config::default()
-        }
-    }
-
-    fn control_config(&self) -> Config {
-        Config {
-            name: self.subjects.control_stream(),
-            subjects: vec![self.subjects.control()],
-            retention: RetentionPolicy::Limits,
-            max_age: CONTROL_AGE_MAX,
-            max_bytes: CONTROL_BYTES_MAX,
-            storage: StorageType::Memory,
-            num_replicas: self.options.replicas,
-            ..Config::default()
-        }
     }
 
     /// Creates the consumers of these lanes unless they are known, and tells workers of new tags.
@@ -193,7 +161,9 @@ impl Hub {
         let ack_wait = match self.answer(create).await? {
             Ok(consumer) => consumer.cached_info().config.ack_wait,
             Err(error) if error.kind() == ConsumerCreateStrictErrorKind::AlreadyExists => {
-                self.ack_wait_of(&stream, lane).await?
+                // It keeps its time to acknowledge, so that nodes with different options do not take turns.
+                let found = self.set_consumer_right(lane).await?;
+                found.ok_or_else(|| Error::Unavailable("the consumer goes away".to_owned()))?
             }
             Err(error) => {
                 return Err(match error.kind() {
@@ -208,14 +178,7 @@ impl Hub {
         Ok(ack_wait)
     }
 
-    /// A consumer that is there keeps its options, so that nodes with different ones do not take turns.
-    async fn ack_wait_of(&self, stream: &str, lane: &Lane) -> Result<Duration, Error> {
-        let find = async { Ok(self.js.get_consumer_from_stream::<pull::Config, _, _>(lane.consumer(), stream).await) };
-        let consumer = self.answer(find).await?.map_err(unavailable)?;
-        Ok(consumer.cached_info().config.ack_wait)
-    }
-
-    fn lane_config(&self, lane: &Lane) -> pull::Config {
+    pub(crate) fn lane_config(&self, lane: &Lane) -> pull::Config {
         let inactive_threshold = match lane {
             // Those of tags show the backlog to whatever starts workers: they stay while items wait.
             Lane::Tag(_) | Lane::Session(_) => Duration::ZERO,
@@ -236,6 +199,22 @@ impl Hub {
         }
     }
 
+    /// Consumers that this process uses.
+    pub(crate) fn known_lanes(&self) -> Vec<Lane> {
+        self.lock_lanes().keys().cloned().collect()
+    }
+
+    /// Somebody may have shortened it since it was asked for.
+    pub(crate) fn note_ack_wait(&self, ack_wait: Duration) {
+        let ms = u64::try_from(ack_wait.as_millis()).unwrap_or(u64::MAX);
+        self.ack_wait_min_ms.fetch_min(ms.max(ACK_WAIT_MIN_MS), Ordering::Relaxed);
+    }
+
+    /// The shortest time in which a consumer wants to hear from who holds an item.
+    pub(crate) fn ack_wait_min(&self) -> Duration {
+        Duration::from_millis(self.ack_wait_min_ms.load(Ordering::Relaxed))
+    }
+
     /// The consumer of this lane is gone, as far as is known.
     pub(crate) fn forget_lane(&self, lane: &Lane) {
         self.lock_lanes().remove(lane);
@@ -249,6 +228,7 @@ impl Hub {
     /// Notes what the stream of work acknowledged.
     pub(crate) fn note_acknowledged(&self, sequence: u64) {
         self.acknowledged.fetch_max(sequence, Ordering::AcqRel);
+        self.uptake.taken();
     }
 
     fn lock_lanes(&self) -> MutexGuard<'_, HashMap<Lane, Instant>> {
@@ -256,38 +236,8 @@ impl Hub {
     }
 }
 
-/// Waiting gives an account no right to keep streams. Silence may end: servers of a cluster may still be finding each other.
-fn no_stream(error: CreateStreamError) -> Error {
-    let turn_on = "turn JetStream on in the server, or give the account JetStream limits";
-    match error.kind() {
-        CreateStreamErrorKind::JetStream(answer) if is_off(&answer) => Error::Unusable(format!("{error}: {turn_on}")),
-        CreateStreamErrorKind::JetStreamUnavailable => Error::Unavailable(format!("{error}: {turn_on}")),
-        _ => unavailable(error),
-    }
-}
-
-fn is_off(error: &async_nats::jetstream::Error) -> bool {
-    [ErrorCode::JETSTREAM_NOT_ENABLED, ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT].contains(&error.error_code())
-}
-
 fn is_full(error: &async_nats::jetstream::Error) -> bool {
     error.error_code() == ErrorCode::MAXIMUM_CONSUMERS_LIMIT
-}
-
-/// Old servers take options that they do not know and leave them out.
-fn check(asked: &Config, found: &Config) -> Result<(), Error> {
-    let same = asked.subjects == found.subjects
-        && asked.retention == found.retention
-        && asked.discard == found.discard
-        && asked.discard_new_per_subject == found.discard_new_per_subject
-        && (asked.max_messages_per_subject == found.max_messages_per_subject || asked.max_messages_per_subject == 0);
-    if same {
-        return Ok(());
-    }
-    Err(Error::Unusable(format!(
-        "the stream {} is not as it must be: delete it, or use another namespace (asked for {asked:?}, found {found:?})",
-        asked.name
-    )))
 }
 
 /// Bounds a wait for the server.

@@ -10,7 +10,7 @@ use futures::StreamExt as _;
 use serde::Deserialize;
 use tokio::sync::{Notify, watch};
 
-use super::hub::Hub;
+use super::hub::{ANSWER_TIMEOUT, Hub};
 use crate::Error;
 
 /// How often the stream is looked at.
@@ -19,6 +19,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(1_000);
 const ALARM_EVERY: Duration = Duration::from_secs(5);
 /// How often the stream's anchor is made sure of.
 const ANCHOR_EVERY: Duration = Duration::from_secs(60);
+/// How often the stream of cancellations is looked at.
+const LOOK_AT_CONTROL_EVERY: Duration = Duration::from_secs(3);
+/// When looking has failed for so long on a connection that stands, that is a trouble, and the connection is made anew:
+/// the server may have dropped the subscription by which answers come.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// Longest time between two connections that are made anew for that.
+const RECONNECT_EVERY_MAX: Duration = Duration::from_secs(300);
 /// How often a delayed alarm is looked for.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -125,6 +132,14 @@ struct Seen {
     connects: u64,
     /// When the anchor was last made sure of.
     anchored: Instant,
+    control: Option<Control>,
+}
+
+/// What was seen of the stream of cancellations.
+#[derive(Clone)]
+struct Control {
+    info: Info,
+    looked: Instant,
 }
 
 /// Looks until it is aborted.
@@ -134,6 +149,7 @@ pub(crate) async fn run(hub: Arc<Hub>) {
     let mut tick = tokio::time::interval(TICK);
     let mut seen: Option<Seen> = None;
     let mut looked: Option<Instant> = None;
+    let mut silence = Silence::default();
     loop {
         let now = tokio::select! {
             _ = tick.tick() => looked.is_none_or(|looked| looked.elapsed() >= LOOK_EVERY),
@@ -155,12 +171,49 @@ pub(crate) async fn run(hub: Arc<Hub>) {
                 result = look(&hub, &mut seen) => result,
                 _ = link.changed() => Err(Error::Unavailable("the connection changed".to_owned())),
             };
-            if let Err(error) = result {
+            if let Err(error) = &result {
                 tracing::debug!(target: super::LOG, %error, "the stream cannot be looked at");
                 looked = None;
             }
+            silence.note(&hub, result.err()).await;
         }
         hub.losses.ring_if_due();
+    }
+}
+
+/// For how long looking has failed on one connection, and what was done about it.
+#[derive(Default)]
+struct Silence {
+    since: Option<Instant>,
+    connects: u64,
+    reconnects: u32,
+}
+
+impl Silence {
+    async fn note(&mut self, hub: &Hub, error: Option<Error>) {
+        let Some(error) = error else {
+            *self = Self::default();
+            return;
+        };
+        let connects = hub.link.borrow().connects;
+        if std::mem::replace(&mut self.connects, connects) != connects {
+            self.since = None;
+        }
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if since.elapsed() < ANSWER_TIMEOUT {
+            return;
+        }
+        hub.troubles.note(format!(
+            "JetStream does not do what it is asked: {error}: look at nats-server, its log and its disk"
+        ));
+        let patience = SILENCE_MAX * 2_u32.saturating_pow(self.reconnects);
+        if since.elapsed() < patience.min(RECONNECT_EVERY_MAX) {
+            return;
+        }
+        self.reconnects = self.reconnects.saturating_add(1);
+        if let Err(error) = hub.client.force_reconnect().await {
+            tracing::debug!(target: super::LOG, %error, "the connection is not made anew");
+        }
     }
 }
 
@@ -180,7 +233,7 @@ fn note(hub: &Hub, audit: &[u8]) -> bool {
         hub.forget_lane(lane);
     }
     if !hub.subjects.removes_work(&audit.subject) {
-        return deleted.is_some();
+        return deleted.is_some() || hub.subjects.changes_streams(&audit.subject);
     }
     let purge = serde_json::from_str::<PurgeRequest>(&audit.request).unwrap_or_default();
     // Whoever forgets a worker hands out its items again by itself.
@@ -194,22 +247,31 @@ async fn look(hub: &Hub, seen: &mut Option<Seen>) -> Result<(), Error> {
     let connects = hub.link.borrow().connects;
     let acknowledged = hub.acknowledged.load(Ordering::Acquire);
     let server = hub.client.server_info().server_id;
-    let info = match hub.look_at_work().await? {
-        Some(info) => info,
-        None => {
-            hub.create_streams().await?;
-            hub.look_at_work().await?.ok_or_else(|| Error::Unavailable("the stream goes away".to_owned()))?
-        }
-    };
+    let mut info = look_at_work(hub).await?;
+    if hub.set_right(&hub.work_config(), &info).await? {
+        hub.losses.alarm("somebody has edited the stream");
+        info = look_at_work(hub).await?;
+    }
+    if hub.relieve(&info).await? {
+        info = look_at_work(hub).await?;
+    }
     if let Some(seen) = seen {
         compare(hub, seen, &info, acknowledged);
         if seen.connects != connects {
             hub.losses.alarm(if seen.server == server { "the connection was lost" } else { "this is another server" });
             hub.forget_lanes();
-            // The stream of cancellations may be gone too.
-            hub.create_streams().await?;
         }
     }
+    let before = seen.as_ref().filter(|seen| seen.connects == connects).and_then(|seen| seen.control.clone());
+    let control = match look_at_control(hub, before.clone()).await {
+        Ok(control) => Some(control),
+        // Work goes on without it.
+        Err(error) => {
+            hub.troubles
+                .note(format!("cancellations do not reach workers: {error}: look at nats-server and its limits"));
+            before
+        }
+    };
     let due = |seen: &Seen| seen.anchored.elapsed() >= ANCHOR_EVERY || hub.losses.due.load(Ordering::Acquire);
     let anchored = match seen.as_ref() {
         Some(seen) if !due(seen) => seen.anchored,
@@ -218,9 +280,42 @@ async fn look(hub: &Hub, seen: &mut Option<Seen>) -> Result<(), Error> {
             Instant::now()
         }
     };
-    *seen = Some(Seen { info, server, connects, anchored });
+    *seen = Some(Seen { info, server, connects, anchored, control });
     hub.losses.checked.send_if_modified(|checked| std::mem::replace(checked, connects) != connects);
     Ok(())
+}
+
+async fn look_at_work(hub: &Hub) -> Result<Info, Error> {
+    let config = hub.work_config();
+    if let Some(info) = hub.look_at(&config).await? {
+        return Ok(info);
+    }
+    hub.create_stream(&config).await?;
+    hub.look_at(&config).await?.ok_or_else(|| Error::Unavailable("the stream goes away".to_owned()))
+}
+
+/// Makes sure of the stream of cancellations, and tells its readers when it is not what it was.
+async fn look_at_control(hub: &Hub, before: Option<Control>) -> Result<Control, Error> {
+    if let Some(before) = before.as_ref().filter(|before| before.looked.elapsed() < LOOK_AT_CONTROL_EVERY) {
+        return Ok(before.clone());
+    }
+    let config = hub.control_config();
+    let found = match hub.look_at(&config).await? {
+        Some(info) if !hub.set_right(&config, &info).await? => Some(info),
+        Some(_) | None => {
+            hub.create_stream(&config).await?;
+            hub.look_at(&config).await?
+        }
+    };
+    let info = found.ok_or_else(|| Error::Unavailable("the stream of cancellations goes away".to_owned()))?;
+    let changed = before.is_some_and(|before| {
+        before.info.created != info.created || info.state.last_sequence < before.info.state.last_sequence
+    });
+    if changed {
+        tracing::warn!(target: super::LOG, "the stream of cancellations is not what it was: it is read anew");
+        hub.control_life.send_modify(|life| *life += 1);
+    }
+    Ok(Control { info, looked: Instant::now() })
 }
 
 fn compare(hub: &Hub, seen: &Seen, info: &Info, acknowledged: u64) {

@@ -1,6 +1,7 @@
 //! Mail for the owners of shards: nudges, which may get lost, and reports, which are answered.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -22,6 +23,11 @@ const BEGINNING_BYTES_MAX: usize = 64 << 10;
 /// Longest wait for the answers of a shard that is given up.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How often is looked whether mail arrives.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How long a letter that the server has delivered may lie before it is read.
+const DELIVERED_WITHIN: Duration = Duration::from_millis(500);
+
 type Receiver = mpsc::UnboundedSender<ShardMail>;
 
 /// Who receives what in this process, and the subscriptions behind it.
@@ -32,14 +38,22 @@ pub(crate) struct MailRoom {
 
 struct MailBox {
     owner: Receiver,
-    /// Dropped with it: the sign for the subscription to end.
+    subscription: Subscribed,
+}
+
+struct Subscribed {
+    /// How many letters have come.
+    heard: Arc<AtomicU64>,
+    /// Dropped with it: the sign for the task to end.
     _open: oneshot::Sender<()>,
-    subscription: JoinHandle<()>,
+    task: JoinHandle<()>,
 }
 
 impl MailRoom {
     pub(crate) fn new(hub: Arc<Hub>) -> Arc<Self> {
-        Arc::new(Self { hub, boxes: RwLock::default() })
+        let room = Arc::new(Self { hub, boxes: RwLock::default() });
+        tokio::spawn(look_after(Arc::downgrade(&room)));
+        room
     }
 
     /// Returns when mail of other processes arrives.
@@ -49,12 +63,53 @@ impl MailRoom {
                 open.owner = owner.clone();
                 continue;
             }
-            let letters = self.hub.client.subscribe(self.hub.subjects.shard(*shard)).await.map_err(unavailable)?;
-            let (open, closed) = oneshot::channel();
-            let subscription = tokio::spawn(listen(Arc::downgrade(self), *shard, (letters, closed)));
-            self.write().insert(*shard, MailBox { owner: owner.clone(), _open: open, subscription });
+            let subscription = self.subscribe(*shard).await?;
+            self.write().insert(*shard, MailBox { owner: owner.clone(), subscription });
         }
         self.hub.settled().await
+    }
+
+    async fn subscribe(self: &Arc<Self>, shard: ShardId) -> Result<Subscribed, Error> {
+        let letters = self.hub.client.subscribe(self.hub.subjects.shard(shard)).await.map_err(unavailable)?;
+        let (open, closed) = oneshot::channel();
+        let heard = Arc::<AtomicU64>::default();
+        let listening = Listening { room: Arc::downgrade(self), shard, heard: Arc::clone(&heard) };
+        Ok(Subscribed { heard, _open: open, task: tokio::spawn(listening.run(letters, closed)) })
+    }
+
+    /// Writes to those shards of this process that got no mail since `before`, and subscribes anew where it does not arrive: the
+    /// server may have dropped a subscription, as when the user's rights were changed for a while.
+    async fn try_boxes(self: &Arc<Self>, before: &mut HashMap<ShardId, u64>) -> Result<(), Error> {
+        let now = self.heard();
+        let is_quiet = |(shard, count): &(ShardId, u64)| before.get(shard) == Some(count);
+        let quiet: Vec<(ShardId, u64)> = now.iter().map(|(&shard, &count)| (shard, count)).filter(is_quiet).collect();
+        *before = now;
+        for (shard, _) in &quiet {
+            let subject = self.hub.subjects.shard(*shard);
+            self.hub.client.publish(subject, Vec::new().into()).await.map_err(unavailable)?;
+        }
+        // By then the server has delivered them.
+        self.hub.settled().await?;
+        tokio::time::sleep(DELIVERED_WITHIN).await;
+        let now = self.heard();
+        for (shard, _) in quiet.into_iter().filter(|(shard, count)| now.get(shard) == Some(count)) {
+            self.hub.troubles.note(
+                "mail for shards does not arrive, and is subscribed to anew: see that the NATS user may subscribe to it, and \
+                 how many subscriptions it may have"
+                    .to_owned(),
+            );
+            let subscription = self.subscribe(shard).await?;
+            // The shard may have been given up meanwhile.
+            if let Some(open) = self.write().get_mut(&shard) {
+                open.subscription = subscription;
+            }
+        }
+        Ok(())
+    }
+
+    fn heard(&self) -> HashMap<ShardId, u64> {
+        let boxes = self.boxes.read().unwrap_or_else(PoisonError::into_inner);
+        boxes.iter().map(|(shard, open)| (*shard, open.subscription.heard.load(Ordering::Relaxed))).collect()
     }
 
     /// Returns when whoever wrote until now has an answer on its way, or soon asks another.
@@ -63,15 +118,15 @@ impl MailRoom {
             let mut boxes = self.write();
             let is_theirs =
                 |shard: &ShardId, open: &mut MailBox| shards.contains(shard) && open.owner.same_channel(owner);
-            boxes.extract_if(is_theirs).map(|(_, open)| open.subscription).collect()
+            boxes.extract_if(is_theirs).map(|(_, open)| open.subscription.task).collect()
         };
         let answered = async {
             futures::future::join_all(closed).await;
             self.hub.client.flush().await
         };
-        match tokio::time::timeout(CLOSE_TIMEOUT, answered).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) | Err(_) => tracing::debug!(target: super::LOG, "answers to reports may be lost"),
+        match self.hub.while_up(CLOSE_TIMEOUT, answered).await {
+            Some(Ok(())) => {}
+            Some(Err(_)) | None => tracing::debug!(target: super::LOG, "answers to reports may be lost"),
         }
     }
 
@@ -93,7 +148,11 @@ impl MailRoom {
         }
         self.post(shard, || {
             let body = encode(&Mail::Begin(beginning.clone()));
-            if body.len() <= BEGINNING_BYTES_MAX { body } else { encode(&Mail::Nudge(beginning.instance)) }
+            if body.len() <= BEGINNING_BYTES_MAX.min(self.hub.client.max_payload()) {
+                body
+            } else {
+                encode(&Mail::Nudge(beginning.instance))
+            }
         });
     }
 
@@ -131,6 +190,10 @@ impl MailRoom {
     }
 
     fn take(self: &Arc<Self>, shard: ShardId, letter: Message) {
+        // Only to see whether it arrives.
+        if letter.payload.is_empty() {
+            return;
+        }
         let owner = self.owner(shard);
         match decode(&letter.payload) {
             Ok(Mail::Nudge(instance)) => {
@@ -161,22 +224,51 @@ impl MailRoom {
     }
 }
 
-/// Passes letters on; once closed, those that have come already.
-async fn listen(room: Weak<MailRoom>, shard: ShardId, (mut letters, mut closed): (Subscriber, oneshot::Receiver<()>)) {
-    let mut open = true;
+/// Looks after the boxes until there are none any more.
+async fn look_after(room: Weak<MailRoom>) {
+    let mut before = HashMap::new();
     loop {
-        let letter = tokio::select! {
-            letter = letters.next() => letter,
-            _ = &mut closed, if open => {
-                open = false;
-                if letters.drain().await.is_err() {
-                    return;
+        tokio::time::sleep(LOOK_EVERY).await;
+        let Some(room) = room.upgrade() else { return };
+        if room.hub.is_up()
+            && let Err(error) = room.try_boxes(&mut before).await
+        {
+            tracing::debug!(target: super::LOG, %error, "boxes for mail cannot be tried");
+        }
+    }
+}
+
+/// The subscription behind a box.
+struct Listening {
+    room: Weak<MailRoom>,
+    shard: ShardId,
+    heard: Arc<AtomicU64>,
+}
+
+impl Listening {
+    /// Passes letters on; once closed, those that have come already.
+    async fn run(self, mut letters: Subscriber, mut closed: oneshot::Receiver<()>) {
+        let Self { room, shard, heard } = self;
+        let mut open = true;
+        let mut until = tokio::time::Instant::now();
+        loop {
+            let letter = tokio::select! {
+                letter = letters.next() => letter,
+                // Without the server the subscription does not end, and would keep the connection.
+                () = tokio::time::sleep_until(until), if !open => return,
+                _ = &mut closed, if open => {
+                    open = false;
+                    until = tokio::time::Instant::now() + CLOSE_TIMEOUT;
+                    if letters.drain().await.is_err() {
+                        return;
+                    }
+                    continue;
                 }
-                continue;
-            }
-        };
-        let (Some(letter), Some(room)) = (letter, room.upgrade()) else { return };
-        room.take(shard, letter);
+            };
+            let (Some(letter), Some(room)) = (letter, room.upgrade()) else { return };
+            heard.fetch_add(1, Ordering::Relaxed);
+            room.take(shard, letter);
+        }
     }
 }
 

@@ -12,10 +12,14 @@ mod subjects;
 mod tls;
 mod wire;
 
+mod consumers;
 mod hub;
 mod losses;
 mod outbox;
+mod refused_work;
+mod streams;
 mod sweep;
+mod troubles;
 
 mod control;
 mod publish;
@@ -37,6 +41,7 @@ use outlast_core::{ActivityKey, Beginning, InstanceId, InstanceState, ShardId, T
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use self::connection::NAMES_BYTES_MAX;
 use self::control::{Cancelled, Canceller, Reader};
 use self::hub::{ANSWER_TIMEOUT, Hub, unavailable, within};
 use self::mail::MailRoom;
@@ -47,11 +52,13 @@ use self::puller::Puller;
 use self::settle::Holdings;
 use self::source::{Shelf, Source};
 use self::subjects::{Lane, Subjects};
-use crate::{Broker, Control, Dispatch, Error, Report, ReportReply, ShardMail, StatusWatch, WorkSource, WorkerProfile};
+use crate::{
+    Broker, Control, Dispatch, Error, Report, ReportReply, ShardMail, StatusWatch, Trouble, WorkSource, WorkerProfile,
+};
 
 /// Where all log lines of the broker go.
 const LOG: &str = "outlast::broker";
-/// Largest input that travels with an item.
+/// Largest input that travels with an item, if the server takes it.
 const PAYLOAD_BYTES_MAX: usize = 256 << 10;
 /// How often workers that take every tag look for new ones.
 const LEARN_EVERY: Duration = Duration::from_secs(5);
@@ -81,6 +88,7 @@ impl JetStreamBroker {
             tokio::spawn(control::send(Arc::clone(&hub), keys)),
             tokio::spawn(losses::run(Arc::clone(&hub))),
             tokio::spawn(sweep::run(Arc::clone(&hub))),
+            tokio::spawn(consumers::run(Arc::clone(&hub))),
         ];
         within(ANSWER_TIMEOUT, async {
             hub.checked().await;
@@ -138,7 +146,7 @@ impl Broker for JetStreamBroker {
         let (pulling, pull_no_more) = oneshot::channel();
         let puller = tokio::spawn(puller.run(pull_no_more));
         let open = Some([reading, pulling]);
-        Ok((Box::new(Source { shelf, cancelled, holdings, own, puller, open }), listener))
+        Ok((Box::new(Source { hub: Arc::clone(hub), shelf, cancelled, holdings, own, puller, open }), listener))
     }
 
     async fn own(&self, shards: &[ShardId], mail: mpsc::UnboundedSender<ShardMail>) -> Result<(), Error> {
@@ -178,15 +186,23 @@ impl Broker for JetStreamBroker {
     }
 
     fn payload_bytes_max(&self) -> usize {
-        PAYLOAD_BYTES_MAX
+        PAYLOAD_BYTES_MAX.min(self.hub.client.max_payload().saturating_sub(NAMES_BYTES_MAX))
     }
 
     fn losses(&self) -> watch::Receiver<u64> {
         self.hub.losses.subscribe()
     }
 
+    fn troubles(&self) -> Vec<Trouble> {
+        self.hub.troubles.list()
+    }
+
     async fn forget_worker(&self, worker: &WorkerId) {
         let (hub, lane) = (&self.hub, Lane::worker(worker));
+        hub.forget_lane(&lane);
+        if !hub.is_up() {
+            return;
+        }
         let forget = async {
             let stream = hub.js.get_stream_no_info(hub.subjects.work_stream()).await.map_err(unavailable)?;
             // It may be gone already.

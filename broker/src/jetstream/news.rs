@@ -33,7 +33,7 @@ impl NewsDesk {
         }
         let status = state.map(|state| StatusBody::new(state.to_status(), state.execution));
         let mut body = encode(&NewsBody { status });
-        if body.len() > STATUS_BYTES_MAX {
+        if body.len() > STATUS_BYTES_MAX.min(self.hub.client.max_payload()) {
             body = encode(&NewsBody { status: None });
         }
         self.hub.outbox.send(self.hub.subjects.status(instance), body);

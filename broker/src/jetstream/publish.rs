@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{Info, LastRawMessageErrorKind};
 use futures::future::try_join_all;
-use outlast_core::encode;
+use outlast_core::{ActivityItem, encode};
 
 use super::hub::{Hub, unavailable};
 use super::puller::Origin;
@@ -20,6 +20,8 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
 const PIPELINE_MAX: usize = 1_024;
 /// Most sequences between the anchor and the end of the stream.
 const ANCHOR_SPAN_MAX: u64 = 10_000_000;
+/// Most bytes of the headers of an item.
+const HEADERS_BYTES_MAX: usize = 512;
 /// The header of what was handed out before.
 const AGAIN: &str = "Outlast-Again";
 /// Items that are looked for at once.
@@ -36,21 +38,30 @@ pub(crate) fn was_handed_out(message: &async_nats::Message) -> bool {
 impl Hub {
     /// Returns when the stream has every item, or had it already. Sending again what may have arrived is harmless.
     pub(crate) async fn publish_work(&self, items: &[Dispatch]) -> Result<(), Error> {
-        let mut last = Error::Unavailable("the server is away".to_owned());
+        let mut last = Error::Unavailable("the server does not take it".to_owned());
+        let mut offer = None;
         let publish = async {
             loop {
                 self.up().await;
+                let offered = *offer.insert(self.offer());
                 match self.publish_all(items).await {
                     Ok(()) => return Ok(()),
-                    Err(error @ Error::Unusable(_)) => return Err(error),
+                    Err(error @ Error::Unusable(_)) => {
+                        self.troubles.note(error.to_string());
+                        return Err(error);
+                    }
                     Err(error @ Error::Unavailable(_)) => last = error,
                 }
+                self.not_taken(offered);
                 tokio::time::sleep(RETRY_DELAY).await;
             }
         };
         match tokio::time::timeout(PUBLISH_TIMEOUT, publish).await {
             Ok(published) => published,
-            Err(_) => Err(last),
+            Err(_) => {
+                offer.into_iter().for_each(|offer| self.not_taken(offer));
+                Err(last)
+            }
         }
     }
 
@@ -115,20 +126,45 @@ impl Hub {
             return Ok(());
         }
         self.answer(async {
-            let subject = self.subjects.anchor();
             if info.state.last_sequence.saturating_sub(info.state.first_sequence) > ANCHOR_SPAN_MAX {
-                let stream = self.js.get_stream_no_info(self.subjects.work_stream()).await.map_err(unavailable)?;
-                stream.purge().filter(subject.clone()).await.map_err(unavailable)?;
+                self.purge_anchor().await?;
             }
-            let message = PublishMessage::build().payload(encode(&()).into()).expected_last_subject_sequence(0);
-            match self.js.send_publish(subject, message).await.map_err(unavailable)?.await {
-                Ok(acknowledgement) => self.note_acknowledged(acknowledgement.sequence),
-                Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => {}
-                Err(error) => return Err(unavailable(error)),
+            match self.publish_anchor().await {
+                Err(error) if error.kind() != PublishErrorKind::WrongLastSequence => Err(unavailable(error)),
+                Ok(()) | Err(_) => Ok(()),
             }
-            Ok(())
         })
         .await
+    }
+
+    pub(crate) async fn purge_anchor(&self) -> Result<(), Error> {
+        let stream = self.js.get_stream_no_info(self.subjects.work_stream()).await.map_err(unavailable)?;
+        stream.purge().filter(self.subjects.anchor()).await.map(drop).map_err(unavailable)
+    }
+
+    /// Refused with `WrongLastSequence` when there is one.
+    pub(crate) async fn publish_anchor(&self) -> Result<(), PublishError> {
+        let message = PublishMessage::build().payload(encode(&()).into()).expected_last_subject_sequence(0);
+        let acknowledgement = self.js.send_publish(self.subjects.anchor(), message).await?.await?;
+        self.note_acknowledged(acknowledgement.sequence);
+        Ok(())
+    }
+
+    /// An item as the server takes it: without its input if it must be, as that stays in the history.
+    fn body(&self, dispatch: &Dispatch) -> Option<Vec<u8>> {
+        let bytes_max = self.client.max_payload().saturating_sub(HEADERS_BYTES_MAX);
+        let body = encode(&dispatch.item);
+        if body.len() <= bytes_max {
+            return Some(body);
+        }
+        let light = ActivityItem { input: String::new(), input_stored: true, ..dispatch.item.clone() };
+        let body = Some(encode(&light)).filter(|body| body.len() <= bytes_max);
+        if body.is_none() {
+            self.troubles.note(format!(
+                "an activity has names that are larger than the messages of nats-server ({bytes_max} bytes): raise its max_payload"
+            ));
+        }
+        body
     }
 
     /// Gives back what found no stream.
@@ -140,10 +176,10 @@ impl Hub {
         for dispatch in items {
             let lane = Lane::of(&dispatch.item, dispatch.worker.as_ref());
             let subject = self.subjects.item(&lane, &dispatch.item);
+            let Some(body) = self.body(dispatch) else { continue };
             // Refused when the subject has a message: the refusal has a number of its own, which the refusal by the
             // limit of messages per subject has not.
-            let message =
-                PublishMessage::build().payload(encode(&dispatch.item).into()).expected_last_subject_sequence(0);
+            let message = PublishMessage::build().payload(body.into()).expected_last_subject_sequence(0);
             let message = if dispatch.again { message.header(AGAIN, "1") } else { message };
             let acknowledgement = self.js.send_publish(subject, message).await;
             sent.push((dispatch, acknowledgement.map_err(|error| Error::Unavailable(error.to_string()))?));

@@ -65,6 +65,8 @@ pub(crate) struct Puller {
     connects: u64,
     /// Messages that came, ends of requests included.
     received: u64,
+    /// When the last of them came.
+    heard: Instant,
 }
 
 /// The lanes that a worker pulls from the beginning.
@@ -104,6 +106,7 @@ impl Puller {
             learned,
             connects,
             received: 0,
+            heard: Instant::now(),
         };
         lanes.into_iter().for_each(|lane| puller.add(lane, true));
         Ok(puller)
@@ -134,7 +137,9 @@ impl Puller {
                 },
                 () = self.shelf.wanted.notified() => {}
                 Some(lane) = self.learned.recv() => self.add(lane, true),
-                _ = tick.tick() => self.look_after(),
+                _ = tick.tick() => if self.look_after() {
+                    self.listen_anew().await;
+                },
                 _ = &mut closed => break,
             }
         }
@@ -213,6 +218,7 @@ impl Puller {
 
     fn take(&mut self, message: Message) {
         self.received += 1;
+        self.heard = Instant::now();
         if let Some(status) = message.status {
             self.take_status(status, &message);
             return;
@@ -266,26 +272,42 @@ impl Puller {
         self.hub.losses.look_now();
     }
 
-    /// Gives up requests that are lost, and items that lie for too long.
-    fn look_after(&mut self) {
+    /// Gives up requests that are lost, and items that lie for too long; says whether nothing at all is heard, although a
+    /// request always ends with a message.
+    fn look_after(&mut self) -> bool {
         if !self.shelf.is_empty() {
             self.shelf.sweep();
         }
         let connects = self.hub.link.borrow().connects;
         let new_connection = std::mem::replace(&mut self.connects, connects) != connects;
+        let mut lost = false;
         for pulled in &mut self.lanes {
             if new_connection || (pulled.asked > 0 && pulled.heard.elapsed() >= REQUEST_LOST_AFTER) {
+                lost |= !new_connection;
                 pulled.asked = 0;
                 pulled.ready = false;
                 pulled.pause_until = None;
             }
         }
+        lost && self.heard.elapsed() >= REQUEST_LOST_AFTER
+    }
+
+    /// The server may have dropped the subscription, as when the user's rights were changed for a while. What it sent meanwhile
+    /// comes again when it misses an acknowledgement.
+    async fn listen_anew(&mut self) {
+        tracing::warn!(target: super::LOG, "no answers to requests for work: they are subscribed to anew");
+        let inbox = self.hub.client.new_inbox();
+        if let Ok(messages) = self.hub.client.subscribe(format!("{inbox}.*")).await {
+            (self.inbox, self.messages, self.received) = (inbox, messages, 0);
+        }
+        self.heard = Instant::now();
     }
 
     /// The server forgets the requests; what is on its way already goes back at once.
     async fn leave(mut self) {
         self.shelf.clear();
-        if tokio::time::timeout(DRAIN_TIMEOUT, self.drain()).await.is_err() {
+        let hub = Arc::clone(&self.hub);
+        if hub.while_up(DRAIN_TIMEOUT, self.drain()).await.is_none() {
             tracing::debug!(target: super::LOG, "items that were on their way come again when the server misses them");
         }
     }

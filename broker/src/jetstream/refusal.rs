@@ -2,6 +2,7 @@
 
 use std::error::Error as _;
 use std::io;
+use std::time::Duration;
 
 use async_nats::rustls::{self, CertificateError};
 use async_nats::{ConnectError, ConnectErrorKind};
@@ -10,7 +11,7 @@ use super::options::Auth;
 use crate::Error;
 
 /// What is not mended by waiting is `Unusable` and says what to change.
-pub(super) fn refusal(error: &ConnectError, auth: &Auth) -> Error {
+pub(super) fn refusal(error: &ConnectError, auth: &Auth, place: &str) -> Error {
     match error.kind() {
         ConnectErrorKind::AuthorizationViolation => Error::Unusable(refused(auth)),
         ConnectErrorKind::Authentication => {
@@ -20,12 +21,21 @@ pub(super) fn refusal(error: &ConnectError, auth: &Auth) -> Error {
         ConnectErrorKind::ServerParse => Error::Unusable(format!("{error}: check the addresses of the servers")),
         ConnectErrorKind::Io => match tls_error(error) {
             Some(tls) => Error::Unusable(format!("TLS with the server failed ({tls}): {}", advice(tls))),
-            None => Error::Unavailable(error.to_string()),
+            None => no_server(place, error),
         },
-        ConnectErrorKind::Dns | ConnectErrorKind::TimedOut | ConnectErrorKind::MaxReconnects => {
-            Error::Unavailable(error.to_string())
-        }
+        ConnectErrorKind::Dns | ConnectErrorKind::TimedOut | ConnectErrorKind::MaxReconnects => no_server(place, error),
     }
+}
+
+/// Nothing has said that it is a NATS server.
+pub(super) fn no_answer(place: &str, waited: Duration) -> Error {
+    no_server(place, &format!("no answer within {waited:?}"))
+}
+
+fn no_server(place: &str, why: &dyn std::fmt::Display) -> Error {
+    Error::Unavailable(format!(
+        "no NATS server at {place} ({why}): check host and port, and that nats-server runs there"
+    ))
 }
 
 fn refused(auth: &Auth) -> String {

@@ -193,17 +193,17 @@ async fn write(
     holdings: Weak<Holdings>,
     ack_wait: Duration,
 ) {
-    let mut tick = tokio::time::interval((ack_wait / 6).max(Duration::from_millis(10)));
+    let mut told = tokio::time::Instant::now();
     let mut batch = Vec::with_capacity(BATCH_MAX);
     let mut forwards = JoinSet::new();
     loop {
         tokio::select! {
             count = waiting.recv_many(&mut batch, BATCH_MAX) => {
-                // After a reconnect nothing is said before it is known that the stream is still the same.
-                let checked = tokio::time::timeout(CHECK_TIMEOUT, hub.checked()).await;
                 if count == 0 {
                     break;
                 }
+                // After a reconnect nothing is said before it is known that the stream is still the same.
+                let checked = tokio::time::timeout(CHECK_TIMEOUT, hub.checked()).await;
                 if checked.is_err() {
                     batch.clear();
                 }
@@ -212,7 +212,12 @@ async fn write(
                 }
                 while forwards.try_join_next().is_some() {}
             }
-            _ = tick.tick(), if hub.is_checked() => {
+            () = tokio::time::sleep_until(told + ack_wait.min(hub.ack_wait_min()) / 6) => {
+                told = tokio::time::Instant::now();
+                if !hub.is_checked() {
+                    continue;
+                }
+                let ack_wait = ack_wait.min(hub.ack_wait_min());
                 let silent = holdings.upgrade().map(|holdings| holdings.silent_for(ack_wait / 3));
                 for answer_to in silent.into_iter().flatten() {
                     tell(&hub, answer_to, b"+WPI".to_vec()).await;
@@ -221,7 +226,8 @@ async fn write(
         }
     }
     forwards.join_all().await;
-    if let Err(error) = hub.client.flush().await {
+    // Without the server a flush does not end, and would keep the connection.
+    if let Err(error) = hub.answer(async { hub.client.flush().await.map_err(unavailable) }).await {
         tracing::debug!(target: super::LOG, %error, "acknowledgements may be lost: the items come again");
     }
 }

@@ -10,6 +10,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 
 use super::control::Cancelled;
+use super::hub::Hub;
 use super::settle::{Hold, Holdings};
 use super::subjects::Lane;
 use crate::{Delivery, Settle, WorkSource};
@@ -158,6 +159,7 @@ impl Shelf {
 
 /// The worker's side; closed or dropped, the puller gives back what was not handed out and ends.
 pub(crate) struct Source {
+    pub(crate) hub: Arc<Hub>,
     pub(crate) shelf: Arc<Shelf>,
     pub(crate) cancelled: Arc<Cancelled>,
     pub(crate) holdings: Arc<Holdings>,
@@ -237,7 +239,7 @@ impl WorkSource for Source {
 
     async fn finish(&mut self) {
         self.pass_on().await;
-        if tokio::time::timeout(FINISH_TIMEOUT, self.holdings.finish()).await.is_err() {
+        if self.hub.while_up(FINISH_TIMEOUT, self.holdings.finish()).await.is_none() {
             tracing::warn!(target: super::LOG, "the server does not answer: what this worker gives back is given to others later");
         }
     }
@@ -251,12 +253,12 @@ impl Source {
             while self.holdings.take_waiting(lane).await? > 0 {}
             Ok::<(), crate::Error>(())
         };
-        match tokio::time::timeout(FINISH_TIMEOUT, passing).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
+        match self.hub.while_up(FINISH_TIMEOUT, passing).await {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
                 tracing::debug!(target: super::LOG, %error, "work of this worker's sessions was not passed on");
             }
-            Err(_) => tracing::debug!(target: super::LOG, "work of this worker's sessions was not passed on in time"),
+            None => tracing::debug!(target: super::LOG, "work of this worker's sessions was not passed on in time"),
         }
     }
 }

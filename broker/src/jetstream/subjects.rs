@@ -176,6 +176,14 @@ impl Subjects {
         matches!(verb, "PURGE" | "DELETE" | "RESTORE" | "MSG.DELETE") && stream == self.work_stream()
     }
 
+    /// The calls that change what our streams are, or remove one.
+    pub(crate) fn changes_streams(&self, subject: &str) -> bool {
+        let Some(call) = subject.strip_prefix("$JS.API.STREAM.") else { return false };
+        let Some((verb, stream)) = call.rsplit_once('.') else { return false };
+        matches!(verb, "UPDATE" | "DELETE" | "RESTORE")
+            && [self.work_stream(), self.control_stream()].iter().any(|name| name == stream)
+    }
+
     /// The consumer that a call with this subject deletes.
     pub(crate) fn deletes_consumer(&self, subject: &str) -> Option<Lane> {
         let call = subject.strip_prefix("$JS.API.CONSUMER.DELETE.")?;

@@ -190,12 +190,22 @@ async fn credentials_travel_encrypted_when_both_are_asked_for() {
 }
 
 #[tokio::test]
-async fn an_absent_server_is_waited_for() {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let secret = format!("nats://ann:s3cret@127.0.0.1:{port}");
-    let absent = JetStreamBroker::connect(JetStreamOptions::new(&secret)).await.err();
-    let Some(Error::Unavailable(why)) = absent else { panic!("{absent:?}") };
-    assert!(!why.contains("s3cret"), "{why}");
+async fn an_absent_server_is_told_with_its_address_and_no_password() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent_at = silent.local_addr().unwrap().to_string();
+    for (place, cause, seconds) in
+        [(free.as_str(), "refused", 2), ("nowhere.invalid:4222", "", 8), (silent_at.as_str(), "", 8)]
+    {
+        let begun = std::time::Instant::now();
+        let secret = format!("nats://ann:s3cret@{place}");
+        let absent = JetStreamBroker::connect(JetStreamOptions::new(&secret)).await.err();
+        let Some(Error::Unavailable(why)) = absent else { panic!("{absent:?}") };
+        assert!(why.contains(place) && why.contains(cause) && why.contains("check host and port"), "{why}");
+        assert!(!why.contains("s3cret"), "{why}");
+        assert!(begun.elapsed() < std::time::Duration::from_secs(seconds), "{place}: {:?}", begun.elapsed());
+    }
+    drop(silent);
 }
 
 #[test]

@@ -53,3 +53,47 @@ async fn what_waits_for_a_worker_that_leaves_goes_to_whoever_takes_its_sessions(
     assert!(delivery.redelivered && delivery.item.key == key("a", 1));
     (delivery.settle)(Settle::Ack);
 }
+
+/// Until the caller's patience ends there is nothing to wait for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_leaves_at_once_when_the_server_is_away() {
+    let mut server = Server::own();
+    let broker = server.broker("away").await;
+    let mut source = open(&broker, "w", TagFilter::DefaultOnly).await;
+    let (mail, _letters) = tokio::sync::mpsc::unbounded_channel();
+    broker.own(&[outlast_core::ShardId(1)], mail.clone()).await.unwrap();
+    publish(&broker, item("a", 1)).await;
+    let held = take(&mut source).await;
+    server.kill();
+    while broker.is_connected() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let begun = std::time::Instant::now();
+    source.close().await;
+    (held.settle)(Settle::Requeue);
+    source.finish().await;
+    broker.disown(&[outlast_core::ShardId(1)], &mail).await;
+    broker.forget_worker(&WorkerId::new("w")).await;
+    drop((source, broker));
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_worker_that_has_left_and_was_forgotten_leaves_nothing_at_the_server() {
+    let server = Server::any();
+    let namespace = namespace();
+    let broker = server.broker(&namespace).await;
+    let mut source = open(&broker, "w", TagFilter::DefaultOnly).await;
+    publish_to(&broker, in_session("a", 1, "s"), "w").await;
+    assert_eq!(run(&mut source).await, key("a", 1));
+    source.close().await;
+    source.finish().await;
+    // It comes too late for the worker.
+    publish_to(&broker, in_session("a", 2, "s"), "w").await;
+    broker.forget_worker(&WorkerId::new("w")).await;
+    let js = async_nats::jetstream::new(async_nats::connect(&server.url).await.unwrap());
+    let mut stream = js.get_stream(format!("{namespace}_WORK")).await.unwrap();
+    let names: Vec<String> = futures::TryStreamExt::try_collect(stream.consumer_names()).await.unwrap();
+    assert!(names.iter().all(|name| !name.starts_with("worker-")), "{names:?}");
+    assert_eq!(stream.info().await.unwrap().state.messages, 1, "the anchor alone");
+}

@@ -12,4 +12,5 @@ mod world;
 mod admission;
 mod conformance;
 mod faults;
+mod half_alive;
 mod rates;

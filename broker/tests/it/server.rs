@@ -21,6 +21,7 @@ struct Own {
     child: Child,
     directory: TempDir,
     port: u16,
+    options: Vec<String>,
 }
 
 impl Drop for Own {
@@ -39,7 +40,7 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-fn spawn(port: u16, store: &std::path::Path, more: &[&str]) -> Child {
+fn spawn(port: u16, store: &std::path::Path, more: &[String]) -> Child {
     let mut command = Command::new(program());
     command.args(more).args(["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd"]).arg(store);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -68,9 +69,34 @@ impl Server {
 
     /// The same with more options on its command line.
     pub(crate) fn own_with(more: &[&str]) -> Self {
-        let (directory, port) = (tempfile::tempdir().unwrap(), free_port());
-        let child = spawn(port, &directory.path().join("store"), more);
-        Self { url: format!("nats://127.0.0.1:{port}"), own: Some(Own { child, directory, port }) }
+        Self::own_at(tempfile::tempdir().unwrap(), more.iter().map(|&option| option.to_owned()).collect())
+    }
+
+    /// The same with its store below a directory.
+    pub(crate) fn own_in(directory: &std::path::Path) -> Self {
+        Self::own_at(tempfile::tempdir_in(directory).unwrap(), Vec::new())
+    }
+
+    /// The same with a configuration file.
+    pub(crate) fn own_with_config(text: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("nats.conf");
+        std::fs::write(&path, text).unwrap();
+        Self::own_at(directory, vec!["-c".to_owned(), path.display().to_string()])
+    }
+
+    fn own_at(directory: TempDir, options: Vec<String>) -> Self {
+        let port = free_port();
+        let child = spawn(port, &directory.path().join("store"), &options);
+        Self { url: format!("nats://127.0.0.1:{port}"), own: Some(Own { child, directory, port, options }) }
+    }
+
+    /// Has the server read another configuration.
+    pub(crate) fn configure(&mut self, text: &str) {
+        let own = self.own_mut();
+        std::fs::write(own.directory.path().join("nats.conf"), text).unwrap();
+        let told = Command::new("kill").args(["-HUP", &own.child.id().to_string()]).status().unwrap();
+        assert!(told.success());
     }
 
     fn own_mut(&mut self) -> &mut Own {
@@ -95,7 +121,7 @@ impl Server {
     /// Starts it again at the same address.
     pub(crate) fn start(&mut self) {
         let own = self.own_mut();
-        own.child = spawn(own.port, &own.directory.path().join("store"), &[]);
+        own.child = spawn(own.port, &own.directory.path().join("store"), &own.options);
     }
 
     pub(crate) fn wipe(&mut self) {

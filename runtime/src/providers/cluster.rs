@@ -81,7 +81,9 @@ impl ClusterProvider {
         Ok(PostgresStore::grant(&options.postgres_url, &options.postgres, roles).await?)
     }
 
-    /// Connects to both, checks that they are new enough and durable, and prepares schema and streams.
+    /// Connects to both, checks that they are new enough and durable, and prepares schema and streams. A server that
+    /// refuses is told at once, one that does not answer after five seconds, with its address and what to do. A Postgres
+    /// that is starting is waited for, up to fifteen seconds.
     pub async fn connect(options: ClusterOptions) -> Result<Self, ConnectError> {
         let store = PostgresStore::connect(&options.postgres_url, options.postgres).await?;
         let broker = JetStreamBroker::connect(options.nats).await?;

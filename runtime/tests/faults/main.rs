@@ -4,6 +4,7 @@
 mod blocking;
 mod broker_faults;
 mod figures;
+mod half_alive;
 mod leftovers;
 mod node;
 mod node_faults;
@@ -11,5 +12,6 @@ mod rolling;
 mod rolling_node;
 mod scale;
 mod servers;
+mod shutdown;
 mod store_faults;
 mod timers;

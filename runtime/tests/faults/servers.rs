@@ -18,12 +18,22 @@ pub(crate) struct Server {
 impl Server {
     /// A nats-server with files.
     pub(crate) fn nats() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = directory.path().join("store");
+        Self::nats_on(directory, &store, "")
+    }
+
+    /// The same with its files in another place and more in its configuration.
+    pub(crate) fn nats_with(store: &Path, more: &str) -> Self {
+        Self::nats_on(tempfile::tempdir().unwrap(), store, more)
+    }
+
+    fn nats_on(directory: tempfile::TempDir, store: &Path, more: &str) -> Self {
         let binary = std::env::var("OUTLAST_NATS_SERVER")
             .expect("set OUTLAST_NATS_SERVER to a nats-server program, or run ./dev test, which gets one");
-        let (directory, port) = (tempfile::tempdir().unwrap(), free_port());
+        let port = free_port();
         let config = directory.path().join("nats.conf");
-        let store = directory.path().join("store");
-        let text = format!("listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: {store:?} }}\n");
+        let text = format!("listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: {store:?} }}\n{more}");
         fs::write(&config, text).unwrap();
         let mut command = Command::new(binary);
         command.arg("-c").arg(config);
@@ -92,6 +102,16 @@ impl Server {
         let _replaced = fs::remove_dir_all(&to);
         // Not as `copy_tree` does it: its owner must stay.
         assert!(Command::new("cp").arg("-a").args([from, to]).status().unwrap().success());
+    }
+
+    /// Stops all its processes, or lets them go on: `-STOP`, `-CONT`.
+    pub(crate) fn signal(&self, signal: &str) {
+        let process = self.process.as_ref().unwrap().id().to_string();
+        let children = Command::new("ps").args(["-o", "pid=", "--ppid", &process]).output().unwrap().stdout;
+        let children = String::from_utf8(children).unwrap();
+        let all = children.split_whitespace().chain([&process[..]]);
+        // A child may have ended by itself meanwhile.
+        let _sent = Command::new("kill").arg(signal).args(all).stderr(Stdio::null()).status().unwrap();
     }
 
     /// What JetStream has stored.

@@ -81,6 +81,67 @@ async fn a_code_that_asks_for_too_large_an_input_gets_an_error() {
     assert!(world.run("Big", "").await.unwrap_err().display_message().contains("payload_bytes_max"));
 }
 
+/// The text is larger than what a message of a broker carries; nothing of it is missing.
+#[tokio::test]
+async fn an_activity_fails_with_a_text_that_is_larger_than_a_message() {
+    let code = |ctx: OrchestrationContext, input: String| async move {
+        let failed = ctx.schedule_activity("FailLong", &input).await.unwrap_err();
+        Ok(failed.len().to_string())
+    };
+    let activities = activities().register("FailLong", |_: outlast::ActivityContext, bytes: String| async move {
+        Err::<String, _>("x".repeat(bytes.parse().unwrap()))
+    });
+    let world = World::start(activities, orchestration("Fail", code)).await;
+    for bytes in ["1048400", "1048576", "300000"] {
+        world.client.start_orchestration(bytes, "Fail", bytes).await.unwrap();
+        assert_eq!(world.outcome(bytes).await.unwrap(), bytes);
+    }
+}
+
+#[tokio::test]
+async fn errors_and_panics_beyond_their_limit_are_cut_and_say_so() {
+    let code = |ctx: OrchestrationContext, how: String| async move {
+        match how.as_str() {
+            "error" => Err("x".repeat(40 << 20)),
+            "panic" => panic!("{}", "x".repeat(40 << 20)),
+            how => ctx.schedule_activity(how, "").await,
+        }
+    };
+    let activities = activities()
+        .register(
+            "Error",
+            |_: outlast::ActivityContext, _: String| async move { Err::<String, _>("x".repeat(40 << 20)) },
+        )
+        .register("Panic", |_: outlast::ActivityContext, _: String| async move { panic!("{}", "x".repeat(40 << 20)) });
+    let world = World::start(activities, orchestration("Fail", code)).await;
+    for how in ["error", "panic", "Error", "Panic"] {
+        world.client.start_orchestration(how, "Fail", how).await.unwrap();
+        let message = world.outcome(how).await.unwrap_err().display_message();
+        let end = &message[message.len() - 100..];
+        assert!(message.len() <= (1 << 20) + 100 && message.contains("xxx"), "{how}: {} bytes", message.len());
+        assert!(end.contains("cut: ") && end.contains("error_bytes_max"), "{how}: {end}");
+    }
+}
+
+#[tokio::test]
+async fn heartbeat_details_beyond_their_limit_are_cut_and_say_so() {
+    let code = |ctx: OrchestrationContext, _: String| async move {
+        let again = outlast::RetryPolicy::new(2).with_backoff(outlast::BackoffStrategy::None);
+        ctx.schedule_activity_with_retry("Beat", "", again).await
+    };
+    let activities = activities().register("Beat", |ctx: outlast::ActivityContext, _: String| async move {
+        if ctx.attempt() == 1 {
+            ctx.heartbeat("x".repeat(20 << 20));
+            return Err("again".to_owned());
+        }
+        let details = ctx.last_heartbeat().unwrap_or_default();
+        Ok(format!("{} {}", details.len(), &details[details.len().saturating_sub(60)..]))
+    });
+    let world = World::start(activities, orchestration("Beat", code)).await;
+    let said = world.run("Beat", "").await.unwrap();
+    assert!(said.starts_with("1048576 ") && said.contains("heartbeat_bytes_max"), "{said}");
+}
+
 #[tokio::test]
 async fn a_runtime_with_other_limits_goes_on_with_what_the_first_began() {
     let code = |ctx: OrchestrationContext, size: String| async move {

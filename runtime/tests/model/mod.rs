@@ -1,5 +1,6 @@
 //! The programming model, end to end: the behaviour that programs rely on, the same on every provider.
 
+pub(crate) mod faulty;
 pub(crate) mod world;
 
 mod activities;
@@ -15,10 +16,12 @@ mod management;
 mod panics;
 mod pausing;
 mod replacing;
+mod resources;
 mod restarting;
 mod routing;
 mod sessions;
 mod slots;
 mod state;
+mod supervision;
 mod typed;
 mod versions;

@@ -10,8 +10,12 @@ use crate::Error;
 
 /// Parses the URL and tries the files that it names.
 pub(super) fn parse(text: &str) -> Result<PgConnectOptions, Error> {
-    let options = PgConnectOptions::from_str(text).map_err(|error| not_valid(&error))?;
-    let url = Url::parse(text).map_err(|error| not_valid(&error))?;
+    // The parsers take `postgres:/name` too, for a database on this machine.
+    if !["postgres://", "postgresql://"].iter().any(|scheme| text.starts_with(scheme)) {
+        return Err(not_valid("it does not begin with postgres://"));
+    }
+    let options = PgConnectOptions::from_str(text).map_err(not_valid)?;
+    let url = Url::parse(text).map_err(not_valid)?;
     for (name, value) in url.query_pairs() {
         let is_root = matches!(&*name, "sslrootcert" | "ssl-root-cert" | "ssl-ca");
         let is_file = is_root || matches!(&*name, "sslcert" | "ssl-cert" | "sslkey" | "ssl-key");
@@ -33,8 +37,16 @@ pub(super) fn parse(text: &str) -> Result<PgConnectOptions, Error> {
     Ok(options)
 }
 
+/// Where the server is, without who connects.
+pub(super) fn place(options: &PgConnectOptions) -> String {
+    match options.get_socket() {
+        Some(socket) => socket.display().to_string(),
+        None => format!("{}:{}", options.get_host(), options.get_port()),
+    }
+}
+
 /// Says nothing of the URL itself, which may hold a password.
-fn not_valid(error: &dyn std::error::Error) -> Error {
+fn not_valid(error: impl std::fmt::Display) -> Error {
     Error::Unusable(format!(
         "the Postgres URL is not valid: {error}: write it like postgres://user:password@host/database"
     ))

@@ -2,17 +2,23 @@
 
 use std::borrow::Cow;
 use std::io::ErrorKind;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use outlast_core::{InstanceId, Millis};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions};
 use sqlx::query::Query;
-use sqlx::{PgPool, Postgres};
+use sqlx::{Connection as _, PgConnection, PgPool, Postgres};
 
 use super::{PostgresOptions, address, checks, schema};
 use crate::Error;
 
+/// Longest wait for the first connection.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// How long a server that is starting is waited for, and the pause between two looks.
+const START_MAX: Duration = Duration::from_secs(15);
+const START_PAUSE: Duration = Duration::from_millis(200);
 /// Longest time for one statement, connecting included. Beyond it the connection is given up, as over a cut network.
 const STATEMENT_MAX: Duration = Duration::from_secs(15);
 /// What a failure of TLS can come from.
@@ -40,16 +46,18 @@ pub(super) struct Opened {
 pub(super) struct Pool {
     pool: PgPool,
     limit: Duration,
+    place: Arc<str>,
 }
 
 impl Pool {
     fn new(options: PgConnectOptions, connections: u32, limit: Duration) -> Self {
+        let place = address::place(&options).into();
         let pool = PgPoolOptions::new()
             .max_connections(connections)
             .acquire_timeout(limit)
             .test_before_acquire(false)
             .connect_lazy_with(options);
-        Self { pool, limit }
+        Self { pool, limit, place }
     }
 
     /// Runs a statement without a result.
@@ -68,7 +76,7 @@ impl Pool {
     where
         W: for<'c> FnOnce(&'c mut PoolConnection<Postgres>) -> Running<'c, T>,
     {
-        let mut connection = self.pool.acquire().await.map_err(sql_error)?;
+        let mut connection = self.pool.acquire().await.map_err(|error| self.not_acquired(error))?;
         match tokio::time::timeout(self.limit, work(&mut connection)).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => {
@@ -81,6 +89,18 @@ impl Pool {
                 drop(connection.detach());
                 Err(Error::Unavailable(format!("no answer from Postgres within {:?}", self.limit)))
             }
+        }
+    }
+}
+
+impl Pool {
+    fn not_acquired(&self, error: sqlx::Error) -> Error {
+        match error {
+            sqlx::Error::PoolTimedOut => Error::Unavailable(format!(
+                "no connection to Postgres at {} came about within {:?}: the server is away, or all connections are taken",
+                self.place, self.limit
+            )),
+            error => sql_error(error),
         }
     }
 }
@@ -121,15 +141,53 @@ pub(super) async fn open(url: &str, options: &PostgresOptions) -> Result<Opened,
         ("enable_mergejoin", "off"),
         ("plan_cache_mode", "force_generic_plan"),
     ]);
+    let reached = base.clone();
     let pools = Pools {
         commits: Pool::new(by_index.clone(), 1, STATEMENT_MAX),
         leases: Pool::new(base, 1, options.lease),
         general: Pool::new(by_index, options.connections.max(1), STATEMENT_MAX),
     };
+    reach(&reached).await?;
     checks::check_settings(&pools.general).await?;
     let shards = schema::prepare(&pools.general, options).await?;
     let now = checks::check_clock(&pools.general, options).await?;
     Ok(Opened { pools, shards, now })
+}
+
+/// Makes one connection by itself: a pool goes on trying, and says in the end only that none came about.
+async fn reach(options: &PgConnectOptions) -> Result<(), Error> {
+    let place = address::place(options);
+    let unavailable = |why: &dyn std::fmt::Display| {
+        Error::Unavailable(format!(
+            "no Postgres at {place} ({why}): check host and port, and that the server runs there and takes connections"
+        ))
+    };
+    let begun = Instant::now();
+    loop {
+        match tokio::time::timeout(CONNECT_MAX, PgConnection::connect_with(options)).await {
+            Ok(Ok(connection)) => {
+                // It has done its work; the server notices its end in any case.
+                let _closed = tokio::time::timeout(CONNECT_MAX, connection.close()).await;
+                return Ok(());
+            }
+            Ok(Err(error)) if is_starting(&error) && begun.elapsed() < START_MAX => {
+                tokio::time::sleep(START_PAUSE).await;
+            }
+            Ok(Err(error)) => {
+                return Err(match sql_error(error) {
+                    Error::Unavailable(why) => unavailable(&why),
+                    Error::Unusable(why) => Error::Unusable(format!("{why} (asked at {place})")),
+                    other => other,
+                });
+            }
+            Err(_elapsed) => return Err(unavailable(&format!("no answer within {CONNECT_MAX:?}"))),
+        }
+    }
+}
+
+/// Whether the server says that it will soon take connections.
+fn is_starting(error: &sqlx::Error) -> bool {
+    code_of(error).as_deref() == Some("57P03")
 }
 
 /// The SQLSTATE of a failed statement; `None` when the database did not answer.
@@ -151,9 +209,6 @@ pub(super) fn sql_error(error: sqlx::Error) -> Error {
         (None, sqlx::Error::Io(failed)) if failed.kind() == ErrorKind::InvalidData => {
             Error::Unusable(format!("TLS with Postgres failed ({failed}): {CHECK_TLS}"))
         }
-        (None, sqlx::Error::PoolTimedOut) => Error::Unavailable(
-            "no connection to Postgres came about in time: the server is away, or all connections are taken".to_owned(),
-        ),
         _ => Error::Unavailable(error.to_string()),
     }
 }

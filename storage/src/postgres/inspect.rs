@@ -2,17 +2,17 @@
 
 use async_trait::async_trait;
 use outlast_core::{EventId, ExecutionId, HistoryEvent, InstanceId, InstanceState, InstanceStatus, KvEntry};
-use sqlx::Row;
 use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row};
 
 use super::PostgresStore;
 use super::connect::Failure;
 use super::outgoing::number_of;
 use super::rows::{STATE_COLUMNS, event_columns, event_of, optional_millis, state_columns, state_of, unsigned};
 use super::text::{given, may_exist};
-use crate::inspect::execution_status;
+use crate::inspect::{OWNERLESS_MS, PROBLEMS_MAX, execution_status};
 use crate::{
-    Error, ExecutionInfo, InspectStore, InstanceInfo, InstanceTree, ListedStatus, ProblemRow, QueueDepths,
+    Error, ExecutionInfo, InspectStore, InstanceInfo, InstanceTree, ListedStatus, ProblemRow, QueueDepths, Standstill,
     SystemMetrics, SystemStats,
 };
 
@@ -208,27 +208,51 @@ impl InspectStore for PostgresStore {
     async fn problems(&self) -> Result<Vec<ProblemRow>, Error> {
         let sql = "SELECT id, orchestration, waits, stalled, wake_at, 1::int8, updated FROM instances \
                    WHERE stalled > 0 AND status = 'Running' UNION ALL \
+                   SELECT id, orchestration, $1, 0, NULL, 1::int8, updated FROM instances \
+                   WHERE paused AND status = 'Running' UNION ALL \
                    SELECT min(instance), min(orchestration), reason, 0, NULL, sum(waiting)::int8, min(since) FROM shortages s \
-                   JOIN nodes n ON n.id = s.node AND n.lease_until >= now_ms() GROUP BY reason ORDER BY 1 LIMIT 10000";
+                   JOIN nodes n ON n.id = s.node AND n.lease_until >= now_ms() GROUP BY reason ORDER BY 1 LIMIT $2";
+        // Only when there are such shards: it looks at all running instances.
+        let ownerless = "SELECT (array_agg(id ORDER BY updated))[1], (array_agg(orchestration ORDER BY updated))[1], $1, 0, \
+                         NULL::int8, count(*), min(updated) FROM (SELECT id, orchestration, updated FROM instances \
+                         WHERE status = 'Running' AND NOT paused AND stalled = 0 AND shard = ANY ($2) \
+                         AND updated <= now_ms() - $3 LIMIT $4) waiting HAVING count(*) > 0";
+        let limit = number_of(PROBLEMS_MAX as u64);
         let read = self.pools.general.run(|db| {
             Box::pin(async move {
-                let rows = sqlx::query(sql).fetch_all(&mut **db).await?;
-                let problem = |row: &PgRow| {
-                    Ok(ProblemRow {
-                        instance: InstanceId::from(row.try_get::<String, _>(0)?),
-                        orchestration: row.try_get(1)?,
-                        waits: row.try_get(2)?,
-                        stalled: row.try_get::<i32, _>(3)?.cast_unsigned(),
-                        wake_at: optional_millis(row, 4)?,
-                        waiting: u32::try_from(unsigned(row, 5)?).unwrap_or(u32::MAX),
-                        since: optional_millis(row, 6)?.unwrap_or_default(),
-                    })
-                };
-                rows.iter().map(problem).collect()
+                let mut rows =
+                    sqlx::query(sql).bind(Standstill::Paused.to_string()).bind(limit).fetch_all(&mut **db).await?;
+                let (shards, served) = shards_without_owner(db).await?;
+                if !shards.is_empty() {
+                    let why = if served { Standstill::NoOwner } else { Standstill::NoNode };
+                    let query = sqlx::query(ownerless).bind(why.to_string()).bind(shards);
+                    rows.extend(query.bind(number_of(OWNERLESS_MS)).bind(limit).fetch_all(&mut **db).await?);
+                }
+                rows.iter().map(problem_of).collect()
             })
         });
         read.await
     }
+}
+
+/// Shards that no live node holds, and whether there is one that runs orchestrations.
+async fn shards_without_owner(db: &mut PgConnection) -> Result<(Vec<i16>, bool), sqlx::Error> {
+    let sql = "SELECT coalesce(array_agg(s.id) FILTER (WHERE n.id IS NULL), '{}'), \
+               EXISTS (SELECT FROM nodes WHERE lease_until >= now_ms() AND handlers ~ $1) \
+               FROM shards s LEFT JOIN nodes n ON n.id = s.owner AND n.lease_until >= now_ms()";
+    sqlx::query_as(sql).bind(super::serves::RUNS_ORCHESTRATIONS).fetch_one(db).await
+}
+
+fn problem_of(row: &PgRow) -> Result<ProblemRow, Failure> {
+    Ok(ProblemRow {
+        instance: InstanceId::from(row.try_get::<String, _>(0)?),
+        orchestration: row.try_get(1)?,
+        waits: row.try_get(2)?,
+        stalled: row.try_get::<i32, _>(3)?.cast_unsigned(),
+        wake_at: optional_millis(row, 4)?,
+        waiting: u32::try_from(unsigned(row, 5)?).unwrap_or(u32::MAX),
+        since: optional_millis(row, 6)?.unwrap_or_default(),
+    })
 }
 
 fn info_of(row: &PgRow) -> Result<InstanceInfo, sqlx::Error> {

@@ -7,6 +7,8 @@ use crate::{NodeInfo, WorkerInfo};
 const ORCHESTRATION: &str = "orchestration";
 const ACTIVITY: &str = "activity";
 const TAGS: &str = "tags";
+/// What the text of a node that has an orchestration matches, as Postgres understands patterns.
+pub(super) const RUNS_ORCHESTRATIONS: &str = r"(^|\n)orchestration\t";
 
 pub(super) fn encode(node: &NodeInfo) -> String {
     let mut lines: Vec<String> =

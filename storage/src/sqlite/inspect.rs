@@ -1,17 +1,20 @@
 //! Reading what the database holds.
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
-use outlast_core::{EventId, ExecutionId, HistoryEvent, InstanceId, InstanceState, InstanceStatus, KvEntry};
+use outlast_core::{EventId, ExecutionId, HistoryEvent, InstanceId, InstanceState, InstanceStatus, KvEntry, ShardId};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::SqliteStore;
 use super::connection::sql_error;
 use super::deletion::{executions_of, tree_of};
+use super::leases::Ownerless;
 use super::rows::{STATE, optional_millis, read_event, read_history, state_of, unsigned};
-use crate::inspect::execution_status;
+use crate::inspect::{OWNERLESS_MS, PROBLEMS_MAX, execution_status};
 use crate::{
-    Error, ExecutionInfo, InspectStore, InstanceInfo, InstanceTree, ListedStatus, ProblemRow, QueueDepths,
-    SystemMetrics, SystemStats,
+    Error, ExecutionInfo, InspectStore, InstanceInfo, InstanceTree, ListedStatus, ProblemRow, QueueDepths, Shortage,
+    Standstill, SystemMetrics, SystemStats, TurnStore,
 };
 
 #[async_trait]
@@ -113,28 +116,87 @@ impl InspectStore for SqliteStore {
     }
 
     async fn problems(&self) -> Result<Vec<ProblemRow>, Error> {
-        self.connections
-            .read(|db| {
-                let sql = "SELECT id, orchestration, waits, stalled, wake_at, 1, updated FROM instances \
-                           WHERE stalled > 0 AND status = 'Running' UNION ALL \
-                           SELECT instance, orchestration, reason, 0, NULL, sum(waiting), min(since) FROM shortages \
-                           GROUP BY reason ORDER BY 1 LIMIT 10000";
-                let mut query = db.prepare_cached(sql).map_err(sql_error)?;
-                let problem = |row: &Row<'_>| {
-                    Ok(ProblemRow {
-                        instance: InstanceId::from(row.get::<_, String>(0)?),
-                        orchestration: row.get(1)?,
-                        waits: row.get(2)?,
-                        stalled: row.get(3)?,
-                        wake_at: optional_millis(row, 4)?,
-                        waiting: row.get(5)?,
-                        since: optional_millis(row, 6)?.unwrap_or_default(),
-                    })
-                };
-                query.query_map([], problem).and_then(Iterator::collect).map_err(sql_error)
-            })
-            .await
+        let (reported, ownerless) = (self.leases.reported(), self.leases.ownerless());
+        let latest = self.now().0.saturating_sub(OWNERLESS_MS).cast_signed();
+        let is_stored = reported.is_none();
+        let read = self.connections.read(move |db| {
+            let mut found = problems(db, is_stored).map_err(sql_error)?;
+            let (why, shards) = match &ownerless {
+                Ownerless::RunsElsewhere => return Ok(found),
+                Ownerless::All => (Standstill::NoNode, None),
+                Ownerless::Some(shards) => (Standstill::NoOwner, Some(shards.as_slice())),
+            };
+            found.extend(ownerless_in(db, why, shards, latest).map_err(sql_error)?);
+            Ok(found)
+        });
+        let mut found = read.await?;
+        found.extend(merged(reported.unwrap_or_default()));
+        found.sort_by(|one, other| one.instance.as_str().cmp(other.instance.as_str()));
+        Ok(found)
     }
+}
+
+/// What the database knows: turns that cannot begin, paused instances and, unless this process knows better, what nodes have
+/// reported.
+fn problems(db: &Connection, with_reports: bool) -> rusqlite::Result<Vec<ProblemRow>> {
+    let sql = "SELECT id, orchestration, waits, stalled, wake_at, 1, updated FROM instances \
+               WHERE stalled > 0 AND status = 'Running' UNION ALL \
+               SELECT id, orchestration, ?1, 0, NULL, 1, updated FROM instances \
+               WHERE paused = 1 AND status = 'Running' UNION ALL \
+               SELECT instance, orchestration, reason, 0, NULL, sum(waiting), min(since) FROM shortages \
+               WHERE ?2 GROUP BY reason ORDER BY 1 LIMIT ?3";
+    let mut query = db.prepare_cached(sql)?;
+    query.query_map(params![Standstill::Paused.to_string(), with_reports, PROBLEMS_MAX as i64], problem_of)?.collect()
+}
+
+/// What stands still because nobody runs its shard; at most one problem.
+fn ownerless_in(
+    db: &Connection,
+    why: Standstill,
+    shards: Option<&[ShardId]>,
+    latest: i64,
+) -> rusqlite::Result<Option<ProblemRow>> {
+    if shards.is_some_and(<[ShardId]>::is_empty) {
+        return Ok(None);
+    }
+    // Bare columns beside `min` are those of its row: who waits longest.
+    let sql = "SELECT id, orchestration, ?1, 0, NULL, count(*), min(updated) FROM (SELECT id, orchestration, updated \
+               FROM instances WHERE status = 'Running' AND paused = 0 AND stalled = 0 AND updated <= ?2 \
+               AND (?3 IS NULL OR shard IN (SELECT value FROM json_each(?3))) LIMIT ?4) HAVING count(*) > 0";
+    let shards = shards.map(|shards| {
+        let numbers: Vec<String> = shards.iter().map(|shard| shard.0.to_string()).collect();
+        format!("[{}]", numbers.join(","))
+    });
+    let mut query = db.prepare_cached(sql)?;
+    query.query_row(params![why.to_string(), latest, shards, PROBLEMS_MAX as i64], problem_of).optional()
+}
+
+/// Counts what several nodes have reported together, as the database does.
+fn merged(reported: Vec<Shortage>) -> impl Iterator<Item = ProblemRow> {
+    let mut by_reason: BTreeMap<String, ProblemRow> = BTreeMap::new();
+    for Shortage { reason, instance, orchestration, waiting, since } in reported {
+        let new =
+            ProblemRow { instance, orchestration, waits: reason.clone(), stalled: 0, wake_at: None, waiting: 0, since };
+        let known = by_reason.entry(reason).or_insert_with(|| new.clone());
+        let waiting = known.waiting.saturating_add(waiting);
+        if new.since < known.since {
+            *known = new;
+        }
+        known.waiting = waiting;
+    }
+    by_reason.into_values()
+}
+
+fn problem_of(row: &Row<'_>) -> rusqlite::Result<ProblemRow> {
+    Ok(ProblemRow {
+        instance: InstanceId::from(row.get::<_, String>(0)?),
+        orchestration: row.get(1)?,
+        waits: row.get(2)?,
+        stalled: row.get(3)?,
+        wake_at: optional_millis(row, 4)?,
+        waiting: row.get(5)?,
+        since: optional_millis(row, 6)?.unwrap_or_default(),
+    })
 }
 
 fn info_of(row: &Row<'_>) -> rusqlite::Result<InstanceInfo> {

@@ -15,6 +15,11 @@ use super::file::{DatabaseFile, beside};
 use super::{FileId, SqliteStore, TARGET};
 use crate::{Error, HeldShard, LeaseStore, LeaseView, NodeInfo, SessionClaim, Shortage};
 
+/// How often, and how long after each other, a lock that is taken is tried again: a client that looks whether anybody runs the
+/// database holds it for a moment.
+const LOOKED_AT_TRIES: usize = 3;
+const LOOKED_AT_PAUSE: Duration = Duration::from_millis(2);
+
 /// Who is there and who holds what, in this process.
 pub(super) struct Leases {
     file: Option<Arc<DatabaseFile>>,
@@ -28,6 +33,18 @@ struct Members {
     nodes: BTreeMap<NodeId, NodeInfo>,
     owners: Vec<Option<(NodeId, Epoch)>>,
     sessions: HashMap<String, (WorkerId, Instant)>,
+    /// What the nodes of this process have reported: listed also while the file cannot be written.
+    shortages: BTreeMap<NodeId, Vec<Shortage>>,
+}
+
+/// Which shards nobody runs, as far as this process can tell.
+pub(super) enum Ownerless {
+    /// Another process runs the file, and looks after that itself.
+    RunsElsewhere,
+    /// No process runs orchestrations.
+    All,
+    /// These.
+    Some(Vec<ShardId>),
 }
 
 /// By this no second process runs the same database: a file beside it, locked; the kernel frees it when the process dies. All that
@@ -44,13 +61,30 @@ impl RunLock {
         let failed = |error: &dyn std::fmt::Display| Error::Unusable(format!("lock file {}: {error}", path.display()));
         let file =
             File::options().create(true).truncate(false).write(true).open(&path).map_err(|error| failed(&error))?;
-        match file.try_lock() {
+        let mut locked = file.try_lock();
+        for _ in 0..LOOKED_AT_TRIES {
+            if !matches!(locked, Err(TryLockError::WouldBlock)) {
+                break;
+            }
+            // It may only be looked at, which takes no time.
+            std::thread::sleep(LOOKED_AT_PAUSE);
+            locked = file.try_lock();
+        }
+        match locked {
             Ok(()) => Ok(Self { id: FileId::of(&path), path, _locked: file }),
             Err(TryLockError::WouldBlock) => Err(Error::Unusable(format!(
                 "another process runs orchestrations on {}: stop it first, or use a client only, or move to the cluster provider",
                 database.path.display()
             ))),
             Err(TryLockError::Error(error)) => Err(failed(&error)),
+        }
+    }
+
+    /// Whether no process holds it. The lock is shared, and for a moment: other clients that look are not in the way.
+    fn is_free(database: &DatabaseFile) -> bool {
+        match File::open(beside(&database.path, ".runtime-lock")) {
+            Ok(file) => file.try_lock_shared().is_ok(),
+            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
         }
     }
 
@@ -89,6 +123,26 @@ impl Leases {
             tracing::error!(target: TARGET, database = %file.path.display(), "the lock file was removed; it is taken again");
         }
         Ok(())
+    }
+
+    /// Which shards stand still. The lock tells whether another process runs the file: only its holder has nodes.
+    pub(super) fn ownerless(&self) -> Ownerless {
+        let members = self.lock();
+        if members.nodes.is_empty() {
+            let free = self.file.as_ref().is_none_or(|file| RunLock::is_free(file));
+            return if free { Ownerless::All } else { Ownerless::RunsElsewhere };
+        }
+        if members.nodes.values().all(|node| node.handlers.is_empty()) {
+            return Ownerless::All;
+        }
+        let free = members.owners.iter().enumerate().filter(|(_, owner)| owner.is_none());
+        Ownerless::Some(free.map(|(index, _)| shard(index)).collect())
+    }
+
+    /// What the nodes of this process have reported; `None` when it has none.
+    pub(super) fn reported(&self) -> Option<Vec<Shortage>> {
+        let members = self.lock();
+        (!members.nodes.is_empty()).then(|| members.shortages.values().flatten().cloned().collect())
     }
 
     /// The store did not take a commit by this epoch. When it is the one that is known here, another process has raised it, and
@@ -211,10 +265,13 @@ impl LeaseStore for SqliteStore {
     async fn leave(&self, node: &NodeId) -> Result<(), Error> {
         // First, and without a wait: whatever becomes of the rest, no shard stays with a node that is gone.
         self.leases.lock().forget(node);
-        self.report_shortages(node, Vec::new()).await
+        let forgotten = self.report_shortages(node, Vec::new()).await;
+        self.leases.lock().shortages.remove(node);
+        forgotten
     }
 
     async fn report_shortages(&self, node: &NodeId, shortages: Vec<Shortage>) -> Result<(), Error> {
+        self.leases.lock().shortages.insert(node.clone(), shortages.clone());
         let node = node.as_str().to_owned();
         self.connections
             .write(move |db, _| {

@@ -6,7 +6,7 @@ use super::SHARDS;
 use crate::Error;
 
 /// Schema steps in order; `user_version` counts the ones that were made. A step is never changed, only followed by others.
-const MIGRATIONS: [&str; 2] = [FIRST, SECOND];
+const MIGRATIONS: [&str; 3] = [FIRST, SECOND, THIRD];
 
 const FIRST: &str = "
 CREATE TABLE shards (
@@ -106,6 +106,10 @@ CREATE TABLE heartbeats (
     details TEXT NOT NULL,
     PRIMARY KEY (instance, activity)
 ) STRICT, WITHOUT ROWID;
+";
+
+const THIRD: &str = "
+CREATE INDEX instances_paused ON instances (id) WHERE paused = 1;
 ";
 
 /// Brings a database to the current schema; a newer one is refused.

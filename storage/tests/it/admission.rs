@@ -91,3 +91,40 @@ async fn a_role_is_let_in_by_its_certificate() {
     is_refused(&url(Some(authority.certify("somebody"))), "client certificate").await;
     is_refused(&url(Some(other.certify("certified"))), "sslcert and sslkey").await;
 }
+
+/// Of what cannot be reached, the address and the cause are told at once; of what does not answer, after some seconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_cannot_be_reached_is_told_at_once_with_its_address_and_no_password() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent_at = silent.local_addr().unwrap();
+    let nonsense = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let nonsense_at = nonsense.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in nonsense.incoming() {
+            std::io::Write::write_all(&mut stream.unwrap(), b"INFO {}\r\n").unwrap();
+        }
+    });
+    let at = |place: &str| format!("postgres://outlast:s3cret@{place}/postgres");
+    let cases = [
+        (at(&free.to_string()), free.to_string(), "refused", 2),
+        (at("nowhere.invalid:5432"), "nowhere.invalid:5432".to_owned(), "", 10),
+        (at(&silent_at.to_string()), silent_at.to_string(), "no answer", 8),
+        (at(&nonsense_at.to_string()), nonsense_at.to_string(), "", 2),
+    ];
+    for (url, place, cause, seconds) in cases {
+        let begun = std::time::Instant::now();
+        let Err(Error::Unavailable(why)) = PostgresStore::connect(&url, options()).await else { panic!("{url}") };
+        assert!(begun.elapsed() < std::time::Duration::from_secs(seconds), "{url}: {:?}", begun.elapsed());
+        assert!(why.contains(&place) && why.contains(cause) && why.contains("check host and port"), "{url}: {why}");
+        assert!(!why.contains("s3cret"), "{why}");
+    }
+    drop(silent);
+}
+
+#[tokio::test]
+async fn an_address_that_is_none_is_unusable() {
+    for url in ["postgres:/bad", "postgres:bad", "bad", "", "mysql://db/x", "http://db", "postgres://db:port/x"] {
+        is_refused(url, "URL is not valid").await;
+    }
+}

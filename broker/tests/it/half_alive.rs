@@ -1,0 +1,314 @@
+//! What a JetStream broker must stand of a server that is there and does not do its work: a disk that was full, streams and
+//! consumers that somebody has edited, limits that are met.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::{self, consumer, stream};
+use outlast_broker::jetstream::JetStreamBroker;
+use outlast_broker::{Broker, Control, Dispatch, Report, ReportReply, ReportResult, ShardMail};
+use outlast_core::{ActivityItem, ShardId, TagFilter, Token, Verdict};
+use tokio::sync::mpsc;
+
+use crate::items::{SOON, item, key, open, run, tagged, worker};
+use crate::server::Server;
+use crate::world::namespace;
+
+/// Longest time until what was edited is as it must be.
+const MENDED_WITHIN: Duration = Duration::from_secs(10);
+
+/// A file system of its own, small enough to be filled.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=24m", "tmpfs"]).arg(directory.path()).status();
+        assert!(mounted.unwrap().success(), "this test mounts a small file system: run it as root");
+        Self(directory)
+    }
+
+    fn ballast(&self) -> std::path::PathBuf {
+        self.0.path().join("ballast")
+    }
+
+    /// Takes all that is left.
+    fn fill(&self) {
+        use std::io::Write as _;
+        let mut file = std::fs::File::create(self.ballast()).unwrap();
+        while file.write_all(&[7; 4_096]).is_ok() {}
+    }
+
+    fn make_room(&self) {
+        std::fs::remove_file(self.ballast()).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _unmounted = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+/// Large enough to find no room in what is left of the last page.
+fn large(n: u64) -> Vec<Dispatch> {
+    let item = ActivityItem { input: "x".repeat(50_000), ..item("a", n) };
+    vec![Dispatch { item, worker: None, again: true }]
+}
+
+/// As owners do: offers an item until the broker takes it.
+async fn offer(broker: &JetStreamBroker, n: u64, limit: Duration) {
+    let begun = Instant::now();
+    while let Err(error) = broker.publish(large(n)).await {
+        assert!(begun.elapsed() < limit, "{error}");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+async fn js(server: &Server) -> jetstream::Context {
+    jetstream::new(async_nats::connect(&server.url).await.unwrap())
+}
+
+/// Waits until `seen` holds.
+async fn until(what: &str, mut seen: impl AsyncFnMut() -> bool) {
+    let begun = Instant::now();
+    while !seen().await {
+        assert!(begun.elapsed() < MENDED_WITHIN, "{what}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Goal: work goes on when the disk has room again. Method: a real full disk, after which nats-server itself would refuse
+/// everything until it is restarted.
+#[tokio::test(flavor = "multi_thread")]
+async fn work_goes_on_after_the_disk_was_full() {
+    let disk = SmallDisk::mount();
+    let server = Server::own_in(disk.0.path());
+    let broker = server.broker("full").await;
+    let mut source = open(&broker, "w", TagFilter::DefaultOnly).await;
+    let mut losses = broker.losses();
+    offer(&broker, 1, SOON).await;
+    assert_eq!(run(&mut source).await, key("a", 1));
+
+    disk.fill();
+    assert!(broker.publish(large(2)).await.is_err(), "the disk is full");
+    let told = |broker: &JetStreamBroker| broker.troubles().iter().any(|trouble| trouble.reason.contains("disk"));
+    until("the trouble is said", async || {
+        let _refused = broker.publish(large(2)).await;
+        told(&broker)
+    })
+    .await;
+    disk.make_room();
+    offer(&broker, 2, Duration::from_secs(20)).await;
+    assert_eq!(run(&mut source).await, key("a", 2));
+    assert!(*losses.borrow_and_update() > 0, "whatever was queued is handed out again");
+}
+
+/// Each of these edits would refuse work, lose it or leave it unacknowledged.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edited_stream_of_work_is_set_right() {
+    let server = Server::any();
+    let (namespace, js) = (namespace(), js(&server).await);
+    let broker = server.broker(&namespace).await;
+    let mut source = open(&broker, "w", TagFilter::DefaultOnly).await;
+    let mut losses = broker.losses();
+    let name = format!("{namespace}_WORK");
+    let config = async || js.get_stream(&name).await.unwrap().cached_info().config.clone();
+    let before = config().await;
+    let edits: [fn(&mut stream::Config); 6] = [
+        |config| config.max_messages = 1,
+        |config| config.max_bytes = 100,
+        |config| config.max_message_size = 10,
+        |config| config.max_age = Duration::from_secs(1),
+        |config| config.no_ack = true,
+        |config| config.subjects = vec!["elsewhere.>".to_owned()],
+    ];
+    for (edit, n) in edits.into_iter().zip(1..) {
+        let mut edited = before.clone();
+        edit(&mut edited);
+        if edited.subjects != before.subjects {
+            edited.subjects = vec![format!("{namespace}.elsewhere.>")];
+        }
+        edited.duplicate_window = edited.duplicate_window.min(Duration::from_secs(1));
+        js.update_stream(&edited).await.unwrap();
+        until("the stream is as it was", async || {
+            let now = config().await;
+            stream::Config { duplicate_window: before.duplicate_window, ..now } == before
+        })
+        .await;
+        offer(&broker, n, MENDED_WITHIN).await;
+        assert_eq!(run(&mut source).await, key("a", n));
+    }
+    assert!(*losses.borrow_and_update() > 0, "what the edits may have removed is handed out again");
+    assert!(broker.troubles().iter().any(|trouble| trouble.reason.contains("edited")), "{:?}", broker.troubles());
+}
+
+/// An edit that the server does not let anybody take back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sealed_stream_of_work_is_made_anew() {
+    let server = Server::any();
+    let (namespace, js) = (namespace(), js(&server).await);
+    let broker = server.broker(&namespace).await;
+    let mut source = open(&broker, "w", TagFilter::DefaultOnly).await;
+    let mut stream = js.get_stream(format!("{namespace}_WORK")).await.unwrap();
+    let config = stream::Config { sealed: true, ..stream.info().await.unwrap().config.clone() };
+    js.update_stream(config).await.unwrap();
+    offer(&broker, 1, MENDED_WITHIN).await;
+    assert_eq!(run(&mut source).await, key("a", 1));
+}
+
+/// Deleted, edited and purged: a worker that was there before hears the next cancellation.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_stream_of_cancellations_is_mended_and_heard() {
+    let server = Server::any();
+    let (namespace, js) = (namespace(), js(&server).await);
+    let broker = server.broker(&namespace).await;
+    let (_source, mut control) = broker.pull(worker("w", TagFilter::DefaultOnly)).await.unwrap();
+    let name = format!("{namespace}_CONTROL");
+    let mut heard = async |n: u64| {
+        broker.cancel(&key("a", n)).await.unwrap();
+        let cancelled = tokio::time::timeout(MENDED_WITHIN, control.recv()).await.expect("it is heard");
+        assert_eq!(cancelled, Some(Control::Cancel(key("a", n))));
+    };
+    // The readers stand far behind the beginning.
+    for n in 1..=5 {
+        heard(n).await;
+    }
+    js.delete_stream(&name).await.unwrap();
+    heard(6).await;
+    let config = js.get_stream(&name).await.unwrap().cached_info().config.clone();
+    let edited = stream::Config { max_message_size: 1, max_messages: 1, ..config.clone() };
+    js.update_stream(edited).await.unwrap();
+    until("the stream is as it was", async || js.get_stream(&name).await.unwrap().cached_info().config == config).await;
+    heard(7).await;
+    js.get_stream(&name).await.unwrap().purge().await.unwrap();
+    heard(8).await;
+}
+
+/// A limit of the account is no reason to make the stream anew: what waits in it would begin again, with no more room.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_account_is_said_and_work_goes_on_when_it_has_room() {
+    let server = Server::own_with_config("jetstream { max_file_store: 1MB }");
+    let (broker, js) = (server.broker("limit").await, js(&server).await);
+    let mut source = open(&broker, "w", TagFilter::DefaultOnly).await;
+    let queued = tagged("a", 9, "later");
+    broker.publish(vec![Dispatch { item: queued, worker: None, again: false }]).await.unwrap();
+    let created = async || js.get_stream("limit_WORK").await.unwrap().cached_info().created;
+    let before = created().await;
+    let ballast = stream::Config { name: "BALLAST".into(), subjects: vec!["ballast".into()], ..Default::default() };
+    js.create_stream(ballast).await.unwrap();
+    while js.publish("ballast", vec![7; 50_000].into()).await.unwrap().await.is_ok() {}
+    while js.publish("ballast", vec![7; 100].into()).await.unwrap().await.is_ok() {}
+    until("the limit is said", async || {
+        let _refused = broker.publish(vec![Dispatch { item: item("a", 1), worker: None, again: true }]).await;
+        broker.troubles().iter().any(|trouble| trouble.reason.contains("limits"))
+    })
+    .await;
+    js.delete_stream("BALLAST").await.unwrap();
+    offer(&broker, 1, MENDED_WITHIN).await;
+    assert_eq!(run(&mut source).await, key("a", 1));
+    assert_eq!(created().await, before, "what waits is left alone");
+}
+
+/// Each of these edits would let an item lie for ever, or for long.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edited_consumer_is_set_right() {
+    let server = Server::any();
+    let (namespace, js) = (namespace(), js(&server).await);
+    let broker = server.broker(&namespace).await;
+    let mut source = open(&broker, "w", TagFilter::DefaultOnly).await;
+    let stream = js.get_stream(format!("{namespace}_WORK")).await.unwrap();
+    let config = async || stream.consumer_info("tag-=default").await.unwrap().config;
+    let before = config().await;
+    let edits: [fn(&mut consumer::Config); 4] = [
+        |config| config.filter_subject = config.filter_subject.replace("=default", "elsewhere"),
+        |config| (config.max_deliver, config.max_ack_pending) = (1, 1),
+        |config| config.max_expires = Duration::from_millis(1),
+        |config| config.inactive_threshold = Duration::from_secs(60),
+    ];
+    for (edit, n) in edits.into_iter().zip(1..) {
+        let mut edited = before.clone();
+        edit(&mut edited);
+        js.create_consumer_on_stream(edited, stream.cached_info().config.name.clone()).await.unwrap();
+        until("the consumer is as it was", async || config().await == before).await;
+        offer(&broker, n, MENDED_WITHIN).await;
+        assert_eq!(run(&mut source).await, key("a", n));
+    }
+    let told = broker.troubles();
+    assert!(told.iter().any(|trouble| trouble.reason.contains("tag-=default")), "{told:?}");
+}
+
+/// One that somebody made in another way under its name.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_consumer_gives_way() {
+    let server = Server::any();
+    let (namespace, js) = (namespace(), js(&server).await);
+    let broker = server.broker(&namespace).await;
+    let mut source = open(&broker, "w", TagFilter::DefaultOnly).await;
+    let stream = js.get_stream(format!("{namespace}_WORK")).await.unwrap();
+    stream.delete_consumer("tag-=default").await.unwrap();
+    let foreign = consumer::push::Config {
+        durable_name: Some("tag-=default".to_owned()),
+        deliver_subject: "nowhere".to_owned(),
+        filter_subject: format!("{namespace}.work.tag.=default.*"),
+        ..Default::default()
+    };
+    // The worker makes its own as soon as it misses it.
+    until("the foreign one is there", async || {
+        let _gone = stream.delete_consumer("tag-=default").await;
+        js.create_consumer_strict_on_stream(foreign.clone(), format!("{namespace}_WORK")).await.is_ok()
+    })
+    .await;
+    offer(&broker, 1, MENDED_WITHIN).await;
+    let delivery = crate::items::take_within(&mut source, 2 * MENDED_WITHIN).await.expect("it comes");
+    assert_eq!(delivery.item.key, key("a", 1));
+}
+
+fn rights(more: &str) -> String {
+    format!(
+        "authorization {{ users = [ {{ user: u, password: p, permissions: {{ publish: \">\", subscribe: {{ allow: \">\" {more} }} }} }} ] }}"
+    )
+}
+
+/// Goal: subscriptions that the server has dropped are made again. Method: the user loses the right to them for a while, which
+/// ends them and not the connection.
+async fn dropped_subscriptions_are_made_again(denied: &str) {
+    let mut server = Server::own_with_config(&rights(""));
+    server.url = server.url.replace("nats://", "nats://u:p@");
+    let (broker, other) = (server.broker("rights").await, server.broker("rights").await);
+    let (mail, mut letters) = mpsc::unbounded_channel();
+    broker.own(&[ShardId(3)], mail).await.unwrap();
+    tokio::spawn(async move {
+        while let Some(letter) = letters.recv().await {
+            let ShardMail::Report(_, answer) = letter else { continue };
+            let _gone = answer.send(ReportReply::Settled(Verdict::Applied));
+        }
+    });
+    let mut source = open(&broker, "w", TagFilter::DefaultOnly).await;
+    let report = async || {
+        let report = Report { key: key("a", 1), token: Token(1), result: ReportResult::Begun };
+        other.report(ShardId(3), report).await == ReportReply::Settled(Verdict::Applied)
+    };
+    assert!(report().await);
+    server.configure(&rights(&format!(", deny: \"{denied}\"")));
+    until("reports are lost", async || !report().await).await;
+    server.configure(&rights(""));
+    let begun = Instant::now();
+    while !report().await {
+        assert!(begun.elapsed() < 3 * MENDED_WITHIN, "reports arrive again");
+    }
+    offer(&broker, 1, 3 * MENDED_WITHIN).await;
+    let delivery = crate::items::take_within(&mut source, 3 * MENDED_WITHIN).await.expect("work comes again");
+    assert_eq!(delivery.item.key, key("a", 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropped_subscriptions_to_mail_are_made_again() {
+    dropped_subscriptions_are_made_again("rights.shard.>").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropped_subscriptions_to_answers_are_made_again() {
+    dropped_subscriptions_are_made_again("_INBOX.>").await;
+}

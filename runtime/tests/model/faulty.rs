@@ -1,0 +1,197 @@
+//! A provider that panics where a test says so: in a call of its store or its broker. All other calls go through.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use outlast::providers::Provider;
+use outlast_broker::{
+    Broker, Control, Dispatch, Report, ReportReply, ShardMail, StatusWatch, Trouble, WorkSource, WorkerProfile,
+};
+use outlast_core::{
+    ActivityKey, Beginning, EventId, ExecutionId, Fork, HistoryEvent, Incoming, InstanceId, InstanceState, KvEntry,
+    Message, Millis, NodeId, ShardId, WorkerId,
+};
+use outlast_storage::{
+    Arrivals, CallStore, CommitReply, DeleteInstanceResult, Due, Error, ExecutionInfo, FencedTurn, HeartbeatOf,
+    HeldShard, InboxCursor, InspectStore, InstanceFilter, InstanceInfo, InstanceTree, LeaseStore, LeaseView,
+    ListedStatus, Loaded, NodeInfo, ProblemRow, PruneOptions, PruneResult, QueueDepths, Receipt, SessionClaim,
+    Shortage, StartReceipt, StartRequest, Store, SystemMetrics, SystemStats, TurnStore, Wake,
+};
+use tokio::sync::{mpsc, watch};
+
+/// Which calls panic, how often, and for whom.
+#[derive(Clone, Default)]
+pub(crate) struct Faults(Arc<Mutex<HashMap<&'static str, Fault>>>);
+
+struct Fault {
+    left: usize,
+    /// A function that must be among the callers, for calls that many make.
+    caller: &'static str,
+}
+
+impl Faults {
+    /// The next `times` calls of this name panic.
+    pub(crate) fn arm(&self, call: &'static str, times: usize) {
+        self.arm_under("", call, times);
+    }
+
+    /// The same, for calls that this function makes.
+    pub(crate) fn arm_under(&self, caller: &'static str, call: &'static str, times: usize) {
+        self.0.lock().unwrap().insert(call, Fault { left: times, caller });
+    }
+
+    /// How many panics are still to come.
+    pub(crate) fn left(&self, call: &str) -> usize {
+        self.0.lock().unwrap().get(call).map_or(0, |fault| fault.left)
+    }
+
+    fn hit(&self, call: &str) {
+        let is_met = {
+            let mut faults = self.0.lock().unwrap();
+            let fault = faults.get_mut(call).filter(|fault| fault.left > 0 && is_called_by(fault.caller));
+            fault.map(|fault| fault.left -= 1)
+        };
+        if is_met.is_some() {
+            panic!("a fault of a test in {call}");
+        }
+    }
+}
+
+fn is_called_by(function: &str) -> bool {
+    function.is_empty() || std::backtrace::Backtrace::force_capture().to_string().contains(function)
+}
+
+/// Another provider, with faults.
+pub(crate) struct Faulty {
+    store: Arc<FaultyStore>,
+    broker: Arc<FaultyBroker>,
+}
+
+struct FaultyStore {
+    inner: Arc<dyn Store>,
+    faults: Faults,
+}
+
+struct FaultyBroker {
+    inner: Arc<dyn Broker>,
+    faults: Faults,
+}
+
+impl Faulty {
+    pub(crate) fn new(provider: &Arc<dyn Provider>, faults: &Faults) -> Arc<Self> {
+        let (store, broker) = (provider.store(), provider.broker());
+        Arc::new(Self {
+            store: Arc::new(FaultyStore { inner: store, faults: faults.clone() }),
+            broker: Arc::new(FaultyBroker { inner: broker, faults: faults.clone() }),
+        })
+    }
+}
+
+#[async_trait]
+impl Provider for Faulty {
+    fn store(&self) -> Arc<dyn Store> {
+        self.store.clone()
+    }
+
+    fn broker(&self) -> Arc<dyn Broker> {
+        self.broker.clone()
+    }
+}
+
+/// Methods that panic when they are told to, and are passed on otherwise.
+macro_rules! pass_on {
+    ($seam:ident for $faulty:ident {
+        $(async fn $call:ident($($arg:ident: $type:ty),*) -> $reply:ty;)*
+        $(fn $sync:ident($($sync_arg:ident: $sync_type:ty),*) -> $sync_reply:ty;)*
+    }) => {
+        #[async_trait]
+        impl $seam for $faulty {
+            $(async fn $call(&self, $($arg: $type),*) -> $reply {
+                self.faults.hit(stringify!($call));
+                self.inner.$call($($arg),*).await
+            })*
+            $(fn $sync(&self, $($sync_arg: $sync_type),*) -> $sync_reply {
+                self.faults.hit(stringify!($sync));
+                self.inner.$sync($($sync_arg),*)
+            })*
+        }
+    };
+}
+
+pass_on! { TurnStore for FaultyStore {
+    async fn commit(group: Vec<FencedTurn>) -> Result<CommitReply, Error>;
+    async fn load(instance: &InstanceId) -> Result<Option<Loaded>, Error>;
+    async fn inbox(instance: &InstanceId, after: InboxCursor) -> Result<(Vec<Incoming>, InboxCursor), Error>;
+    async fn due(shards: &[ShardId], until: Millis, limit: usize) -> Result<Vec<Due>, Error>;
+    async fn next_due(shards: &[ShardId], after: Millis) -> Result<Option<Millis>, Error>;
+    async fn arrivals(shards: &[ShardId], after: InboxCursor, limit: usize) -> Result<Arrivals, Error>;
+    async fn pending(shards: &[ShardId], after: Option<&InstanceId>, limit: usize) -> Result<Vec<Wake>, Error>;
+    async fn written_elsewhere(seen: u64, timeout: Duration) -> u64;
+    async fn sleep_until(at: Millis) -> ();
+    fn now() -> Millis;
+} }
+
+pass_on! { LeaseStore for FaultyStore {
+    async fn join(node: NodeInfo) -> Result<(), Error>;
+    async fn renew(node: &NodeId) -> Result<LeaseView, Error>;
+    async fn acquire(node: &NodeId, shards: &[ShardId]) -> Result<Vec<HeldShard>, Error>;
+    async fn release(node: &NodeId, shards: &[ShardId]) -> Result<(), Error>;
+    async fn leave(node: &NodeId) -> Result<(), Error>;
+    async fn report_shortages(node: &NodeId, shortages: Vec<Shortage>) -> Result<(), Error>;
+    async fn claim_session(session: &str, worker: &WorkerId, idle: Duration) -> Result<SessionClaim, Error>;
+    async fn session_owners(sessions: &[String]) -> Result<Vec<Option<WorkerId>>, Error>;
+    async fn release_session(session: &str, worker: &WorkerId) -> Result<(), Error>;
+    async fn release_sessions(worker: &WorkerId) -> Result<(), Error>;
+    fn shards() -> u16;
+} }
+
+pass_on! { CallStore for FaultyStore {
+    async fn start(request: StartRequest) -> Result<StartReceipt, Error>;
+    async fn send(instance: &InstanceId, message: Message, queue_messages_max: usize) -> Result<Receipt, Error>;
+    async fn save_heartbeat(of: HeartbeatOf<'_>, details: String) -> Result<(), Error>;
+    async fn heartbeat(instance: &InstanceId, activity: &str) -> Result<Option<String>, Error>;
+    async fn import(instance: &InstanceId, fork: Fork) -> Result<ShardId, Error>;
+    async fn delete(instance: &InstanceId, force: bool) -> Result<DeleteInstanceResult, Error>;
+    async fn delete_bulk(filter: InstanceFilter) -> Result<DeleteInstanceResult, Error>;
+    async fn prune(instance: &InstanceId, options: PruneOptions) -> Result<PruneResult, Error>;
+    async fn prune_bulk(filter: InstanceFilter, options: PruneOptions) -> Result<PruneResult, Error>;
+} }
+
+pass_on! { InspectStore for FaultyStore {
+    async fn state(instance: &InstanceId) -> Result<Option<InstanceState>, Error>;
+    async fn info(instance: &InstanceId) -> Result<Option<InstanceInfo>, Error>;
+    async fn tree(instance: &InstanceId) -> Result<InstanceTree, Error>;
+    async fn list(status: Option<ListedStatus>) -> Result<Vec<String>, Error>;
+    async fn executions(instance: &InstanceId) -> Result<Vec<ExecutionInfo>, Error>;
+    async fn history(instance: &InstanceId, execution: ExecutionId) -> Result<Vec<HistoryEvent>, Error>;
+    async fn event(instance: &InstanceId, execution: ExecutionId, event: EventId) -> Result<Option<HistoryEvent>, Error>;
+    async fn kv(instance: &InstanceId, key: Option<&str>) -> Result<Vec<KvEntry>, Error>;
+    async fn metrics() -> Result<(SystemMetrics, QueueDepths), Error>;
+    async fn stats(instance: &InstanceId) -> Result<Option<SystemStats>, Error>;
+    async fn problems() -> Result<Vec<ProblemRow>, Error>;
+} }
+
+/// A source of work and what its worker is told.
+type Opened = (Box<dyn WorkSource>, mpsc::UnboundedReceiver<Control>);
+
+pass_on! { Broker for FaultyBroker {
+    async fn publish(items: Vec<Dispatch>) -> Result<(), outlast_broker::Error>;
+    async fn cancel(key: &ActivityKey) -> Result<(), outlast_broker::Error>;
+    async fn pull(worker: WorkerProfile) -> Result<Opened, outlast_broker::Error>;
+    async fn own(shards: &[ShardId], mail: mpsc::UnboundedSender<ShardMail>) -> Result<(), outlast_broker::Error>;
+    async fn disown(shards: &[ShardId], mail: &mpsc::UnboundedSender<ShardMail>) -> ();
+    async fn report(shard: ShardId, report: Report) -> ReportReply;
+    async fn forget_worker(worker: &WorkerId) -> ();
+    fn nudge(shard: ShardId, instance: InstanceId) -> ();
+    fn begin(shard: ShardId, beginning: Beginning) -> ();
+    fn announce(instance: &InstanceId, state: Option<&InstanceState>) -> ();
+    fn watch(instance: &InstanceId) -> StatusWatch;
+    fn is_shared() -> bool;
+    fn is_connected() -> bool;
+    fn payload_bytes_max() -> usize;
+    fn losses() -> watch::Receiver<u64>;
+    fn troubles() -> Vec<Trouble>;
+    fn activity_counter() -> Option<Arc<std::sync::atomic::AtomicUsize>>;
+} }
