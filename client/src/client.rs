@@ -151,11 +151,21 @@ impl Client {
         &self,
         call: impl Fn() -> F,
     ) -> Result<T, ClientError> {
+        self.insist_knowing(|_| call()).await
+    }
+
+    /// As `insist`; the call is told whether an earlier try may have been carried out, its answer lost.
+    pub(crate) async fn insist_knowing<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        call: impl Fn(bool) -> F,
+    ) -> Result<T, ClientError> {
         let begun = Instant::now();
         let mut pause = RETRY_FIRST;
+        let mut is_repeated = false;
         loop {
-            match call().await {
+            match call(is_repeated).await {
                 Err(Error::Unavailable(_)) if begun.elapsed() + pause < self.options.call_timeout => {
+                    is_repeated = true;
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(RETRY_MAX);
                 }

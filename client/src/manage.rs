@@ -1,15 +1,25 @@
 //! Deleting, pruning and forking.
 
-use outlast_core::{EventId, ExecutionId, ForkOrigin, InstanceId, fork_history};
+use outlast_core::{EventId, ExecutionId, ForkOrigin, HistoryEvent, InstanceId, fork_history};
 use outlast_storage::{DeleteInstanceResult, Error, InstanceFilter, PruneOptions, PruneResult};
 
 use crate::{Client, ClientError};
 
 impl Client {
-    /// Deletes a root instance with its descendants. Without `force` all of them must have ended.
+    /// Deletes a root instance with its descendants. Without `force` all of them must have ended. When the store's answer was lost
+    /// and the instance is found gone, it counts as deleted, and the counts are lost with the answer.
     pub async fn delete_instance(&self, instance: &str, force: bool) -> Result<DeleteInstanceResult, ClientError> {
         let id = InstanceId::new(instance);
-        let deleted = self.manage(|| self.store.delete(&id, force)).await?;
+        let delete = |is_repeated| {
+            let id = &id;
+            async move {
+                match self.store.delete(id, force).await {
+                    Err(Error::InstanceNotFound(_)) if is_repeated => Ok(DeleteInstanceResult::default()),
+                    answer => answer,
+                }
+            }
+        };
+        let deleted = self.manage(delete).await?;
         self.begun.clear();
         self.broker.announce(&id, None);
         Ok(deleted)
@@ -17,7 +27,7 @@ impl Client {
 
     /// Deletes ended root instances that match.
     pub async fn delete_instance_bulk(&self, filter: InstanceFilter) -> Result<DeleteInstanceResult, ClientError> {
-        let deleted = self.manage(|| self.store.delete_bulk(filter.clone())).await?;
+        let deleted = self.manage(|_| self.store.delete_bulk(filter.clone())).await?;
         self.begun.clear();
         Ok(deleted)
     }
@@ -25,7 +35,7 @@ impl Client {
     /// Deletes histories of executions before the current one.
     pub async fn prune_executions(&self, instance: &str, options: PruneOptions) -> Result<PruneResult, ClientError> {
         let id = InstanceId::new(instance);
-        self.manage(|| self.store.prune(&id, options.clone())).await
+        self.manage(|_| self.store.prune(&id, options.clone())).await
     }
 
     /// [`Client::prune_executions`] for all instances that match.
@@ -34,7 +44,7 @@ impl Client {
         filter: InstanceFilter,
         options: PruneOptions,
     ) -> Result<PruneResult, ClientError> {
-        self.manage(|| self.store.prune_bulk(filter.clone(), options.clone())).await
+        self.manage(|_| self.store.prune_bulk(filter.clone(), options.clone())).await
     }
 
     /// Makes a new instance that shares the history of another up to `event_id` and goes on from there by itself.
@@ -56,12 +66,33 @@ impl Client {
         let fork = fork_history(&history, EventId(event_id), &origin, high ^ low);
         let fork = fork.map_err(|error| ClientError::invalid(error.to_string()))?;
         let id = InstanceId::new(new_instance);
-        self.manage(|| self.store.import(&id, fork.clone())).await.map(drop)
+        let import = |is_repeated| {
+            let (id, fork) = (&id, &fork);
+            async move {
+                match self.store.import(id, fork.clone()).await {
+                    Err(Error::InstanceExists { .. }) if is_repeated && self.is_fork(id, &fork.history).await? => {
+                        Ok(())
+                    }
+                    answer => answer.map(drop),
+                }
+            }
+        };
+        self.manage(import).await
+    }
+
+    /// Whether an instance began with this copied history: a repeated call finds what its first try has made.
+    async fn is_fork(&self, id: &InstanceId, copied: &[HistoryEvent]) -> Result<bool, Error> {
+        let history = self.store.history(id, ExecutionId(1)).await?;
+        let same = |(one, other): (&HistoryEvent, &HistoryEvent)| one.at == other.at && one.kind == other.kind;
+        Ok(history.len() >= copied.len() && history.iter().zip(copied).all(same))
     }
 
     /// Insists on a management call; a role without the right to it has no management.
-    async fn manage<T, F: Future<Output = Result<T, Error>>>(&self, call: impl Fn() -> F) -> Result<T, ClientError> {
-        self.insist(call).await.map_err(|error| match error {
+    async fn manage<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        call: impl Fn(bool) -> F,
+    ) -> Result<T, ClientError> {
+        self.insist_knowing(call).await.map_err(|error| match error {
             ClientError::Forbidden { .. } => ClientError::ManagementNotAvailable,
             other => other,
         })

@@ -198,9 +198,9 @@ pub struct SystemStats {
 pub struct InstanceFilter {
     /// Only these.
     pub instance_ids: Option<Vec<String>>,
-    /// Only those that ended before this moment (milliseconds since the Unix epoch).
+    /// Only those that ended before this moment (milliseconds since the Unix epoch); none that runs.
     pub completed_before: Option<u64>,
-    /// At most so many (default 1,000).
+    /// At most so many are changed by one call (default 1,000). A call that changes none has found no more.
     pub limit: Option<u32>,
 }
 
@@ -248,7 +248,7 @@ pub struct DeleteInstanceResult {
 /// What pruning removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PruneResult {
-    /// Instances looked at.
+    /// Instances that had something to prune.
     pub instances_processed: u64,
     /// Executions.
     pub executions_deleted: u64,

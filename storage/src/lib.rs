@@ -4,6 +4,7 @@
 //! to a broker and never decides anything about an instance.
 
 mod arrival;
+mod bulk;
 mod error;
 mod inspect;
 mod seam;

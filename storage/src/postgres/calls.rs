@@ -13,13 +13,12 @@ use super::connect::Pool;
 use super::outgoing::{number_of, parent_of, queue_of, small};
 use super::text::{given, may_exist, stored};
 use crate::arrival::Listener;
+use crate::bulk;
 use crate::{
     Arrival, CallStore, DeleteInstanceResult, Error, HeartbeatOf, InstanceFilter, PruneOptions, PruneResult, Receipt,
     StartConflict, StartOutcome, StartReceipt, StartRequest,
 };
 
-/// Instances that one bulk call touches when the caller names no limit.
-const BULK_LIMIT: u32 = 1_000;
 /// Batched writes; one trip at a time keeps the order of a sender's messages.
 pub(super) struct Calls {
     /// The row of the first message of each instance that is new.
@@ -258,23 +257,7 @@ impl CallStore for PostgresStore {
     }
 
     async fn delete_bulk(&self, filter: InstanceFilter) -> Result<DeleteInstanceResult, Error> {
-        let sql = "SELECT id FROM instances WHERE status <> 'Running' AND parent IS NULL AND completed < $1 \
-                   AND ($2::text[] IS NULL OR id = ANY ($2)) ORDER BY completed, id LIMIT $3";
-        let mut total = DeleteInstanceResult::default();
-        for id in self.chosen(sql, filter).await? {
-            match self.delete(&InstanceId::from(id), false).await {
-                Ok(deleted) => {
-                    total.instances_deleted += deleted.instances_deleted;
-                    total.executions_deleted += deleted.executions_deleted;
-                    total.events_deleted += deleted.events_deleted;
-                    total.queue_messages_deleted += deleted.queue_messages_deleted;
-                }
-                // A descendant that still runs keeps its tree; one that is gone was deleted by somebody else.
-                Err(Error::InstanceStillRunning(_) | Error::InstanceNotFound(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(total)
+        bulk::delete(self, &filter).await
     }
 
     async fn prune(&self, instance: &InstanceId, options: PruneOptions) -> Result<PruneResult, Error> {
@@ -299,21 +282,7 @@ impl CallStore for PostgresStore {
     }
 
     async fn prune_bulk(&self, filter: InstanceFilter, options: PruneOptions) -> Result<PruneResult, Error> {
-        let sql = "SELECT id FROM instances WHERE execution > 1 AND ($1::int8 IS NOT NULL) \
-                   AND ($2::text[] IS NULL OR id = ANY ($2)) ORDER BY id LIMIT $3";
-        let mut total = PruneResult::default();
-        for id in self.chosen(sql, filter).await? {
-            match self.prune(&InstanceId::from(id), options.clone()).await {
-                Ok(pruned) => {
-                    total.instances_processed += 1;
-                    total.executions_deleted += pruned.executions_deleted;
-                    total.events_deleted += pruned.events_deleted;
-                }
-                Err(Error::InstanceNotFound(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(total)
+        bulk::prune(self, &filter, &options).await
     }
 }
 
@@ -369,19 +338,6 @@ impl PostgresStore {
     ) -> Result<T, Error> {
         let closed = |_| Err(Error::Unavailable("the store is closed".to_owned()));
         self.executor.spawn(work).await.unwrap_or_else(closed)
-    }
-
-    /// Ids that a bulk call is for.
-    async fn chosen(&self, sql: &'static str, filter: InstanceFilter) -> Result<Vec<String>, Error> {
-        let before = filter.before();
-        let limit = i64::from(filter.limit.unwrap_or(BULK_LIMIT));
-        let ids = self.pools.general.run(|db| {
-            Box::pin(async move {
-                let query = sqlx::query_scalar(sql).bind(before).bind(filter.instance_ids).bind(limit);
-                Ok(query.fetch_all(&mut **db).await?)
-            })
-        });
-        ids.await
     }
 }
 

@@ -6,6 +6,7 @@
 mod address;
 mod batch;
 mod calls;
+mod candidates;
 mod checks;
 mod clock;
 mod commit;

@@ -9,12 +9,13 @@ use crate::Error;
 
 /// Steps in order. A step is never changed, only followed by others. Programs of two versions share a schema while nodes
 /// are upgraded, so a function that changes its meaning gets a new name.
-const MIGRATIONS: [&[&str]; 5] = [
+const MIGRATIONS: [&[&str]; 6] = [
     &[include_str!("sql/001_tables.sql"), include_str!("sql/001_functions.sql")],
     &[include_str!("sql/002_beginnings.sql")],
     &[include_str!("sql/003_whole_trees.sql")],
     &[include_str!("sql/004_lives.sql")],
     &[include_str!("sql/005_paused.sql")],
+    &[include_str!("sql/006_ended_roots.sql")],
 ];
 /// Longest name that Postgres keeps whole.
 const NAME_BYTES_MAX: usize = 63;

@@ -9,6 +9,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::connection::sql_error;
 use super::turns::{insert_instance, insert_message};
 use super::{SqliteStore, deletion};
+use crate::bulk;
 use crate::{
     Arrival, CallStore, DeleteInstanceResult, Error, HeartbeatOf, InstanceFilter, PruneOptions, PruneResult, Receipt,
     StartConflict, StartOutcome, StartReceipt, StartRequest,
@@ -104,7 +105,7 @@ impl CallStore for SqliteStore {
     }
 
     async fn delete_bulk(&self, filter: InstanceFilter) -> Result<DeleteInstanceResult, Error> {
-        self.connections.write(move |db, _| deletion::delete_bulk(db, &filter)).await
+        bulk::delete(self, &filter).await
     }
 
     async fn prune(&self, instance: &InstanceId, options: PruneOptions) -> Result<PruneResult, Error> {
@@ -113,7 +114,7 @@ impl CallStore for SqliteStore {
     }
 
     async fn prune_bulk(&self, filter: InstanceFilter, options: PruneOptions) -> Result<PruneResult, Error> {
-        self.connections.write(move |db, _| deletion::prune_bulk(db, &filter, &options)).await
+        bulk::prune(self, &filter, &options).await
     }
 }
 

@@ -4,10 +4,7 @@ use outlast_core::{ExecutionId, InstanceId};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::connection::sql_error;
-use crate::{DeleteInstanceResult, Error, InstanceFilter, PruneOptions, PruneResult};
-
-/// Instances that one bulk call touches when the caller names no limit.
-const BULK_LIMIT: u32 = 1_000;
+use crate::{DeleteInstanceResult, Error, PruneOptions, PruneResult};
 
 pub(super) fn delete(db: &Connection, instance: &InstanceId, force: bool) -> Result<DeleteInstanceResult, Error> {
     let sql = "SELECT parent FROM instances WHERE id = ?1";
@@ -34,24 +31,6 @@ pub(super) fn delete(db: &Connection, instance: &InstanceId, force: bool) -> Res
         delete_one(db, id, &mut result).map_err(sql_error)?;
     }
     Ok(result)
-}
-
-pub(super) fn delete_bulk(db: &Connection, filter: &InstanceFilter) -> Result<DeleteInstanceResult, Error> {
-    let mut total = DeleteInstanceResult::default();
-    for id in ended_roots(db, filter).map_err(sql_error)? {
-        match delete(db, &InstanceId::new(&id), false) {
-            Ok(deleted) => {
-                total.instances_deleted += deleted.instances_deleted;
-                total.executions_deleted += deleted.executions_deleted;
-                total.events_deleted += deleted.events_deleted;
-                total.queue_messages_deleted += deleted.queue_messages_deleted;
-            }
-            // A descendant that still runs keeps its tree.
-            Err(Error::InstanceStillRunning(_)) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(total)
 }
 
 pub(super) fn prune(db: &Connection, instance: &InstanceId, options: &PruneOptions) -> Result<PruneResult, Error> {
@@ -87,45 +66,11 @@ pub(super) fn prune(db: &Connection, instance: &InstanceId, options: &PruneOptio
     Ok(result)
 }
 
-pub(super) fn prune_bulk(
-    db: &Connection,
-    filter: &InstanceFilter,
-    options: &PruneOptions,
-) -> Result<PruneResult, Error> {
-    let limit = filter.limit.unwrap_or(BULK_LIMIT);
-    let sql = "SELECT id FROM instances WHERE execution > 1 ORDER BY id";
-    let ids: Vec<String> = db
-        .prepare_cached(sql)
-        .and_then(|mut query| query.query_map([], |row| row.get(0))?.collect())
-        .map_err(sql_error)?;
-    let wanted = |id: &String| filter.instance_ids.as_ref().is_none_or(|ids| ids.contains(id));
-    let mut total = PruneResult::default();
-    for id in ids.into_iter().filter(wanted).take(limit as usize) {
-        let pruned = prune(db, &InstanceId::new(&id), options)?;
-        total.instances_processed += 1;
-        total.executions_deleted += pruned.executions_deleted;
-        total.events_deleted += pruned.events_deleted;
-    }
-    Ok(total)
-}
-
 /// The instance and its descendants, parents first.
 pub(super) fn tree_of(db: &Connection, root: &InstanceId) -> rusqlite::Result<Vec<String>> {
     let sql = "WITH RECURSIVE tree(id, depth) AS (SELECT ?1, 0 UNION SELECT i.id, depth + 1 FROM instances i JOIN tree t \
                ON i.parent = t.id) SELECT id FROM tree ORDER BY depth, id";
     db.prepare_cached(sql)?.query_map([root.as_str()], |row| row.get(0))?.collect()
-}
-
-fn ended_roots(db: &Connection, filter: &InstanceFilter) -> rusqlite::Result<Vec<String>> {
-    let before = filter.before();
-    let sql = "SELECT id FROM instances WHERE status <> 'Running' AND parent IS NULL AND completed < ?1 ORDER BY completed, id";
-    let mut query = db.prepare_cached(sql)?;
-    let ids = query.query_map([before], |row| row.get::<_, String>(0))?;
-    let wanted = |id: &rusqlite::Result<String>| match (id, &filter.instance_ids) {
-        (Ok(id), Some(ids)) => ids.contains(id),
-        _ => true,
-    };
-    ids.filter(wanted).take(filter.limit.unwrap_or(BULK_LIMIT) as usize).collect()
 }
 
 fn delete_one(db: &Connection, id: &str, result: &mut DeleteInstanceResult) -> rusqlite::Result<()> {

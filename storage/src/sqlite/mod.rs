@@ -2,6 +2,7 @@
 
 mod address;
 mod calls;
+mod candidates;
 mod clock;
 mod connection;
 mod deletion;

@@ -6,7 +6,7 @@ use super::SHARDS;
 use crate::Error;
 
 /// Schema steps in order; `user_version` counts the ones that were made. A step is never changed, only followed by others.
-const MIGRATIONS: [&str; 3] = [FIRST, SECOND, THIRD];
+const MIGRATIONS: [&str; 4] = [FIRST, SECOND, THIRD, FOURTH];
 
 const FIRST: &str = "
 CREATE TABLE shards (
@@ -110,6 +110,11 @@ CREATE TABLE heartbeats (
 
 const THIRD: &str = "
 CREATE INDEX instances_paused ON instances (id) WHERE paused = 1;
+";
+
+/// Retention finds what has ended longest ago, however much has ended.
+const FOURTH: &str = "
+CREATE INDEX instances_ended ON instances (completed, id) WHERE completed IS NOT NULL AND parent IS NULL;
 ";
 
 /// Brings a database to the current schema; a newer one is refused.

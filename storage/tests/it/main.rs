@@ -7,6 +7,7 @@ mod fixture;
 mod server;
 
 mod admission;
+mod bulk;
 mod calls;
 mod clocks;
 mod commits;
