@@ -139,6 +139,17 @@ impl Subjects {
         format!("{}.work.anchor", self.namespace)
     }
 
+    /// All items in the lanes of workers.
+    pub(crate) fn workers(&self) -> String {
+        format!("{}.work.worker.>", self.namespace)
+    }
+
+    /// The lane of a worker that an item's subject lies in.
+    pub(crate) fn worker_of(&self, subject: &str) -> Option<Lane> {
+        let rest = subject.strip_prefix(&self.namespace)?.strip_prefix(".work.worker.")?;
+        rest.split_once('.').map(|(token, _)| Lane::Worker(token.to_owned()))
+    }
+
     /// Whether `subject` lies in the lane of some worker.
     pub(crate) fn is_of_worker(&self, subject: &str) -> bool {
         subject.strip_prefix(&self.namespace).is_some_and(|rest| rest.starts_with(".work.worker."))

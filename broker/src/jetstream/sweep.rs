@@ -1,6 +1,7 @@
-//! Deletes the consumers of tags that are out of use. The server's own rule for idle consumers would also delete those
-//! whose work waits for workers to be started.
+//! Deletes the consumers of tags that are out of use, and what lies in lanes of workers that are gone. The server's own rule for
+//! idle consumers would also delete those whose work waits for workers to be started.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -18,25 +19,41 @@ const SWEEP_EVERY_MAX: Duration = Duration::from_secs(600);
 pub(crate) async fn run(hub: Arc<Hub>) {
     let kept = hub.options.unused_tag_kept;
     let every = (kept / 4).clamp(Duration::from_millis(100), SWEEP_EVERY_MAX);
+    let mut orphans = BTreeSet::new();
     loop {
         tokio::time::sleep(every).await;
-        if let Err(error) = hub.answer(sweep(&hub, kept)).await {
+        if let Err(error) = hub.answer(sweep(&hub, kept, &mut orphans)).await {
             tracing::debug!(target: super::LOG, %error, "consumers out of use stay for now");
         }
     }
 }
 
-async fn sweep(hub: &Hub, kept: Duration) -> Result<(), Error> {
+async fn sweep(hub: &Hub, kept: Duration, orphans: &mut BTreeSet<Lane>) -> Result<(), Error> {
     let stream = hub.js.get_stream_no_info(hub.subjects.work_stream()).await.map_err(unavailable)?;
     let mut consumers = stream.consumers();
-    let mut unused = Vec::new();
+    let (mut unused, mut workers) = (Vec::new(), BTreeSet::new());
     while let Some(consumer) = consumers.next().await {
         let consumer = consumer.map_err(unavailable)?;
         match Lane::of_consumer(&consumer.name) {
             Some(lane @ (Lane::Tag(_) | Lane::Session(_))) if is_unused(&consumer, kept) => unused.push(lane),
+            Some(lane @ Lane::Worker(_)) => drop(workers.insert(lane)),
             Some(_) | None => {}
         }
     }
+    let subjects = stream.info_builder().subjects(hub.subjects.workers()).fetch().await.map_err(unavailable)?;
+    let lanes: BTreeSet<Lane> = subjects
+        .filter_map(|subject| {
+            std::future::ready(subject.ok().and_then(|(subject, _)| hub.subjects.worker_of(&subject)))
+        })
+        .collect()
+        .await;
+    let now: BTreeSet<Lane> = lanes.difference(&workers).cloned().collect();
+    // Twice in a row: a worker may begin between the two looks. Its owner offers again what was for one that is gone.
+    for lane in now.intersection(orphans) {
+        stream.purge().filter(hub.subjects.lane(lane)).await.map_err(unavailable)?;
+        tracing::info!(target: super::LOG, ?lane, "what was brought to a worker that is gone is dropped");
+    }
+    *orphans = now;
     for lane in unused {
         stream.delete_consumer(&lane.consumer()).await.map_err(unavailable)?;
         hub.forget_lane(&lane);

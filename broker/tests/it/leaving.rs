@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use outlast_broker::jetstream::{JetStreamBroker, JetStreamOptions};
 use outlast_broker::{Broker, Dispatch, Settle};
 use outlast_core::{TagFilter, WorkerId};
 
@@ -96,4 +97,55 @@ async fn a_worker_that_has_left_and_was_forgotten_leaves_nothing_at_the_server()
     let names: Vec<String> = futures::TryStreamExt::try_collect(stream.consumer_names()).await.unwrap();
     assert!(names.iter().all(|name| !name.starts_with("worker-")), "{names:?}");
     assert_eq!(stream.info().await.unwrap().state.messages, 1, "the anchor alone");
+}
+
+/// A task that waits for the server would keep the connection for ever. Two are the library's: they try to connect until they can,
+/// and then see that nobody is left.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_dropped_while_the_server_is_away_leaves_no_task_and_no_connection() {
+    let mut server = Server::own();
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let before = tasks();
+    let broker = server.broker("dropped").await;
+    let source = open(&broker, "w", TagFilter::Any).await;
+    let (mail, letters) = tokio::sync::mpsc::unbounded_channel();
+    broker.own(&[outlast_core::ShardId(1)], mail).await.unwrap();
+    let watch = broker.watch(&"a".into());
+    publish(&broker, item("a", 1)).await;
+    server.kill();
+    while broker.is_connected() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    drop((source, letters, watch, broker));
+    let until_left = async |most: usize| {
+        let begun = std::time::Instant::now();
+        while tasks() > before + most {
+            assert!(begun.elapsed() < Duration::from_secs(12), "{} tasks are left", tasks() - before);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    until_left(2).await;
+    server.start();
+    until_left(0).await;
+}
+
+/// As when its process was killed and no other node has seen it go.
+#[tokio::test]
+async fn what_lies_in_the_lane_of_a_worker_that_is_gone_is_dropped() {
+    let server = Server::any();
+    let namespace = namespace();
+    let options = JetStreamOptions { unused_tag_kept: Duration::from_secs(2), ..server.options(&namespace) };
+    let broker = JetStreamBroker::connect(options).await.unwrap();
+    let _live = open(&broker, "live", TagFilter::DefaultOnly).await;
+    publish_to(&broker, in_session("a", 1, "s"), "gone").await;
+    publish_to(&broker, in_session("a", 2, "s"), "live").await;
+    let js = async_nats::jetstream::new(async_nats::connect(&server.url).await.unwrap());
+    let mut stream = js.get_stream(format!("{namespace}_WORK")).await.unwrap();
+    let begun = std::time::Instant::now();
+    while stream.info().await.unwrap().state.messages > 2 {
+        assert!(begun.elapsed() < Duration::from_secs(8), "the anchor and the live worker's item are left");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(stream.info().await.unwrap().state.messages, 2);
 }
