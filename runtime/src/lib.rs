@@ -23,6 +23,7 @@ mod notices;
 mod outstanding;
 mod own_thread;
 mod owner;
+mod presence;
 mod readiness;
 mod renewal;
 mod run_turn;

@@ -192,7 +192,7 @@ pub(crate) async fn hand_over(node: &Arc<Node>, mail: &mpsc::UnboundedSender<Sha
     node.leaving.store(true, Ordering::Relaxed);
     let done = async {
         // A node without code has no share.
-        node.store.join(NodeInfo { id: node.id.clone(), handlers: Vec::new(), worker: None }).await?;
+        crate::presence::announce(node, NodeInfo { id: node.id.clone(), handlers: Vec::new(), worker: None }).await?;
         give_up(node, &node.held(), mail).await
     };
     if let Err(error) = done.await {

@@ -41,6 +41,8 @@ pub(crate) struct Node {
     pub(crate) counters: Arc<Counters>,
     /// What nobody has registered, as far as it was logged lately.
     pub(crate) notices: Notices,
+    /// Whether it has left. Held by whoever tells the store of this node, so that nothing of it arrives there after the farewell.
+    pub(crate) gone: tokio::sync::Mutex<bool>,
     /// It takes no shard any more.
     pub(crate) leaving: AtomicBool,
     /// Values of other instances that are being read.
@@ -141,6 +143,7 @@ impl Node {
             troubles: Arc::default(),
             counters: Arc::default(),
             notices: Notices::default(),
+            gone: tokio::sync::Mutex::new(false),
             leaving: AtomicBool::new(false),
             reads: UnderWay::default(),
             outstanding: Outstanding::new(limits.dispatch_window),

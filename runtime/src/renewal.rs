@@ -75,6 +75,10 @@ async fn leave_abandoned(node: &Node) {
 }
 
 async fn renew(node: Arc<Node>) -> Result<Renewal, Error> {
+    let gone = node.gone.lock().await;
+    if *gone {
+        return Err(crate::presence::has_left());
+    }
     let sent = Instant::now();
     let view = node.store.renew(&node.id).await?;
     node.renewed(sent, view.lease);

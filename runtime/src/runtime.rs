@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::node::{Node, NodeParts, permits};
+use crate::presence::Presence;
 use crate::providers::sqlite::SqliteProvider;
 use crate::sessions::Sessions;
 use crate::shutdown::Leaving;
@@ -72,6 +73,8 @@ pub struct Runtime {
     /// Where all of it runs.
     pub(crate) executor: Handle,
     pub(crate) leaving: Leaving,
+    /// Dropped with the runtime, it leaves.
+    pub(crate) presence: Presence,
 }
 
 /// Which code an instance runs.
@@ -143,7 +146,7 @@ impl Runtime {
         let id = NodeId::new(&name);
         let worker = (options.worker_concurrency > 0)
             .then(|| WorkerInfo { filter: options.worker_tag_filter.clone(), activities: activities.list_names() });
-        store.join(NodeInfo { id: id.clone(), handlers: handlers.collect(), worker }).await?;
+        let info = NodeInfo { id: id.clone(), handlers: handlers.collect(), worker };
         let shards = store.shards();
         let node = Node::new(NodeParts {
             id,
@@ -176,7 +179,10 @@ impl Runtime {
         });
         let (mail, mailbox) = mpsc::unbounded_channel();
         let (tasks, leaving) = (Tasks::default(), Leaving::default());
-        let runtime = Self { node, worker, client, mail, tasks, executor, leaving };
+        let presence = Presence::new(Arc::clone(&node), worker.id.clone(), mail.clone());
+        let runtime = Self { node, worker, client, mail, tasks, executor, leaving, presence };
+        // From the first await on the runtime is whole: dropped with this future, it leaves nothing behind.
+        crate::presence::announce(&runtime.node, info).await?;
         runtime.spawn_tasks(mailbox).await?;
         Ok(Arc::new(runtime))
     }
@@ -256,16 +262,8 @@ impl Runtime {
 
 impl Drop for Runtime {
     fn drop(&mut self) {
-        if self.node.stopping.is_cancelled() {
-            return;
-        }
-        self.stop();
-        let (store, id) = (Arc::clone(&self.node.store), self.node.id.clone());
-        if let Ok(handle) = tokio::runtime::Handle::try_current() {
-            handle.spawn(async move {
-                // Nobody waits for this; a node that cannot say goodbye is found gone.
-                let _unheard = store.leave(&id).await;
-            });
+        if !self.node.stopping.is_cancelled() {
+            self.stop();
         }
     }
 }

@@ -112,29 +112,11 @@ async fn leave(runtime: &Arc<Runtime>, deadline: watch::Receiver<Option<Instant>
         runtime.tasks.abort();
     }
     // It goes on by itself when nobody waits any more: a store that comes back in a moment hears it still.
-    let goodbye = tokio::spawn(say_goodbye(Arc::clone(runtime)));
-    if tokio::time::timeout_at(end, goodbye).await.is_err() {
+    if let Some(farewell) = runtime.presence.leave()
+        && tokio::time::timeout_at(end, farewell).await.is_err()
+    {
         tracing::warn!(target: RUNTIME, "the servers do not answer; others take the shards when the lease has ended");
     }
-}
-
-/// Frees what the node holds, at the broker and in the store at once: one that is away does not delay the other.
-async fn say_goodbye(runtime: Arc<Runtime>) {
-    let (node, worker) = (&runtime.node, &runtime.worker);
-    let held = node.held();
-    let left = async {
-        if let Err(error) = node.store.release_sessions(&worker.id).await {
-            tracing::warn!(target: RUNTIME, %error, "sessions were not released");
-        }
-        let leave = async {
-            if let Err(error) = node.store.leave(&node.id).await {
-                tracing::warn!(target: RUNTIME, %error, "shards were not released");
-            }
-        };
-        // Not before its sessions are free: until then, owners bring items of them to it.
-        tokio::join!(node.broker.forget_worker(&worker.id), leave);
-    };
-    tokio::join!(node.broker.disown(&held, &runtime.mail), left);
 }
 
 /// Ends when a moment has passed that may be brought forward.
