@@ -159,18 +159,26 @@ impl Client {
         &self,
         call: impl Fn(bool) -> F,
     ) -> Result<T, ClientError> {
-        let begun = Instant::now();
-        let mut pause = RETRY_FIRST;
-        let mut is_repeated = false;
-        loop {
-            match call(is_repeated).await {
-                Err(Error::Unavailable(_)) if begun.elapsed() + pause < self.options.call_timeout => {
-                    is_repeated = true;
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(RETRY_MAX);
-                }
-                result => return result.map_err(ClientError::from),
+        insist_for(self.options.call_timeout, call).await.map_err(ClientError::from)
+    }
+}
+
+/// Repeats a call while the store is away, for at most so long.
+pub(crate) async fn insist_for<T, F: Future<Output = Result<T, Error>>>(
+    limit: Duration,
+    call: impl Fn(bool) -> F,
+) -> Result<T, Error> {
+    let begun = Instant::now();
+    let mut pause = RETRY_FIRST;
+    let mut is_repeated = false;
+    loop {
+        match call(is_repeated).await {
+            Err(Error::Unavailable(_)) if begun.elapsed() + pause < limit => {
+                is_repeated = true;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(RETRY_MAX);
             }
+            result => return result,
         }
     }
 }

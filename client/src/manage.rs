@@ -57,7 +57,8 @@ impl Client {
         new_instance: &str,
     ) -> Result<(), ClientError> {
         self.options.limits.check_instance(new_instance)?;
-        let history = self.store.history(&InstanceId::new(instance), ExecutionId(execution_id)).await?;
+        let (original, execution) = (InstanceId::new(instance), ExecutionId(execution_id));
+        let history = self.insist(|| self.store.history(&original, execution)).await?;
         if history.is_empty() {
             return Err(self.no_execution(instance, execution_id).await);
         }

@@ -7,6 +7,9 @@ use outlast_broker::Broker;
 use outlast_core::{Event, InstanceId};
 use outlast_storage::{Arrival, Store};
 
+use crate::ClientOptions;
+use crate::client::insist_for;
+
 /// What a provider tells its store to do with arrivals: the broker carries them to the owners of the shards.
 pub fn carry_arrivals(broker: Arc<dyn Broker>) -> impl Fn(Arrival) + Send + Sync + 'static {
     move |arrival| match arrival {
@@ -30,8 +33,10 @@ pub trait Provider: Send + Sync + 'static {
     /// The history of an instance's current execution; empty when there is none.
     async fn read(&self, instance: &str) -> Vec<Event> {
         let (store, id) = (self.store(), InstanceId::new(instance));
-        let Ok(Some(state)) = store.state(&id).await else { return Vec::new() };
-        let events = store.history(&id, state.execution).await.unwrap_or_default();
+        // Otherwise a store that is away for a moment would look like an instance that does not exist.
+        let limit = ClientOptions::default().call_timeout;
+        let Ok(Some(state)) = insist_for(limit, |_| store.state(&id)).await else { return Vec::new() };
+        let events = insist_for(limit, |_| store.history(&id, state.execution)).await.unwrap_or_default();
         events.into_iter().map(|event| Event::from_stored(&id, state.execution, event)).collect()
     }
 }

@@ -33,10 +33,12 @@ pub struct Problem {
 impl Client {
     /// Where an instance stands.
     pub async fn get_orchestration_status(&self, instance: &str) -> Result<OrchestrationStatus, ClientError> {
-        Ok(self.look_at(instance).await?.0)
+        let id = InstanceId::new(instance);
+        let state = self.insist(|| self.store.state(&id)).await?;
+        Ok(state.map_or(OrchestrationStatus::NotFound, |state| state.to_status()))
     }
 
-    /// Where an instance stands, and in which execution.
+    /// Where an instance stands, and in which execution. A wait looks again by itself, so this one does not insist.
     pub(crate) async fn look_at(&self, instance: &str) -> Result<(OrchestrationStatus, ExecutionId), ClientError> {
         let state = self.store.state(&InstanceId::new(instance)).await?;
         let not_found = (OrchestrationStatus::NotFound, ExecutionId(0));
@@ -45,6 +47,13 @@ impl Client {
 
     /// A value of an instance, read from the store.
     pub async fn get_kv_value(&self, instance: &str, key: &str) -> Result<Option<String>, ClientError> {
+        let id = InstanceId::new(instance);
+        let entries = self.insist(|| self.store.kv(&id, Some(key))).await?;
+        Ok(entries.into_iter().next().map(|entry| entry.value))
+    }
+
+    /// A value of an instance, for a wait: see [`Client::look_at`].
+    pub(crate) async fn look_at_kv(&self, instance: &str, key: &str) -> Result<Option<String>, ClientError> {
         let entries = self.store.kv(&InstanceId::new(instance), Some(key)).await?;
         Ok(entries.into_iter().next().map(|entry| entry.value))
     }
@@ -61,7 +70,8 @@ impl Client {
 
     /// All values of an instance.
     pub async fn get_kv_all_values(&self, instance: &str) -> Result<HashMap<String, String>, ClientError> {
-        let entries = self.store.kv(&InstanceId::new(instance), None).await?;
+        let id = InstanceId::new(instance);
+        let entries = self.insist(|| self.store.kv(&id, None)).await?;
         Ok(entries.into_iter().map(|entry| (entry.key, entry.value)).collect())
     }
 
@@ -72,42 +82,47 @@ impl Client {
 
     /// Ids of all instances, newest first.
     pub async fn list_all_instances(&self) -> Result<Vec<String>, ClientError> {
-        Ok(self.store.list(None).await?)
+        self.insist(|| self.store.list(None)).await
     }
 
     /// Ids of instances with this status, as [`InstanceInfo`] has it: `Running`, `Paused`, `Completed` or `Failed`. No
     /// instance has another.
     pub async fn list_instances_by_status(&self, status: &str) -> Result<Vec<String>, ClientError> {
         let Some(status) = ListedStatus::parse(status) else { return Ok(Vec::new()) };
-        Ok(self.store.list(Some(status)).await?)
+        self.insist(|| self.store.list(Some(status))).await
     }
 
     /// Whether the turns of an instance are stopped. One that has ended is not paused.
     pub async fn is_paused(&self, instance: &str) -> Result<bool, ClientError> {
-        let state = self.store.state(&InstanceId::new(instance)).await?.ok_or_else(|| not_found(instance))?;
+        let id = InstanceId::new(instance);
+        let state = self.insist(|| self.store.state(&id)).await?.ok_or_else(|| not_found(instance))?;
         Ok(state.paused && state.status == InstanceStatus::Running)
     }
 
     /// Metadata of an instance.
     pub async fn get_instance_info(&self, instance: &str) -> Result<InstanceInfo, ClientError> {
-        self.store.info(&InstanceId::new(instance)).await?.ok_or_else(|| not_found(instance))
+        let id = InstanceId::new(instance);
+        self.insist(|| self.store.info(&id)).await?.ok_or_else(|| not_found(instance))
     }
 
     /// The instance and all its descendants.
     pub async fn get_instance_tree(&self, instance: &str) -> Result<InstanceTree, ClientError> {
         self.get_instance_info(instance).await?;
-        Ok(self.store.tree(&InstanceId::new(instance)).await?)
+        let id = InstanceId::new(instance);
+        self.insist(|| self.store.tree(&id)).await
     }
 
     /// Numbers of the executions that have a history.
     pub async fn list_executions(&self, instance: &str) -> Result<Vec<u64>, ClientError> {
-        let executions = self.store.executions(&InstanceId::new(instance)).await?;
+        let id = InstanceId::new(instance);
+        let executions = self.insist(|| self.store.executions(&id)).await?;
         Ok(executions.into_iter().map(|execution| execution.execution_id).collect())
     }
 
     /// Metadata of an execution.
     pub async fn get_execution_info(&self, instance: &str, execution_id: u64) -> Result<ExecutionInfo, ClientError> {
-        let executions = self.store.executions(&InstanceId::new(instance)).await?;
+        let id = InstanceId::new(instance);
+        let executions = self.insist(|| self.store.executions(&id)).await?;
         match executions.into_iter().find(|execution| execution.execution_id == execution_id) {
             Some(found) => Ok(found),
             None => Err(self.no_execution(instance, execution_id).await),
@@ -123,28 +138,29 @@ impl Client {
     /// The history of an execution; empty when there is none.
     pub async fn read_execution_history(&self, instance: &str, execution_id: u64) -> Result<Vec<Event>, ClientError> {
         let (id, execution) = (InstanceId::new(instance), ExecutionId(execution_id));
-        let events = self.store.history(&id, execution).await?;
+        let events = self.insist(|| self.store.history(&id, execution)).await?;
         Ok(events.into_iter().map(|event| Event::from_stored(&id, execution, event)).collect())
     }
 
     /// Counts over all instances.
     pub async fn get_system_metrics(&self) -> Result<SystemMetrics, ClientError> {
-        Ok(self.store.metrics().await?.0)
+        Ok(self.insist(|| self.store.metrics()).await?.0)
     }
 
     /// What waits.
     pub async fn get_queue_depths(&self) -> Result<QueueDepths, ClientError> {
-        Ok(self.store.metrics().await?.1)
+        Ok(self.insist(|| self.store.metrics()).await?.1)
     }
 
     /// Size of one instance.
     pub async fn get_orchestration_stats(&self, instance: &str) -> Result<Option<SystemStats>, ClientError> {
-        Ok(self.store.stats(&InstanceId::new(instance)).await?)
+        let id = InstanceId::new(instance);
+        self.insist(|| self.store.stats(&id)).await
     }
 
     /// What stands still without waiting for something that its code has asked for, known within ten seconds.
     pub async fn list_problems(&self) -> Result<Vec<Problem>, ClientError> {
-        let rows = self.store.problems().await?;
+        let rows = self.insist(|| self.store.problems()).await?;
         Ok(rows
             .into_iter()
             .map(|row| Problem {

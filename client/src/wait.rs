@@ -82,7 +82,7 @@ impl Client {
 
     /// Waits until the key has a value.
     pub async fn wait_for_kv_value(&self, instance: &str, key: &str, timeout: Duration) -> Result<String, ClientError> {
-        let look = || async { Ok((self.get_kv_value(instance, key).await?, ExecutionId(0))) };
+        let look = || async { Ok((self.look_at_kv(instance, key).await?, ExecutionId(0))) };
         self.wait(instance, (timeout, self.options.poll_interval), |_| Told::Look, look).await
     }
 

@@ -83,3 +83,39 @@ async fn postgres_may_go_back_to_an_older_state_under_living_nodes() {
     }
     node.shutdown(None).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_reads_after_a_restart_of_postgres_are_repeated() {
+    let mut postgres = Server::postgres();
+    let cluster = Cluster::on(&postgres.url, &Cluster::shared().nats);
+    let provider = cluster.provider().await;
+    let client = outlast::Client::new(provider.clone());
+    client.start_orchestration("i", "Nobody", "x").await.unwrap();
+    // Every connection of the pool is open, so every one of them fails once.
+    for _ in 0..2 {
+        let reads = (0..16).map(|_| client.get_system_metrics());
+        futures::future::join_all(reads).await;
+        postgres.stop_immediately();
+        postgres.up();
+        client.read_execution_history("i", 1).await.unwrap();
+        let (metrics, status) = tokio::join!(client.get_system_metrics(), client.get_orchestration_status("i"));
+        assert_eq!(metrics.unwrap().total_instances, 1);
+        assert!(matches!(status.unwrap(), outlast::OrchestrationStatus::Running { .. }));
+        postgres.stop_immediately();
+        postgres.up();
+        let looks =
+            tokio::join!(client.list_all_instances(), client.get_instance_info("i"), client.get_instance_tree("i"));
+        assert_eq!(looks.0.unwrap().len(), 1);
+        assert_eq!((looks.1.unwrap().instance_id, looks.2.unwrap().all_ids.len()), ("i".to_owned(), 1));
+        let looks = tokio::join!(
+            client.list_executions("i"),
+            client.get_kv_all_values("i"),
+            client.get_kv_value("i", "k"),
+            client.get_queue_depths(),
+            client.get_orchestration_stats("i"),
+            client.list_problems()
+        );
+        assert!(looks.0.is_ok() && looks.1.is_ok() && looks.2.is_ok() && looks.3.is_ok() && looks.4.is_ok());
+        assert!(looks.5.is_ok());
+    }
+}
