@@ -18,7 +18,7 @@ use crate::notices::Notices;
 use crate::outstanding::Outstanding;
 use crate::supervision::Supervisor;
 use crate::troubles::Troubles;
-use crate::warm::WarmSet;
+use crate::warm::{Skipped, WarmSet};
 use crate::wheel::Wheel;
 
 /// A node: holds shards and runs their instances.
@@ -62,6 +62,7 @@ pub(crate) struct Node {
     shards: RwLock<HashMap<ShardId, Held>>,
     view: RwLock<Option<LeaseView>>,
     pub(crate) warm: Mutex<WarmSet>,
+    pub(crate) skipped: Skipped,
     /// Until when this node may speak for its shards, by its own clock.
     lease_until: Mutex<Option<Instant>>,
     /// When the store was asked for the last renewal that succeeded.
@@ -156,6 +157,7 @@ impl Node {
             shards: RwLock::default(),
             view: RwLock::default(),
             warm: Mutex::default(),
+            skipped: Skipped::default(),
             lease_until: Mutex::new(Some(Instant::now())),
             renewed_at: Mutex::new(Instant::now()),
             generation: AtomicU64::new(0),

@@ -22,6 +22,8 @@ const HORIZON_STEP: Duration = Duration::from_secs(30);
 const PAGE: usize = 10_000;
 /// Longest time between looks for writes by other processes.
 const ELSEWHERE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Pause after a look at the inboxes that failed.
+const SWEEP_AGAIN: Duration = Duration::from_millis(200);
 /// How often idle instances are let go.
 const PASSIVATE_EVERY: Duration = Duration::from_secs(1);
 
@@ -175,23 +177,32 @@ async fn admit(node: &Arc<Node>, instance: &InstanceId, inbound: Inbound) {
     node.deliver(instance, inbound);
 }
 
-/// Looks for messages that other processes wrote, and lets idle instances go.
+/// Looks for messages that other processes wrote and for those that were left in the store here, and lets idle instances go.
 pub(crate) async fn watch_store(node: Arc<Node>) {
     let (mut seen, mut written, mut generation) = (InboxCursor::default(), 0, node.generation());
     let mut passivated = tokio::time::Instant::now();
     loop {
-        let now = tokio::select! {
-            now = node.store.written_elsewhere(written, ELSEWHERE_TIMEOUT) => now,
+        let (now, skipped) = tokio::select! {
+            now = node.store.written_elsewhere(written, ELSEWHERE_TIMEOUT) => (now, false),
+            () = node.skipped.some() => (written, true),
             () = node.stopping.cancelled() => return,
         };
         if node.generation() != generation {
             // A cursor into a past that is gone would pass over what is written from now on.
             (seen, generation) = (InboxCursor::default(), node.generation());
         }
-        if now != written {
+        if now != written || skipped {
+            let count = node.skipped.count();
             match sweep(&node, &node.held(), seen).await {
-                Ok(last) => (seen, written) = (last, now),
-                Err(error) => tracing::warn!(target: RUNTIME, %error, "inboxes could not be read, trying again"),
+                Ok(last) => {
+                    (seen, written) = (last, now);
+                    node.skipped.swept(count);
+                }
+                Err(error) => {
+                    tracing::warn!(target: RUNTIME, %error, "inboxes could not be read, trying again");
+                    tokio::time::sleep(SWEEP_AGAIN).await;
+                    node.skipped.again();
+                }
             }
         }
         if passivated.elapsed() >= PASSIVATE_EVERY {

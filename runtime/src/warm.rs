@@ -4,6 +4,7 @@
 //! stays, so when all are busy newcomers wait, with what came for them, until one has nothing more to do.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use lru::LruCache;
 use outlast_broker::ReportReply;
 use outlast_core::{InstanceId, Message};
 use ractor::{ActorRef, ActorRuntime};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::instance_actor::{InstanceActor, Run};
 use crate::mailbox::{Inbound, Mailbox};
@@ -31,6 +32,45 @@ pub(crate) struct WarmSet {
 impl Default for WarmSet {
     fn default() -> Self {
         Self { actors: LruCache::unbounded(), waiting: HashMap::new(), order: VecDeque::new() }
+    }
+}
+
+/// News of inboxes that were left in the store, as too many instances waited for room.
+#[derive(Default)]
+pub(crate) struct Skipped {
+    noted: AtomicU64,
+    swept: AtomicU64,
+    more: Notify,
+}
+
+impl Skipped {
+    fn note(&self) {
+        self.noted.fetch_add(1, Ordering::AcqRel);
+        self.more.notify_one();
+    }
+
+    /// Returns when something was skipped.
+    pub(crate) async fn some(&self) {
+        self.more.notified().await;
+    }
+
+    /// A sweep did not succeed.
+    pub(crate) fn again(&self) {
+        self.more.notify_one();
+    }
+
+    /// How much was skipped until now: a sweep that begins after this finds all of it.
+    pub(crate) fn count(&self) -> u64 {
+        self.noted.load(Ordering::Acquire)
+    }
+
+    /// A sweep has found so much.
+    pub(crate) fn swept(&self, count: u64) {
+        self.swept.store(count, Ordering::Release);
+    }
+
+    fn is_none(&self) -> bool {
+        self.swept.load(Ordering::Acquire) == self.count()
     }
 }
 
@@ -86,26 +126,28 @@ impl Node {
             return;
         }
         let mailbox = Arc::new(Mailbox::default());
-        mailbox.push(inbound);
         if warm.actors.len() < self.limits.warm_instances_max || pop_idle(&mut warm.actors) {
+            mailbox.push(inbound);
             self.spawn(&mut warm.actors, instance.clone(), mailbox);
         } else {
+            // What its start carries waits in the store: it may be large, and many may wait.
+            mailbox.push(if matches!(inbound, Inbound::Begin(_)) { Inbound::Nudge } else { inbound });
             warm.order.push_back((instance.clone(), Instant::now()));
             warm.waiting.insert(instance.clone(), mailbox);
         }
     }
 
-    /// Brings news of an inbox, unless too many instances wait for room: then the sweep of the inboxes brings them, which waits
-    /// itself.
+    /// Brings what the inbox of an instance has, unless too many instances wait for room: then it stays in the store, and the sweep
+    /// of the inboxes brings it, which waits itself.
     pub(crate) fn bring(self: &Arc<Self>, instance: &InstanceId, inbound: Inbound) {
-        // The inboxes of a store that only this process writes to are not swept.
-        let is_swept = self.broker.is_shared();
         let is_full = {
             let warm = self.lock_warm();
             let known = warm.actors.contains(instance) || warm.waiting.contains_key(instance);
             !known && warm.waiting.len() >= self.limits.warm_instances_max
         };
-        if !(is_full && is_swept) {
+        if is_full {
+            self.skipped.note();
+        } else {
             self.deliver(instance, inbound);
         }
     }
@@ -187,7 +229,9 @@ impl Node {
     /// Whether no actor has anything to do.
     pub(crate) fn is_quiet(&self) -> bool {
         let warm = self.lock_warm();
-        warm.waiting.is_empty() && warm.actors.iter().all(|(_, entry)| !entry.mailbox.lock().scheduled)
+        self.skipped.is_none()
+            && warm.waiting.is_empty()
+            && warm.actors.iter().all(|(_, entry)| !entry.mailbox.lock().scheduled)
     }
 
     fn admit_waiting(self: &Arc<Self>, warm: &mut WarmSet) {

@@ -41,3 +41,40 @@ async fn more_instances_than_fit_in_memory_all_end() {
         assert_eq!(world.outcome(&n.to_string()).await.unwrap(), format!("{n}!"));
     }
 }
+
+/// Bytes of memory that this process has now.
+#[cfg(target_os = "linux")]
+fn resident() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4_096
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_of_starts_waits_in_the_store_and_not_in_memory() {
+    const STARTS: usize = 2_000;
+    const INPUT: usize = 100_000;
+    // Turns that take their time, so that starts come faster than they are run.
+    let code = |_: OrchestrationContext, input: String| async move {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        Ok(input.len().to_string())
+    };
+    let few = RuntimeOptions { limits: Limits { warm_instances_max: 8, ..Limits::default() }, ..options() };
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("db");
+    let provider = outlast::providers::sqlite::SqliteProvider::new(path.to_str().unwrap(), None).await.unwrap();
+    let world = World::on(std::sync::Arc::new(provider), activities(), orchestration("Slow", code), few).await;
+    let input = "x".repeat(INPUT);
+    let (before, mut most) = (resident(), 0);
+    for first in (0..STARTS).step_by(50) {
+        let start = |n: usize| world.client.start_orchestration(format!("i{n}"), "Slow", input.clone());
+        let started = futures::future::join_all((first..first + 50).map(start)).await;
+        assert!(started.into_iter().all(|started| started.is_ok()));
+        most = most.max(resident());
+    }
+    // All of them would be 200 MB.
+    assert!(most.saturating_sub(before) < 100_000_000, "{before} bytes became {most}");
+    for n in 0..STARTS {
+        assert_eq!(world.outcome(&format!("i{n}")).await.unwrap(), INPUT.to_string());
+    }
+}

@@ -1,7 +1,6 @@
 //! Committing turns and reading what actors are hydrated from.
 
-use std::collections::BTreeSet;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -108,11 +107,13 @@ impl TurnStore for SqliteStore {
         let wanted: BTreeSet<ShardId> = shards.iter().copied().collect();
         self.connections
             .read(move |db| {
-                // There is one writer at a time, so rows become visible in the order of their numbers.
-                let sql = "SELECT min(seq), shard, instance FROM inbox WHERE seq > ?1 GROUP BY instance ORDER BY 1";
+                // There is one writer at a time, so rows become visible in the order of their numbers. No grouping: it would read
+                // all that waits for every page.
+                let sql = "SELECT seq, shard, instance FROM inbox WHERE seq > ?1 ORDER BY seq";
                 let mut query = db.prepare_cached(sql).map_err(sql_error)?;
                 let mut rows = query.query([after.seq.0]).map_err(sql_error)?;
                 let mut arrivals = Arrivals { next: after, ..Arrivals::default() };
+                let mut named = HashSet::new();
                 while let Some(row) = rows.next().map_err(sql_error)? {
                     if arrivals.receivers.len() >= limit {
                         arrivals.more = true;
@@ -122,7 +123,9 @@ impl TurnStore for SqliteStore {
                     let shard = ShardId(row.get(1).map_err(sql_error)?);
                     if wanted.contains(&shard) {
                         let instance = InstanceId::from(row.get::<_, String>(2).map_err(sql_error)?);
-                        arrivals.receivers.push(Wake { shard, instance });
+                        if named.insert(instance.clone()) {
+                            arrivals.receivers.push(Wake { shard, instance });
+                        }
                     }
                 }
                 Ok(arrivals)
