@@ -10,6 +10,7 @@ mod files;
 mod logging;
 mod outages;
 mod scale;
+mod sleep;
 mod testing;
 mod tidy;
 #[path = "../model/world.rs"]

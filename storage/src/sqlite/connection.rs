@@ -1,8 +1,7 @@
 //! One writing thread that groups its jobs, and reading threads beside it.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use outlast_core::Millis;
@@ -12,6 +11,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::TARGET;
 use super::file::DatabaseFile;
+use super::vacuum::Vacuum;
 use crate::Error;
 
 /// Jobs that share one durable commit.
@@ -20,8 +20,12 @@ const JOBS_PER_COMMIT_MAX: usize = 1_024;
 const ELSEWHERE_INTERVAL: Duration = Duration::from_millis(200);
 /// How long a statement waits for another process's write.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Threads that read.
+/// Threads that read what instances need in order to go on.
 const READERS: usize = 2;
+/// Threads that read for people and dashboards, which may take as long as the tables are.
+const INSPECTORS: usize = 2;
+/// What stays of the log after a large transaction.
+const LOG_BYTES_KEPT: i64 = 20 << 20;
 /// Prepared statements that a connection keeps.
 const STATEMENTS: usize = 128;
 /// How often an outage is reported as an error.
@@ -89,11 +93,17 @@ type ReadJob = Box<dyn FnOnce(&Connection) + Send>;
 /// The way to the threads that hold the connections. They end when this is dropped.
 pub(super) struct Connections {
     writer: mpsc::Sender<Box<dyn WriteJob>>,
-    readers: Vec<mpsc::Sender<ReadJob>>,
-    next_reader: AtomicUsize,
+    /// A database in memory has only one connection, which then reads too.
+    readers: Option<Readers>,
     pub(super) queries: Arc<AtomicU64>,
     pub(super) elsewhere: Arc<Elsewhere>,
     file: Option<Arc<DatabaseFile>>,
+}
+
+/// The ways to the threads that read.
+struct Readers {
+    loading: mpsc::Sender<ReadJob>,
+    inspection: mpsc::Sender<ReadJob>,
 }
 
 /// What the writing thread finds out about other processes and people.
@@ -119,18 +129,23 @@ pub(super) fn open(file: Option<&Arc<DatabaseFile>>, queries: Arc<AtomicU64>) ->
     let unusable = |error: rusqlite::Error| Error::Unusable(error.to_string());
     let shards = db.query_row("SELECT count(*) FROM shards", [], |row| row.get(0)).map_err(unusable)?;
     let last_write: i64 = db.query_row("SELECT last_write FROM clock", [], |row| row.get(0)).map_err(unusable)?;
-    let mut readers = Vec::new();
-    if let Some(file) = file {
-        for _ in 0..READERS {
-            readers.push(spawn_reader((Arc::clone(file), connect(Some(file))?), Arc::clone(&queries))?);
-        }
-    }
+    let vacuum = file.map(|_| Vacuum::begin(&db)).transpose().map_err(unusable)?;
+    let start = |file: &Arc<DatabaseFile>| {
+        let loading = spawn_readers(file, READERS, &queries)?;
+        Ok::<_, Error>(Readers { loading, inspection: spawn_readers(file, INSPECTORS, &queries)? })
+    };
+    let readers = file.map(start).transpose()?;
     let elsewhere = Arc::new(Elsewhere::default());
     let file = file.cloned();
-    let (written, counted) = (Arc::clone(&elsewhere), Arc::clone(&queries));
-    let writer =
-        spawn_writer(Writer { db, file: file.clone(), elsewhere: written, queries: counted, complained: None })?;
-    let connections = Connections { writer, readers, next_reader: AtomicUsize::new(0), queries, elsewhere, file };
+    let writer = spawn_writer(Writer {
+        db,
+        file: file.clone(),
+        elsewhere: Arc::clone(&elsewhere),
+        queries: Arc::clone(&queries),
+        vacuum,
+        complained: None,
+    })?;
+    let connections = Connections { writer, readers, queries, elsewhere, file };
     Ok(Opened { connections, shards, last_write: Millis(last_write.max(0).cast_unsigned()) })
 }
 
@@ -143,10 +158,14 @@ fn connect(file: Option<&Arc<DatabaseFile>>) -> Result<Connection, Error> {
             None => Connection::open_in_memory()?,
         };
         db.busy_timeout(BUSY_TIMEOUT)?;
+        if file.is_some() {
+            Vacuum::choose(&db)?;
+        }
         db.pragma_update(None, "journal_mode", "WAL")?;
         // Every commit reaches the disk before it is acknowledged, also through power loss.
         db.pragma_update(None, "synchronous", "FULL")?;
         db.pragma_update(None, "wal_autocheckpoint", 4_000)?;
+        db.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)?;
         db.pragma_update(None, "cache_size", -16_384)?;
         db.pragma_update(None, "temp_store", "MEMORY")?;
         // Otherwise a statement that partial indexes might serve is planned anew for every value that is bound to it.
@@ -160,20 +179,29 @@ fn connect(file: Option<&Arc<DatabaseFile>>) -> Result<Connection, Error> {
     })
 }
 
-fn spawn_reader(
-    (file, db): (Arc<DatabaseFile>, Connection),
-    queries: Arc<AtomicU64>,
+/// Threads that share a queue: who is free takes the next job, so that none waits behind a long one while another thread idles.
+fn spawn_readers(
+    file: &Arc<DatabaseFile>,
+    count: usize,
+    queries: &Arc<AtomicU64>,
 ) -> Result<mpsc::Sender<ReadJob>, Error> {
     let (sender, jobs) = mpsc::channel::<ReadJob>();
-    let run = move || {
-        // Dropped after the connection.
-        let (_file, db) = (file, db);
-        while let Ok(job) = jobs.recv() {
-            queries.fetch_add(1, Ordering::Relaxed);
-            job(&db);
-        }
-    };
-    spawn("outlast-read", run)?;
+    let jobs = Arc::new(Mutex::new(jobs));
+    for _ in 0..count {
+        let (file, db) = (Arc::clone(file), connect(Some(file))?);
+        let (jobs, queries) = (Arc::clone(&jobs), Arc::clone(queries));
+        let run = move || {
+            // Dropped after the connection.
+            let (_file, db) = (file, db);
+            loop {
+                let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                let Ok(job) = job else { return };
+                queries.fetch_add(1, Ordering::Relaxed);
+                job(&db);
+            }
+        };
+        spawn("outlast-read", run)?;
+    }
     Ok(sender)
 }
 
@@ -183,6 +211,7 @@ struct Writer {
     file: Option<Arc<DatabaseFile>>,
     elsewhere: Arc<Elsewhere>,
     queries: Arc<AtomicU64>,
+    vacuum: Option<Vacuum>,
     /// When an outage was last reported as an error.
     complained: Option<Instant>,
 }
@@ -192,11 +221,14 @@ fn spawn_writer(mut writer: Writer) -> Result<mpsc::Sender<Box<dyn WriteJob>>, E
     let run = move || {
         let mut seen = data_version(&writer.db);
         loop {
-            let first = match jobs.recv_timeout(ELSEWHERE_INTERVAL) {
+            let first = match jobs.recv_timeout(writer.patience()) {
                 Ok(job) => job,
                 Err(mpsc::RecvTimeoutError::Disconnected) => return,
                 Err(mpsc::RecvTimeoutError::Timeout) => {
-                    writer.look_for_file();
+                    let misplaced = writer.look_for_file().is_some();
+                    if let Some(vacuum) = writer.vacuum.as_mut().filter(|_| !misplaced) {
+                        vacuum.step(&writer.db, true);
+                    }
                     if writer.elsewhere.watched.load(Ordering::Relaxed) {
                         writer.queries.fetch_add(1, Ordering::Relaxed);
                         seen = notice(&writer.db, seen, &writer.elsewhere);
@@ -208,6 +240,10 @@ fn spawn_writer(mut writer: Writer) -> Result<mpsc::Sender<Box<dyn WriteJob>>, E
             group.extend(std::iter::from_fn(|| jobs.try_recv().ok()).take(JOBS_PER_COMMIT_MAX - 1));
             writer.queries.fetch_add(group.len() as u64, Ordering::Relaxed);
             writer.write_group(group);
+            if let Some(vacuum) = &mut writer.vacuum {
+                vacuum.written();
+                vacuum.step(&writer.db, false);
+            }
             seen = notice(&writer.db, seen, &writer.elsewhere);
         }
     };
@@ -234,6 +270,11 @@ fn notice(db: &Connection, seen: i64, elsewhere: &Elsewhere) -> i64 {
 }
 
 impl Writer {
+    /// How long it waits for work before it looks for something else to do.
+    fn patience(&self) -> Duration {
+        self.vacuum.as_ref().and_then(Vacuum::pause).unwrap_or(ELSEWHERE_INTERVAL)
+    }
+
     /// Runs all jobs in one transaction and tells each what became of it.
     fn write_group(&mut self, mut group: Vec<Box<dyn WriteJob>>) {
         // What is written to a file that lies elsewhere by now is in a log that nobody finds there.
@@ -339,14 +380,28 @@ impl Connections {
         answered.await.unwrap_or_else(|_| Err(closed()))
     }
 
-    /// Runs a job on a reading connection. A database in memory has only one connection, which then reads too.
+    /// Reads what instances need in order to go on, or what is read by key in no time.
     pub(super) async fn read<T: Send + 'static>(
         &self,
+        job: impl FnMut(&Connection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.read_by(|readers| &readers.loading, job).await
+    }
+
+    /// Reads for people and dashboards, which may take long.
+    pub(super) async fn inspect<T: Send + 'static>(
+        &self,
+        job: impl FnMut(&Connection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.read_by(|readers| &readers.inspection, job).await
+    }
+
+    async fn read_by<T: Send + 'static>(
+        &self,
+        way: impl FnOnce(&Readers) -> &mpsc::Sender<ReadJob>,
         mut job: impl FnMut(&Connection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        if self.readers.is_empty() {
-            return self.write(move |db, _| job(db)).await;
-        }
+        let Some(readers) = &self.readers else { return self.write(move |db, _| job(db)).await };
         if let Some(file) = &self.file
             && self.elsewhere.misplaced.load(Ordering::Relaxed)
         {
@@ -356,8 +411,7 @@ impl Connections {
         let run: ReadJob = Box::new(move |db| {
             let _gone = answer.send(job(db));
         });
-        let reader = self.next_reader.fetch_add(1, Ordering::Relaxed) % self.readers.len();
-        self.readers[reader].send(run).map_err(|_| closed())?;
+        way(readers).send(run).map_err(|_| closed())?;
         answered.await.unwrap_or_else(|_| Err(closed()))
     }
 }

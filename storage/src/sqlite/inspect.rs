@@ -44,7 +44,7 @@ impl InspectStore for SqliteStore {
     async fn tree(&self, instance: &InstanceId) -> Result<InstanceTree, Error> {
         let instance = instance.clone();
         self.connections
-            .read(move |db| {
+            .inspect(move |db| {
                 let all_ids = tree_of(db, &instance).map_err(sql_error)?;
                 Ok(InstanceTree { root_id: instance.as_str().to_owned(), all_ids })
             })
@@ -55,7 +55,7 @@ impl InspectStore for SqliteStore {
         let (status, paused) = status.map(ListedStatus::columns).unzip();
         let (status, paused) = (status.map(InstanceStatus::as_str), paused.flatten());
         self.connections
-            .read(move |db| {
+            .inspect(move |db| {
                 let sql = "SELECT id FROM instances WHERE ?1 IS NULL OR (status = ?1 AND (?2 IS NULL OR paused = ?2)) \
                            ORDER BY created DESC, id";
                 let mut query = db.prepare_cached(sql).map_err(sql_error)?;
@@ -68,7 +68,7 @@ impl InspectStore for SqliteStore {
     async fn executions(&self, instance: &InstanceId) -> Result<Vec<ExecutionInfo>, Error> {
         let instance = instance.clone();
         self.connections
-            .read(move |db| {
+            .inspect(move |db| {
                 let executions = executions_of(db, &instance).map_err(sql_error)?;
                 executions.into_iter().map(|execution| execution_info(db, &instance, execution)).collect()
             })
@@ -77,7 +77,7 @@ impl InspectStore for SqliteStore {
 
     async fn history(&self, instance: &InstanceId, execution: ExecutionId) -> Result<Vec<HistoryEvent>, Error> {
         let instance = instance.clone();
-        self.connections.read(move |db| read_history(db, &instance, execution)).await
+        self.connections.inspect(move |db| read_history(db, &instance, execution)).await
     }
 
     async fn event(
@@ -107,19 +107,19 @@ impl InspectStore for SqliteStore {
     }
 
     async fn metrics(&self) -> Result<(SystemMetrics, QueueDepths), Error> {
-        self.connections.read(|db| metrics(db).map_err(sql_error)).await
+        self.connections.inspect(|db| metrics(db).map_err(sql_error)).await
     }
 
     async fn stats(&self, instance: &InstanceId) -> Result<Option<SystemStats>, Error> {
         let instance = instance.clone();
-        self.connections.read(move |db| stats(db, &instance).optional().map_err(sql_error)).await
+        self.connections.inspect(move |db| stats(db, &instance).optional().map_err(sql_error)).await
     }
 
     async fn problems(&self) -> Result<Vec<ProblemRow>, Error> {
         let (reported, ownerless) = (self.leases.reported(), self.leases.ownerless());
         let latest = self.now().0.saturating_sub(OWNERLESS_MS).cast_signed();
         let is_stored = reported.is_none();
-        let read = self.connections.read(move |db| {
+        let read = self.connections.inspect(move |db| {
             let mut found = problems(db, is_stored).map_err(sql_error)?;
             let (why, shards) = match &ownerless {
                 Ownerless::RunsElsewhere => return Ok(found),
@@ -205,16 +205,29 @@ fn info_of(row: &Row<'_>) -> rusqlite::Result<InstanceInfo> {
 }
 
 fn execution_info(db: &Connection, instance: &InstanceId, execution: ExecutionId) -> Result<ExecutionInfo, Error> {
-    let history = read_history(db, instance, execution)?;
-    let (status, output) = history.last().map_or(("Running", None), |event| execution_status(&event.kind));
-    let last = history.last().filter(|event| event.kind.is_terminal());
+    let sql = "SELECT count(*), min(event_id), max(event_id) FROM history WHERE instance = ?1 AND execution = ?2";
+    let (event_count, first, last): (usize, Option<i64>, Option<i64>) = db
+        .prepare_cached(sql)
+        .and_then(|mut query| {
+            let numbers = params![instance.as_str(), execution.0.cast_signed()];
+            query.query_row(numbers, |row| Ok((row.get::<_, u32>(0)? as usize, row.get(1)?, row.get(2)?)))
+        })
+        .map_err(sql_error)?;
+    let event = |id: Option<i64>| match id {
+        Some(id) => read_event(db, instance, (execution, EventId(id.cast_unsigned()))),
+        None => Ok(None),
+    };
+    let first = event(first)?;
+    let last = event(last)?;
+    let (status, output) = last.as_ref().map_or(("Running", None), |event| execution_status(&event.kind));
+    let last = last.filter(|event| event.kind.is_terminal());
     Ok(ExecutionInfo {
         execution_id: execution.0,
         status: status.to_owned(),
         output,
-        started_at: history.first().map_or(0, |event| event.at.0),
+        started_at: first.map_or(0, |event| event.at.0),
         completed_at: last.map(|event| event.at.0),
-        event_count: history.len(),
+        event_count,
     })
 }
 

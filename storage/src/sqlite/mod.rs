@@ -12,6 +12,7 @@ mod leases;
 mod rows;
 mod schema;
 mod turns;
+mod vacuum;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +20,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::arrival::Listener;
 use crate::{Arrival, Error, VirtualClock};
 pub use address::Address;
-use clock::StoreClock;
+pub use clock::MachineClock;
+use clock::{StoreClock, ThisMachine};
 use connection::Connections;
 use file::DatabaseFile;
 pub use file::FileId;
@@ -42,29 +44,34 @@ pub struct SqliteStore {
 impl SqliteStore {
     /// Opens what [`Address::parse`] reads. A missing file is created.
     pub fn open(address: &str) -> Result<Self, Error> {
+        Self::open_on(address, Arc::new(ThisMachine::default()))
+    }
+
+    /// [`SqliteStore::open`] on a machine whose clocks a test has.
+    pub fn open_on(address: &str, machine: Arc<dyn MachineClock>) -> Result<Self, Error> {
         match Address::parse(address)? {
-            Address::Memory => Self::with(None),
-            Address::File(path) => Self::with(Some(Arc::new(DatabaseFile::open(&path)?))),
+            Address::Memory => Self::with(None, machine),
+            Address::File(path) => Self::with(Some(Arc::new(DatabaseFile::open(&path)?)), machine),
         }
     }
 
     /// A database in memory, gone with the process.
     pub fn open_in_memory() -> Result<Self, Error> {
-        Self::with(None)
+        Self::with(None, Arc::new(ThisMachine::default()))
     }
 
     /// A database in memory whose time a test moves.
     pub fn open_in_memory_with_clock(clock: Arc<VirtualClock>) -> Result<Self, Error> {
-        Ok(Self { clock: StoreClock::Virtual(clock), ..Self::with(None)? })
+        Ok(Self { clock: StoreClock::Virtual(clock), ..Self::open_in_memory()? })
     }
 
-    fn with(file: Option<Arc<DatabaseFile>>) -> Result<Self, Error> {
+    fn with(file: Option<Arc<DatabaseFile>>, machine: Arc<dyn MachineClock>) -> Result<Self, Error> {
         let opened = connection::open(file.as_ref(), Arc::new(AtomicU64::new(0)))?;
         Ok(Self {
             connections: opened.connections,
             leases: Leases::new(file.clone(), opened.shards),
             file,
-            clock: StoreClock::not_before(opened.last_write),
+            clock: StoreClock::not_before(opened.last_write, machine),
             listener: Listener::default(),
             shards: opened.shards,
         })

@@ -16,3 +16,4 @@ mod late_rows;
 mod leases;
 mod lives;
 mod postgres_only;
+mod sqlite_only;
