@@ -215,3 +215,18 @@ async fn no_path_is_read_as_an_address_of_sqlite() {
         assert!(header.starts_with(b"SQLite format 3"), "{name}");
     }
 }
+
+#[test]
+fn a_provider_outlives_the_executor_that_it_was_opened_in() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("db");
+    let executor = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let first = executor();
+    let provider = first.block_on(provider(path.to_str().unwrap()));
+    drop(first);
+    executor().block_on(async {
+        let world = World::on(provider, activities(), registry(), options()).await;
+        run(&world.client, "i").await;
+        world.runtime.shutdown(None).await;
+    });
+}

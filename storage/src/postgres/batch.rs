@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use super::executor::ended;
 use crate::Error;
 
 /// Calls that share a trip.
@@ -38,9 +39,9 @@ impl<W: Send + 'static, A: Send + 'static> Batcher<W, A> {
     /// Makes one call; `bytes` is how much it carries.
     pub(super) async fn call(&self, work: W, bytes: usize) -> Result<A, Error> {
         let (answer, answered) = oneshot::channel();
-        let closed = || Error::Unavailable("the store is closed".to_owned());
-        self.calls.send(Call { work, bytes, answer }).await.map_err(|_| closed())?;
-        answered.await.unwrap_or_else(|_| Err(closed()))
+        // The task takes calls as long as its executor runs.
+        self.calls.send(Call { work, bytes, answer }).await.map_err(|_| ended())?;
+        answered.await.unwrap_or_else(|_| Err(ended()))
     }
 }
 

@@ -11,6 +11,7 @@ use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions};
 use sqlx::query::Query;
 use sqlx::{Connection as _, PgConnection, PgPool, Postgres};
 
+use super::executor::Executor;
 use super::{PostgresOptions, address, checks, schema};
 use crate::Error;
 
@@ -47,17 +48,18 @@ pub(super) struct Pool {
     pool: PgPool,
     limit: Duration,
     place: Arc<str>,
+    executor: Arc<Executor>,
 }
 
 impl Pool {
-    fn new(options: PgConnectOptions, connections: u32, limit: Duration) -> Self {
+    fn new(options: PgConnectOptions, (connections, limit): (u32, Duration), executor: &Arc<Executor>) -> Self {
         let place = address::place(&options).into();
         let pool = PgPoolOptions::new()
             .max_connections(connections)
             .acquire_timeout(limit)
             .test_before_acquire(false)
             .connect_lazy_with(options);
-        Self { pool, limit, place }
+        Self { pool, limit, place, executor: Arc::clone(executor) }
     }
 
     /// Runs a statement without a result.
@@ -76,6 +78,7 @@ impl Pool {
     where
         W: for<'c> FnOnce(&'c mut PoolConnection<Postgres>) -> Running<'c, T>,
     {
+        self.executor.check()?;
         let mut connection = self.pool.acquire().await.map_err(|error| self.not_acquired(error))?;
         match tokio::time::timeout(self.limit, work(&mut connection)).await {
             Ok(Ok(value)) => Ok(value),
@@ -142,10 +145,11 @@ pub(super) async fn open(url: &str, options: &PostgresOptions) -> Result<Opened,
         ("plan_cache_mode", "force_generic_plan"),
     ]);
     let reached = base.clone();
+    let executor = Arc::new(Executor::here());
     let pools = Pools {
-        commits: Pool::new(by_index.clone(), 1, STATEMENT_MAX),
-        leases: Pool::new(base, 1, options.lease),
-        general: Pool::new(by_index, options.connections.max(1), STATEMENT_MAX),
+        commits: Pool::new(by_index.clone(), (1, STATEMENT_MAX), &executor),
+        leases: Pool::new(base, (1, options.lease), &executor),
+        general: Pool::new(by_index, (options.connections.max(1), STATEMENT_MAX), &executor),
     };
     reach(&reached).await?;
     checks::check_settings(&pools.general).await?;

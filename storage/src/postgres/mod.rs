@@ -11,6 +11,7 @@ mod checks;
 mod clock;
 mod commit;
 mod connect;
+mod executor;
 mod inspect;
 mod leases;
 mod outgoing;

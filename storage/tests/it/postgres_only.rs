@@ -5,11 +5,14 @@ use std::time::Duration;
 use outlast_core::{ActivityKey, EventId, ExecutionId, ShardId, WorkerId};
 use outlast_storage::postgres::{PostgresOptions, PostgresStore, Roles};
 use outlast_storage::{
-    CallStore, Error, HeartbeatOf, InboxCursor, InspectStore, LeaseStore, SessionClaim, TurnOutcome, TurnStore,
+    CallStore, Error, HeartbeatOf, InboxCursor, InspectStore, LeaseStore, SessionClaim, StartConflict, StartRequest,
+    TurnOutcome, TurnStore,
 };
 use sqlx::{Connection, Executor};
 
-use crate::fixture::{Database, LEASE, Owner, commit_one, enqueue, id, is_committed, join, start, status_updated};
+use crate::fixture::{
+    Database, LEASE, Owner, commit_one, enqueue, id, is_committed, join, start, start_message, status_updated,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_nodes_shards_are_taken_and_its_commits_refused() {
@@ -330,4 +333,30 @@ async fn an_ended_instance_that_clears_its_inbox_leaves_a_new_start_alone() {
     assert_eq!(left, 1);
     drop((db, store));
     database.drop_schema().await;
+}
+
+#[test]
+fn a_store_whose_executor_has_ended_says_so_and_what_to_do() {
+    let database = Database::new();
+    let executor = || tokio::runtime::Runtime::new().unwrap();
+    let first = executor();
+    let store = first.block_on(database.connect());
+    drop(first);
+    let second = executor();
+    let refused = second.block_on(async {
+        let read = store.state(&id("a")).await.map(drop);
+        let listed = store.list(None).await.map(drop);
+        let (message, on_conflict) = (start_message("m", "orchestration"), StartConflict::UseExisting);
+        let started = store.start(StartRequest { instance: id("a"), message, on_conflict }).await.map(drop);
+        [read, listed, started]
+    });
+    for refused in refused {
+        let Err(Error::Unusable(text)) = &refused else { panic!("{refused:?}") };
+        assert!(
+            text.contains("has ended") && text.contains("connect a provider in the runtime that uses it"),
+            "{text}"
+        );
+    }
+    drop(store);
+    second.block_on(database.drop_schema());
 }
