@@ -75,6 +75,7 @@ async fn attempt(
     }
     let result = match worker.activities.resolve_handler(&item.name) {
         None => {
+            drop(slot);
             tracing::warn!(target: crate::observability::RUNTIME, activity = %item.name, worker = %worker.id, "activity is not registered");
             ReportResult::Unregistered { activity: item.name.clone() }
         }
