@@ -8,8 +8,8 @@ use crate::follow::parent_link;
 use crate::instance::WarmInstance;
 use crate::journal::Command;
 use crate::{
-    ActivityKey, EventId, EventKind, HistoryEvent, InstanceId, KvChange, KvEntry, Message, MessageId, MessageKind,
-    OutboundMessage, StartMessage,
+    ActivityKey, AppErrorKind, ErrorDetails, EventId, EventKind, HistoryEvent, InstanceId, KvChange, KvEntry, Message,
+    MessageId, MessageKind, OutboundMessage, StartMessage,
 };
 
 impl WarmInstance {
@@ -61,6 +61,20 @@ impl WarmInstance {
             _ => {}
         }
         self.append(draft, (command.source, None, command.kind));
+    }
+
+    /// One poll must not ask for more than a whole history may hold: no store could write it at once, now or at the next try.
+    pub(crate) fn check_bytes(&self, commands: &[Command]) -> Result<(), ErrorDetails> {
+        let (bytes, max) =
+            (commands.iter().map(|command| weight(&command.kind)).sum::<u64>(), self.limits.history_bytes_max);
+        if bytes <= max {
+            return Ok(());
+        }
+        let text = format!(
+            "one turn asked for {bytes} bytes, the limit is {max} (history_bytes_max): keep large data elsewhere and pass \
+             references, or schedule less at a time"
+        );
+        Err(ErrorDetails::application(AppErrorKind::OrchestrationFailed, text))
     }
 
     /// Appends to the history of the current execution.

@@ -13,6 +13,8 @@ pub(crate) struct Draft {
     /// Activities and children that were scheduled in this turn and are still wanted.
     pub(crate) dispatch: BTreeMap<EventId, ActivityItem>,
     pub(crate) children: BTreeMap<EventId, NewChild>,
+    /// Bytes of queue messages that were taken in this turn.
+    pub(crate) queue_bytes: usize,
 }
 
 /// A child that was scheduled in this turn.
@@ -25,7 +27,8 @@ pub(crate) struct NewChild {
 impl Draft {
     pub(crate) fn new(instance: &WarmInstance, input: &TurnInput) -> Self {
         let turn = Turn { expected: instance.expected(), ..Turn::default() };
-        Self { now: input.now, seed: input.seed, turn, dispatch: BTreeMap::new(), children: BTreeMap::new() }
+        let (dispatch, children) = (BTreeMap::new(), BTreeMap::new());
+        Self { now: input.now, seed: input.seed, turn, dispatch, children, queue_bytes: 0 }
     }
 
     /// Marks a message as dealt with.

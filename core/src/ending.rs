@@ -2,7 +2,7 @@
 
 use crate::draft::{Draft, NewChild};
 use crate::follow::Execution;
-use crate::instance::{WarmInstance, waits};
+use crate::instance::WarmInstance;
 use crate::journal::OpKind;
 use crate::{
     ActivityItem, ActivityKey, AppErrorKind, Carried, Effect, ErrorDetails, EventId, EventKind, Handlers, HistoryEvent,
@@ -138,6 +138,9 @@ impl WarmInstance {
             Some(execution) => execution.journal.lock().outstanding(),
             None => outstanding_in(&self.cold),
         };
+        // What a refused poll had opened was never recorded.
+        let last = self.state.last_event_id;
+        let open = open.into_iter().filter(|(event, _)| *event <= last).collect();
         self.cancel_open(draft, open, "the orchestration has failed");
         let details = details.within(&self.limits);
         self.terminate(draft, EventKind::OrchestrationFailed { details });
@@ -373,6 +376,18 @@ pub(crate) fn item_of(
         version: state.version.clone(),
         traceparent,
     })
+}
+
+/// Why a running instance waits, in a few words.
+fn waits(open: &[(EventId, OpKind)]) -> &'static str {
+    match open.first().map(|(_, kind)| kind) {
+        Some(OpKind::Activity { .. }) => "activity",
+        Some(OpKind::Timer { .. }) => "timer",
+        Some(OpKind::Wait { .. }) => "event",
+        Some(OpKind::Dequeue { .. }) => "queue",
+        Some(OpKind::Child { .. }) => "child",
+        None => "",
+    }
 }
 
 #[cfg(test)]

@@ -460,6 +460,10 @@ impl WarmInstance {
     fn serve_queues(&mut self, draft: &mut Draft, handlers: &dyn Handlers) {
         while self.is_running(draft) {
             let Some(execution) = &self.execution else { return };
+            if draft.queue_bytes >= crate::TURN_MESSAGE_BYTES_MAX {
+                draft.turn.again = true;
+                return;
+            }
             let served = {
                 let journal = execution.journal.lock();
                 let (wanted, there) = (&journal.dequeues, &self.queues);
@@ -479,6 +483,7 @@ impl WarmInstance {
                 self.queues.remove(&queue);
             }
             draft.turn.consumed.push(seq);
+            draft.queue_bytes += message.payload_bytes();
             let MessageKind::Enqueue { data, .. } = message.kind else { continue };
             self.deliver(
                 draft,
@@ -507,6 +512,9 @@ impl WarmInstance {
     fn after_poll(&mut self, draft: &mut Draft, polled: Polled, handlers: &dyn Handlers) {
         let Some(execution) = self.execution.as_mut() else { return };
         let (commands, polled) = (execution.take_commands(), execution.end_of(polled));
+        if let Err(details) = self.check_bytes(&commands) {
+            return self.end_failed(draft, details);
+        }
         for command in commands {
             self.record(draft, command);
         }
@@ -572,17 +580,5 @@ pub(crate) fn started_event(start: &StartMessage, version: String, seed: u64, li
         carried: Carried::default(),
         limits: Some(CodeLimits::of(limits)),
         forks: Vec::new(),
-    }
-}
-
-/// Why a running instance waits, in a few words.
-pub(crate) fn waits(open: &[(EventId, OpKind)]) -> &'static str {
-    match open.first().map(|(_, kind)| kind) {
-        Some(OpKind::Activity { .. }) => "activity",
-        Some(OpKind::Timer { .. }) => "timer",
-        Some(OpKind::Wait { .. }) => "event",
-        Some(OpKind::Dequeue { .. }) => "queue",
-        Some(OpKind::Child { .. }) => "child",
-        None => "",
     }
 }

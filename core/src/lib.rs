@@ -56,7 +56,8 @@ pub use ids::{
 };
 pub use instance::{Decision, Snapshot, TurnInput, WarmInstance};
 pub use limits::{
-    LimitExceeded, Limits, MAX_CUSTOM_STATUS_BYTES, MAX_KV_KEYS, MAX_KV_VALUE_BYTES, NAME_BYTES_MAX, QUEUE_MESSAGES_MAX,
+    LOAD_BYTES_MAX, LimitExceeded, Limits, MAX_CUSTOM_STATUS_BYTES, MAX_KV_KEYS, MAX_KV_VALUE_BYTES, NAME_BYTES_MAX,
+    QUEUE_MESSAGES_MAX, TURN_MESSAGE_BYTES_MAX,
 };
 pub use message::{ActivityOutcome, Beginning, Incoming, Message, MessageKind, ParentLink, StartMessage};
 pub use panics::panic_text;

@@ -46,6 +46,11 @@ pub struct Limits {
     pub reports_in_flight_max: usize,
 }
 
+/// Bytes that one trip to a store reads; each instance that shares the trip has an equal part of it, and a larger one is read by
+/// itself, in parts.
+pub const LOAD_BYTES_MAX: usize = 64 << 20;
+/// Bytes of messages after which a turn takes no more of them; the rest follow in the next.
+pub const TURN_MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// Default of [`Limits::name_bytes_max`].
 pub const NAME_BYTES_MAX: usize = 512;
 /// Default of [`Limits::queue_messages_max`].

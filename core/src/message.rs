@@ -13,6 +13,21 @@ pub struct Message {
     pub kind: MessageKind,
 }
 
+impl Message {
+    /// Bytes of its payload.
+    pub fn payload_bytes(&self) -> usize {
+        match &self.kind {
+            MessageKind::Start(start) | MessageKind::Replace(start) => start.input.len(),
+            MessageKind::Raise { data, .. } | MessageKind::Enqueue { data, .. } => data.len(),
+            MessageKind::Cancel { reason, .. } => reason.len(),
+            MessageKind::Pause | MessageKind::Resume => 0,
+            MessageKind::ActivityDone { outcome: result, .. } | MessageKind::ChildDone { result, .. } => {
+                result.as_ref().map_or_else(|details| details.display_message().len(), String::len)
+            }
+        }
+    }
+}
+
 /// A message together with where it came from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Incoming {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use outlast_broker::ReportReply;
 use outlast_core::{
     ActivityKey, AppErrorKind, Decision, Epoch, ErrorDetails, EventKind, InboxSeq, Incoming, InstanceId, InstanceState,
-    InstanceStatus, Limits, MessageId, ShardId, Token, Turn, TurnInput, Verdict, WarmInstance,
+    InstanceStatus, Limits, MessageId, ShardId, TURN_MESSAGE_BYTES_MAX, Token, Turn, TurnInput, Verdict, WarmInstance,
 };
 use outlast_storage::{FencedTurn, InboxCursor, Mailed, TurnOutcome};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -390,6 +390,12 @@ fn failure_of(turn: &Turn) -> Option<ErrorDetails> {
 }
 
 fn take_messages(backlog: &mut VecDeque<Incoming>, limits: &Limits) -> Vec<Incoming> {
-    let count = backlog.len().min(limits.messages_per_turn_max);
+    let mut bytes = 0;
+    let fits = |incoming: &&Incoming| {
+        let before = bytes;
+        bytes += incoming.message.payload_bytes();
+        before < TURN_MESSAGE_BYTES_MAX
+    };
+    let count = backlog.iter().take(limits.messages_per_turn_max).take_while(fits).count();
     backlog.drain(..count).collect()
 }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use outlast_core::{
-    AttemptInfo, BackoffStrategy, Incoming, MessageKind, OrchestrationContext, OrchestrationRegistry, RetryPolicy, Turn,
+    AttemptInfo, BackoffStrategy, EventKind, Incoming, InstanceStatus, Limits, MessageKind, OrchestrationContext,
+    OrchestrationRegistry, RetryPolicy, Turn,
 };
 
 use crate::harness::{Bench, start};
@@ -104,4 +105,41 @@ fn heartbeats_of_an_execution_that_goes_on_as_another_go_with_it() {
         assert_eq!(next.heartbeats, [format!("i/{execution}/{event}")]);
         bench.turn(Vec::new());
     }
+}
+
+#[test]
+fn one_poll_that_asks_for_more_than_a_history_may_hold_fails_its_instance_and_records_none_of_it() {
+    let code = |ctx: OrchestrationContext, _: String| async move {
+        let all = (0..20).map(|_| ctx.schedule_activity("Work", "x".repeat(1_000))).collect();
+        Ok(ctx.join(all).await.len().to_string())
+    };
+    let limits = Limits { history_bytes_max: 10_000, ..Limits::default() };
+    let mut bench = Bench::with_limits(OrchestrationRegistry::builder().register("Wide", code).build(), limits);
+    let turn = bench.send(start("Wide", ""));
+    assert_eq!(bench.state.status, InstanceStatus::Failed);
+    assert!(bench.state.output.as_deref().unwrap().contains("history_bytes_max"), "{:?}", bench.state.output);
+    assert!(turn.effects.is_empty() && bench.history.len() == 2, "{:?}", bench.history);
+}
+
+#[test]
+fn a_turn_takes_queue_messages_up_to_so_many_bytes_and_the_next_takes_the_rest() {
+    let code = |ctx: OrchestrationContext, _: String| async move {
+        for _ in 0..20 {
+            ctx.dequeue_event("queue").await;
+        }
+        Ok(String::new())
+    };
+    let mut bench = Bench::new(OrchestrationRegistry::builder().register("Queue", code).build());
+    bench.send(start("Queue", ""));
+    let data = "x".repeat(1 << 20);
+    let rows: Vec<Incoming> = (0..20).map(|_| bench.row(enqueue(&data))).collect();
+    let turn = bench.turn(rows);
+    let taken = |turn: &Turn| {
+        let events = turn.events.iter().map(|(_, event)| &event.kind);
+        events.filter(|kind| matches!(kind, EventKind::QueueEventDelivered { .. })).count()
+    };
+    assert_eq!((taken(&turn), turn.again), (16, true));
+    let turn = bench.turn(Vec::new());
+    assert_eq!((taken(&turn), turn.again), (4, false));
+    assert_eq!(bench.state.status, InstanceStatus::Completed);
 }

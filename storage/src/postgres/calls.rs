@@ -347,10 +347,11 @@ async fn import(
     (id, shard): (InstanceId, ShardId),
     Fork { state, history, kv }: Fork,
 ) -> Result<bool, super::connect::Failure> {
+    let datas: Vec<Vec<u8>> = history.iter().map(|event| encode(&event.kind)).collect();
     let mut tx = sqlx::Connection::begin(&mut **db).await?;
     let sql = "INSERT INTO instances (execution, last_event_id, wake_at, custom_status_version, created, updated, pending, \
-               shard, paused, status, id, orchestration, version, custom_status) \
-               VALUES (1, $1, $2, $3, now_ms(), now_ms(), $4, $5, $6, 'Running', $7, $8, $9, $10) ON CONFLICT (id) DO NOTHING";
+               shard, paused, status, id, orchestration, version, custom_status, history_bytes) \
+               VALUES (1, $1, $2, $3, now_ms(), now_ms(), $4, $5, $6, 'Running', $7, $8, $9, $10, $11) ON CONFLICT (id) DO NOTHING";
     let made = sqlx::query(sql)
         .bind(state.last_event_id.0.cast_signed())
         .bind(state.wake_at.map(|at| at.0.cast_signed()))
@@ -362,6 +363,7 @@ async fn import(
         .bind(&state.orchestration)
         .bind(&state.version)
         .bind(state.custom_status.as_deref().map(stored))
+        .bind(i64::try_from(datas.iter().map(Vec::len).sum::<usize>()).unwrap_or(i64::MAX))
         .execute(&mut *tx)
         .await?;
     if made.rows_affected() == 0 {
@@ -375,7 +377,7 @@ async fn import(
         .bind(history.iter().map(|e| number_of(e.event_id.0)).collect::<Vec<_>>())
         .bind(history.iter().map(|e| e.source_event_id.map(|id| number_of(id.0))).collect::<Vec<_>>())
         .bind(history.iter().map(|e| e.at.0.cast_signed()).collect::<Vec<_>>())
-        .bind(history.iter().map(|e| encode(&e.kind)).collect::<Vec<_>>())
+        .bind(datas)
         .execute(&mut *tx)
         .await?;
     let sql = "INSERT INTO kv (instance, key, value, updated) \

@@ -4,7 +4,7 @@ use outlast_core::{InstanceId, Millis, ShardId};
 
 use super::PostgresStore;
 use super::connect::{Failure, code_of, is_collision, is_refusal};
-use super::outgoing::{Answer, commit_query};
+use super::outgoing::{Answer, CommitQuery, commit_query};
 use crate::{CommitReply, Error, FencedTurn, TurnOutcome, Wake};
 
 /// Times that a group is tried again when other transactions were in its way.
@@ -47,8 +47,15 @@ impl PostgresStore {
     async fn commit_part(&self, part: &[FencedTurn]) -> Result<Vec<TurnOutcome>, Refusal> {
         let mut collisions = 0;
         loop {
-            let query = commit_query(part, self.shards);
-            let answered = self.pools.commits.run(|db| {
+            let CommitQuery { query, bytes } = match commit_query(part, self.shards) {
+                Ok(query) => query,
+                Err(bytes) => {
+                    return Ok(vec![TurnOutcome::Refused(format!(
+                        "its turn has {bytes} bytes, more than one statement carries: keep large data elsewhere and pass references"
+                    ))]);
+                }
+            };
+            let answered = self.pools.commits.run_large(bytes, |db| {
                 Box::pin(async move {
                     match query.fetch_one(&mut **db).await {
                         Err(error) if !is_refusal(&error) && !is_collision(&error) => Err(Failure::Sql(error)),

@@ -22,6 +22,8 @@ const START_MAX: Duration = Duration::from_secs(15);
 const START_PAUSE: Duration = Duration::from_millis(200);
 /// Longest time for one statement, connecting included. Beyond it the connection is given up, as over a cut network.
 const STATEMENT_MAX: Duration = Duration::from_secs(15);
+/// A large statement has more time, in proportion: at this rate it is still written.
+const SLOWEST_BYTES_PER_SECOND: usize = 4 << 20;
 /// What a failure of TLS can come from.
 const CHECK_TLS: &str = "check that the server offers TLS, that sslrootcert holds the authority of its certificate, that the \
                          certificate holds the host name of the URL, and sslcert and sslkey";
@@ -78,9 +80,18 @@ impl Pool {
     where
         W: for<'c> FnOnce(&'c mut PoolConnection<Postgres>) -> Running<'c, T>,
     {
+        self.run_large(0, work).await
+    }
+
+    /// As `run`, for a statement that carries so many bytes and has the longer time for it.
+    pub(super) async fn run_large<T, W>(&self, bytes: usize, work: W) -> Result<T, Error>
+    where
+        W: for<'c> FnOnce(&'c mut PoolConnection<Postgres>) -> Running<'c, T>,
+    {
         self.executor.check()?;
         let mut connection = self.pool.acquire().await.map_err(|error| self.not_acquired(error))?;
-        match tokio::time::timeout(self.limit, work(&mut connection)).await {
+        let limit = self.limit + Duration::from_secs((bytes / SLOWEST_BYTES_PER_SECOND) as u64);
+        match tokio::time::timeout(limit, work(&mut connection)).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(error)) => {
                 if !matches!(error, Failure::Sql(sqlx::Error::Database(_)) | Failure::Store(_)) {
@@ -90,7 +101,7 @@ impl Pool {
             }
             Err(_elapsed) => {
                 drop(connection.detach());
-                Err(Error::Unavailable(format!("no answer from Postgres within {:?}", self.limit)))
+                Err(Error::Unavailable(format!("no answer from Postgres within {limit:?}")))
             }
         }
     }

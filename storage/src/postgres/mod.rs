@@ -15,6 +15,7 @@ mod executor;
 mod inspect;
 mod leases;
 mod outgoing;
+mod parts;
 mod reads;
 mod roles;
 mod rows;

@@ -90,9 +90,20 @@ pub(super) const COMMIT: &str = "SELECT now, outcomes, wake_turn, wake_shard, wa
 /// What `commit_group` answers: the time, an outcome per turn, and by whom which instance in which shard is woken.
 pub(super) type Answer = (i64, Vec<i16>, Option<Vec<i32>>, Option<Vec<i16>>, Option<Vec<String>>);
 
+/// Bytes of one turn that a statement can carry. Postgres takes 1 GiB in one message.
+const TURN_BYTES_MAX: usize = 768 << 20;
+
+/// A group as a query.
+pub(super) struct CommitQuery {
+    pub(super) query: Query<Answer>,
+    /// How much it carries.
+    pub(super) bytes: usize,
+}
+
 /// The columns of a group.
 #[derive(Default)]
 struct Group {
+    bytes: usize,
     fences: Fences,
     states: States,
     events: Events,
@@ -102,19 +113,27 @@ struct Group {
     heartbeats: Heartbeats,
 }
 
-/// The query that commits the first of these turns, as many as one transaction should carry.
-pub(super) fn commit_query(turns: &[FencedTurn], shards: u16) -> Query<Answer> {
+/// The query that commits the first of these turns, as many as one transaction should carry; for a first one that no statement can
+/// carry, how large it is.
+pub(super) fn commit_query(turns: &[FencedTurn], shards: u16) -> Result<CommitQuery, usize> {
     let mut group = Group::default();
     for (index, turn) in turns.iter().enumerate() {
+        let before = group.bytes;
         group.add(number_of(index as u64 + 1), turn, shards);
-        if group.bytes() >= BYTES_MAX {
-            break;
+        let added = group.bytes - before;
+        match (added > TURN_BYTES_MAX, index) {
+            (true, 0) => return Err(added),
+            // Its neighbours go without it; it is the first of what is left.
+            (true, _) => return commit_query(&turns[..index], shards),
+            (false, _) if group.bytes >= BYTES_MAX => break,
+            (false, _) => {}
         }
     }
+    let bytes = group.bytes;
     let query = sqlx::query_as::<_, Answer>(COMMIT);
     let query = group.states.bind(group.fences.bind(query));
     let query = group.values.bind(group.consumed.bind(group.events.bind(query)));
-    group.heartbeats.bind(group.messages.bind(query))
+    Ok(CommitQuery { query: group.heartbeats.bind(group.messages.bind(query)), bytes })
 }
 
 pub(super) fn small(shard: ShardId) -> i16 {
@@ -122,11 +141,6 @@ pub(super) fn small(shard: ShardId) -> i16 {
 }
 
 impl Group {
-    fn bytes(&self) -> usize {
-        let sum = |datas: &[Vec<u8>]| datas.iter().map(Vec::len).sum::<usize>();
-        sum(&self.events.data) + sum(&self.messages.data)
-    }
-
     fn add(&mut self, number: i32, fenced: &FencedTurn, shards: u16) {
         let turn = &fenced.turn;
         let instance = fenced.instance.as_str();
@@ -154,6 +168,7 @@ impl Group {
             self.heartbeats.activity.push(activity.clone());
         }
         let from = (instance, shard);
+        let first = self.messages.data.len();
         for message in &turn.held {
             self.messages.add((number, 0), from, ((instance, shard), message), None);
         }
@@ -162,6 +177,9 @@ impl Group {
             let to = (outbound.to.as_str(), ShardId::of(&outbound.to, shards));
             self.messages.add((number, kind), from, (to, &outbound.message), outbound.when_taken.as_ref());
         }
+        self.bytes += self.messages.data[first..].iter().map(Vec::len).sum::<usize>();
+        self.bytes += turn.state.output.as_deref().map_or(0, str::len);
+        self.bytes += turn.state.custom_status.as_deref().map_or(0, str::len);
     }
 
     fn add_state(&mut self, fenced: &FencedTurn, shard: ShardId) {
@@ -203,7 +221,9 @@ impl Group {
             events.source.push(event.source_event_id.map(|id| number_of(id.0)));
             events.message.push(message.map(|id| id.as_str().to_owned()));
             events.at.push(event.at.0.cast_signed());
-            events.data.push(encode(&event.kind));
+            let data = encode(&event.kind);
+            self.bytes += data.len();
+            events.data.push(data);
         }
     }
 
@@ -224,6 +244,7 @@ impl Group {
         for (key, change) in last {
             match change {
                 KvChange::Set(entry) => {
+                    self.bytes += entry.value.len();
                     let value = (stored(&entry.value), entry.last_updated_at_ms.cast_signed());
                     self.values.add((number, instance), (2, Some(key.to_owned()), Some(value)));
                 }

@@ -16,4 +16,5 @@ mod late_rows;
 mod leases;
 mod lives;
 mod postgres_only;
+mod sizes;
 mod sqlite_only;
