@@ -37,9 +37,12 @@ fn blocking_node(cluster: &Cluster, threads: usize) -> (mpsc::Sender<()>, std::t
 async fn code_that_blocks_every_thread_costs_no_lease() {
     let cluster = Cluster::shared();
     let _thief = cluster.process(Role::Orchestrator);
-    let (stop, node) = blocking_node(&cluster, 1);
     let client = cluster.client().await;
-    // Until both are there, whoever has the instance may move it.
+    // Only the thief has this orchestration: it is there when that has run.
+    client.start_orchestration("thief", "Due", "0").await.unwrap();
+    client.wait_for_orchestration("thief", PATIENCE).await.unwrap();
+    let (stop, node) = blocking_node(&cluster, 1);
+    // Until both have their share, whoever has the instance may move it.
     tokio::time::sleep(LEASE).await;
     let ms = (LEASE * 3).as_millis().to_string();
     client.start_orchestration("i", "Block", ms).await.unwrap();
@@ -57,14 +60,15 @@ async fn code_that_does_not_come_back_is_a_problem_while_it_lasts() {
     client.start_orchestration("i", "Block", "10000").await.unwrap();
     let problem = loop {
         let problems = client.list_problems().await.unwrap();
-        if let Some(problem) = problems.into_iter().next() {
+        // Until the node is there, that is a problem too.
+        if let Some(problem) = problems.into_iter().find(|problem| problem.reason.contains("move what blocks it")) {
             break problem;
         }
         let status = client.get_orchestration_status("i").await.unwrap();
         assert!(matches!(status, OrchestrationStatus::Running { .. }), "nobody was told: {status:?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     };
-    assert!(problem.instance_id == "i" && problem.reason.contains("move what blocks it"), "{problem:?}");
+    assert_eq!(problem.instance_id, "i", "{problem:?}");
     client.wait_for_orchestration("i", PATIENCE).await.unwrap();
     while !client.list_problems().await.unwrap().is_empty() {
         tokio::time::sleep(Duration::from_millis(50)).await;

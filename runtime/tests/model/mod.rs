@@ -21,6 +21,7 @@ mod restarting;
 mod routing;
 mod sessions;
 mod slots;
+mod standing_still;
 mod starting_and_leaving;
 mod state;
 mod supervision;
