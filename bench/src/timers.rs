@@ -256,9 +256,7 @@ async fn pending(db: &mut PgConnection) -> anyhow::Result<i64> {
 
 async fn wipe(place: &Place) -> anyhow::Result<()> {
     let streams = async_nats::jetstream::new(async_nats::connect(&place.nats_url).await?);
-    for name in ["WORK", "CONTROL"] {
-        streams.delete_stream(format!("{}_{name}", place.name)).await?;
-    }
+    streams.delete_stream(format!("{}_WORK", place.name)).await?;
     Ok(())
 }
 

@@ -6,6 +6,6 @@ pub mod in_process;
 pub mod jetstream;
 
 pub use seam::{
-    Broker, Control, Delivery, Dispatch, Error, News, Report, ReportReply, ReportResult, Settle, ShardMail,
+    Broker, Control, Delivery, Dispatch, Error, News, Question, Report, ReportReply, ReportResult, Settle, ShardMail,
     StatusWatch, Trouble, WorkSource, WorkerProfile,
 };

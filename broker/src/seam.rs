@@ -8,8 +8,8 @@
 //! 3. Publishing an item that is queued or held, under the same key and token, does nothing.
 //! 4. Items of a session go to the worker that `Dispatch` names, which holds it. Without one they go to anybody who admits
 //!    sessions: whoever is given them claims the session in the store, and passes them on when another has it.
-//! 5. A cancellation reaches the workers that run its activity, and an item that was published before it and is still
-//!    queued is not delivered. An item that is published after it is.
+//! 5. A cancellation reaches the workers that run its activity under its token, and its item, if still queued, is not
+//!    delivered. It touches no other life of the instance.
 //! 6. Mail from one sender to one shard arrives in order, at its latest owner.
 //! 7. A report is answered by the owner, or with `TryAgain` when there is none or it does not answer.
 //! 8. A watch that has taken hold sees every announcement, or a later one. It takes hold in a moment, and may miss what
@@ -19,12 +19,12 @@
 //! A broker may lose everything at any time; whoever uses it must be able to find all facts in the store.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use outlast_core::{
-    ActivityItem, ActivityKey, ActivityOutcome, AttemptInfo, Beginning, ExecutionId, InstanceId, InstanceState,
-    OrchestrationStatus, RefusedOption, ShardId, TagFilter, Token, Verdict, WorkerId,
+    ActivityItem, ActivityKey, ActivityOutcome, ActivityRef, AttemptInfo, Beginning, ExecutionId, InstanceId,
+    InstanceState, OrchestrationStatus, RefusedOption, ShardId, TagFilter, Token, Verdict, WorkerId,
 };
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -67,8 +67,6 @@ pub enum ReportResult {
         /// Who ran it.
         run: AttemptInfo,
     },
-    /// It begins now; the answer tells whether it is wanted (`Settled(Applied)`).
-    Begun,
     /// The worker has no handler of this name.
     Unregistered {
         /// The name.
@@ -87,6 +85,15 @@ pub enum ReportReply {
     TryAgain,
 }
 
+/// A worker asks whether an activity is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// Which.
+    pub activity: ActivityRef,
+    /// Its code runs already.
+    pub begun: bool,
+}
+
 /// What a shard's owner receives.
 #[derive(Debug)]
 pub enum ShardMail {
@@ -94,6 +101,10 @@ pub enum ShardMail {
     Nudge(InstanceId),
     /// This instance is new.
     Begin(Box<Beginning>),
+    /// This instance was deleted.
+    Deleted(InstanceId),
+    /// A worker asks; the answers are in the order of its questions.
+    Ask(Vec<Question>, oneshot::Sender<Vec<ReportReply>>),
     /// A worker reports.
     Report(Box<Report>, oneshot::Sender<ReportReply>),
 }
@@ -102,7 +113,9 @@ pub enum ShardMail {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Control {
     /// This activity is no longer wanted.
-    Cancel(ActivityKey),
+    Cancel(ActivityRef),
+    /// Some life of this activity is no longer wanted, says an owner of an older version: ask about those that run.
+    Check(ActivityKey),
 }
 
 /// What a worker takes.
@@ -123,6 +136,8 @@ pub enum Settle {
     Ack,
     /// Give it to somebody (perhaps this worker again), at once.
     Requeue,
+    /// Nobody could say whether it is wanted: give it to somebody after this time, meanwhile others come.
+    Later(Duration),
     /// Another worker holds its session: bring it there.
     Forward(WorkerId),
     /// This worker has no room for its session, which nobody holds: give it to whoever has.
@@ -216,8 +231,9 @@ pub trait Broker: Send + Sync + 'static {
     /// Hands activities to workers. One that is queued or runs, under the same key and token, is not queued again.
     async fn publish(&self, items: Vec<Dispatch>) -> Result<(), Error>;
 
-    /// Removes an activity that is still queued and tells whoever runs it.
-    async fn cancel(&self, key: &ActivityKey) -> Result<(), Error>;
+    /// Removes an activity that is still queued and tells whoever runs it. Only what is not wanted any more may be cancelled: it
+    /// is not published again. A worker that does not hear of it asks.
+    async fn cancel(&self, activity: &ActivityRef) -> Result<(), Error>;
 
     /// Opens a worker's source of items and its control messages.
     async fn pull(
@@ -237,8 +253,15 @@ pub trait Broker: Send + Sync + 'static {
     /// Tells the owner of a shard that an instance is new, with all that its first turn needs.
     fn begin(&self, shard: ShardId, beginning: Beginning);
 
+    /// Tells the owner of a shard that an instance was deleted.
+    fn deleted(&self, shard: ShardId, instance: InstanceId);
+
     /// Brings a worker's report to the owner and its answer back.
     async fn report(&self, shard: ShardId, report: Report) -> ReportReply;
+
+    /// Asks the owner whether activities are wanted; one answer for each, or none when nobody answers. `Settled(Applied)` means
+    /// yes, `Settled` with any other verdict no.
+    async fn ask(&self, shard: ShardId, questions: Vec<Question>) -> Vec<ReportReply>;
 
     /// Tells waiting clients that an instance changed, and to what, when the caller has just committed it.
     fn announce(&self, instance: &InstanceId, state: Option<&InstanceState>);

@@ -1,6 +1,6 @@
 //! Deleting, pruning and forking.
 
-use outlast_core::{EventId, ExecutionId, ForkOrigin, HistoryEvent, InstanceId, fork_history};
+use outlast_core::{EventId, ExecutionId, ForkOrigin, HistoryEvent, InstanceId, ShardId, fork_history};
 use outlast_storage::{DeleteInstanceResult, Error, InstanceFilter, PruneOptions, PruneResult};
 
 use crate::{Client, ClientError};
@@ -10,6 +10,9 @@ impl Client {
     /// and the instance is found gone, it counts as deleted, and the counts are lost with the answer.
     pub async fn delete_instance(&self, instance: &str, force: bool) -> Result<DeleteInstanceResult, ClientError> {
         let id = InstanceId::new(instance);
+        // What runs of them is to be stopped at once. Owners that are not told find out when a worker asks.
+        let tree =
+            if force { self.store.tree(&id).await.map(|tree| tree.all_ids).unwrap_or_default() } else { Vec::new() };
         let delete = |is_repeated| {
             let id = &id;
             async move {
@@ -21,6 +24,9 @@ impl Client {
         };
         let deleted = self.manage(delete).await?;
         self.begun.clear();
+        for gone in tree.into_iter().map(InstanceId::from) {
+            self.broker.deleted(ShardId::of(&gone, self.store.shards()), gone);
+        }
         self.broker.announce(&id, None);
         Ok(deleted)
     }

@@ -164,3 +164,12 @@ pub struct ActivityKey {
     /// The scheduling event.
     pub event: EventId,
 }
+
+/// An activity of one life of its instance. An id that is deleted and begins anew has the same keys again, under other tokens.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ActivityRef {
+    /// Which activity.
+    pub key: ActivityKey,
+    /// The token of its scheduling event.
+    pub token: Token,
+}

@@ -51,8 +51,8 @@ pub use event::{AttemptInfo, Carried, Event, EventKind, HistoryEvent, KvEntry};
 pub use follow::OutsideWake;
 pub use fork::{Fork, ForkError, ForkOrigin, ForkPoint, fork_history};
 pub use ids::{
-    ActivityKey, Epoch, EventId, ExecutionId, INITIAL_EVENT_ID, INITIAL_EXECUTION_ID, InboxSeq, InstanceId, MessageId,
-    Millis, NodeId, ShardId, Token, WorkerId,
+    ActivityKey, ActivityRef, Epoch, EventId, ExecutionId, INITIAL_EVENT_ID, INITIAL_EXECUTION_ID, InboxSeq,
+    InstanceId, MessageId, Millis, NodeId, ShardId, Token, WorkerId,
 };
 pub use instance::{Decision, Snapshot, TurnInput, WarmInstance};
 pub use limits::{

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ActivityKey, ActivityTimeouts, EventId, ExecutionId, HistoryEvent, InboxSeq, InstanceId, InstanceState, KvEntry,
-    LogLevel, Message, MessageId, Millis, Token,
+    ActivityKey, ActivityRef, ActivityTimeouts, EventId, ExecutionId, HistoryEvent, InboxSeq, InstanceId,
+    InstanceState, KvEntry, LogLevel, Message, MessageId, Millis, Token,
 };
 
 /// One pass over an instance: messages in, events and effects out.
@@ -132,6 +132,11 @@ impl ActivityItem {
     /// The same in every attempt of the activity, and under no other activity of the instance.
     pub fn idempotency_key(&self) -> String {
         idempotency_key(&self.key.instance, self.key.execution, self.first_event)
+    }
+
+    /// Which activity it is, of which life.
+    pub fn activity(&self) -> ActivityRef {
+        ActivityRef { key: self.key.clone(), token: self.token }
     }
 }
 

@@ -5,17 +5,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
-use outlast_broker::{Delivery, Report, ReportReply, ReportResult, Settle};
-use outlast_core::{ActivityItem, AttemptInfo, EventKind, HistoryEvent, Message, MessageKind, ShardId, Verdict};
+use outlast_broker::{Delivery, Question, Report, ReportReply, ReportResult, Settle};
+use outlast_core::{
+    ActivityItem, ActivityRef, AttemptInfo, EventKind, HistoryEvent, Message, MessageKind, Millis, ShardId,
+};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use crate::counters::Counters;
 use crate::dispatch::result_id;
 use crate::execute::{Call, Executed, execute};
+use crate::heartbeat::Heartbeat;
 use crate::sessions::{Claim, SessionUse};
 use crate::supervision::text_of;
 use crate::troubles::Untaken;
+use crate::wanted::Wanted;
 use crate::worker::{Slot, Worker};
 
 /// Pause before a report is repeated.
@@ -23,6 +27,17 @@ const REPORT_AGAIN: Duration = Duration::from_millis(20);
 const REPORT_AGAIN_MAX: Duration = Duration::from_secs(1);
 /// How often the owner is told that an item begins.
 const ASK_TRIES: u32 = 5;
+/// An item that was scheduled so lately begins without a question: should its instance end, it has not begun much later. Less
+/// than a second, as the store's clock is known here with some delay.
+const FRESH: Duration = Duration::from_millis(500);
+/// How long an owner's word holds.
+const SURE: Duration = Duration::from_millis(900);
+/// Questions before an item begins; when answers take longer than they hold, nobody knows better.
+const SURE_TRIES: usize = 3;
+/// An item whose owner does not answer for so long gives its slot to others.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+/// How long it stays away.
+const STAND_BACK: Duration = Duration::from_secs(3);
 /// How long the store may take to keep a result that no owner has taken.
 const LAY_DOWN_MAX: Duration = Duration::from_millis(1_500);
 
@@ -38,7 +53,7 @@ pub(crate) struct Admission {
 /// Runs it, and settles every copy of the item that was delivered meanwhile.
 pub(crate) async fn run(worker: Arc<Worker>, delivery: Delivery, cancelled: CancellationToken, admission: Admission) {
     let Delivery { item, queued_ms, redelivered, settle } = delivery;
-    let identity = (item.key.clone(), item.token);
+    let activity = item.activity();
     let attempt = attempt(&worker, item, (queued_ms, redelivered, cancelled), admission);
     let decision = match AssertUnwindSafe(attempt).catch_unwind().await {
         Ok(decision) => decision,
@@ -46,12 +61,12 @@ pub(crate) async fn run(worker: Arc<Worker>, delivery: Delivery, cancelled: Canc
             // User code is caught where it runs, so this is a fault of ours. Left in the tables below, the item would never
             // run again here: whatever came of it would count as a copy.
             let reason = text_of(panic.as_ref());
-            tracing::error!(target: crate::observability::RUNTIME, instance = %identity.0.instance, reason, "an attempt panicked outside of user code, it is made again");
+            tracing::error!(target: crate::observability::RUNTIME, instance = %activity.key.instance, reason, "an attempt panicked outside of user code, it is made again");
             tokio::time::sleep(REPORT_AGAIN_MAX).await;
             Settle::Requeue
         }
     };
-    let copies = worker.lock_held().remove(&identity).unwrap_or_default();
+    let copies = worker.lock_held().remove(&activity).unwrap_or_default();
     for settle in copies.into_iter().chain([settle]) {
         settle(decision.clone());
     }
@@ -63,14 +78,16 @@ async fn attempt(
     (queued_ms, redelivered, cancelled): (u64, bool, CancellationToken),
     Admission { slot, report, session }: Admission,
 ) -> Settle {
-    if let Err(instead) = prepare(worker, &mut item, redelivered, session.as_deref()).await {
-        return instead;
-    }
+    let activity = item.activity();
+    let heartbeat = match prepare(worker, &mut item, (redelivered, &cancelled), session.as_deref()).await {
+        Ok(heartbeat) => heartbeat,
+        Err(instead) => return instead,
+    };
     let item = Arc::new(item);
     crate::meter::begun(&item, queued_ms, redelivered);
     Counters::count(&worker.counters.taken);
     let started = Instant::now();
-    if let Some(running) = worker.lock_running().get_mut(&item.key) {
+    if let Some(running) = worker.lock_running().get_mut(&activity) {
         running.begun = Some(started);
     }
     let result = match worker.activities.resolve_handler(&item.name) {
@@ -80,11 +97,10 @@ async fn attempt(
             ReportResult::Unregistered { activity: item.name.clone() }
         }
         Some((_, handler)) => {
-            if item.timeouts.get_schedule_to_start().is_some() && !redelivered {
-                let (worker, item) = (Arc::clone(worker), Arc::clone(&item));
-                tokio::spawn(async move { ask(&worker, &item, ASK_TRIES).await });
+            if item.timeouts.get_schedule_to_start().is_some() {
+                tokio::spawn(tell_begun(Arc::clone(worker), activity.clone()));
             }
-            let call = Call { handler, cancelled, redelivered, slot, session: session.clone() };
+            let call = Call { handler, cancelled, heartbeat, redelivered, slot, session: session.clone() };
             let Executed { outcome, heartbeat } = execute(worker, &item, call).await;
             crate::meter::ran(&item, started.elapsed());
             worker.counters.ran(&outcome);
@@ -104,24 +120,20 @@ async fn attempt(
     if settled { Settle::Ack } else { Settle::Requeue }
 }
 
-/// Makes sure that the item is wanted, its session is held here and its input is at hand, and that the worker has not been
-/// told to stop meanwhile; otherwise says where it goes instead.
+/// Makes sure that the item is wanted, its session is held here, its input and what an earlier attempt said are at hand, and
+/// that the worker has not been told to stop meanwhile; otherwise says where it goes instead.
 async fn prepare(
     worker: &Arc<Worker>,
     item: &mut ActivityItem,
-    redelivered: bool,
+    (redelivered, cancelled): (bool, &CancellationToken),
     session: Option<&SessionUse>,
-) -> Result<(), Settle> {
-    if redelivered {
-        // Its first run may have ended and be committed. So nothing begins before the owner has answered; without an owner,
-        // no result would be taken either.
-        let wanted = tokio::select! {
-            wanted = ask(worker, item, u32::MAX) => wanted,
-            () = worker.draining.cancelled() => return Err(Settle::Requeue),
-        };
-        if wanted == Some(false) {
-            return Err(Settle::Ack);
-        }
+) -> Result<Heartbeat, Settle> {
+    // How long nothing can have happened that forbids to begin. A first run of what comes again may have ended and be committed.
+    let fresh_until = if redelivered { Millis(0) } else { item.scheduled_at.plus(FRESH) };
+    let fresh_for = Duration::from_millis(fresh_until.0.saturating_sub(worker.store.now().0)).min(FRESH);
+    let mut sure_until = Instant::now() + fresh_for;
+    if fresh_for.is_zero() {
+        sure_until = make_sure(worker, item, cancelled).await?;
     }
     if let Some(session) = session {
         match session.claim().await {
@@ -134,7 +146,59 @@ async fn prepare(
         }
     }
     read_input(worker, item).await?;
-    if worker.draining.is_cancelled() { Err(Settle::Requeue) } else { Ok(()) }
+    let heartbeat = Heartbeat::begin(worker, item, redelivered).await;
+    // Sessions, inputs and heartbeats come from the store, which may have been away.
+    for _ in 0..SURE_TRIES {
+        if Instant::now() < sure_until {
+            break;
+        }
+        sure_until = make_sure(worker, item, cancelled).await?;
+    }
+    match (worker.draining.is_cancelled(), cancelled.is_cancelled()) {
+        (true, _) => Err(Settle::Requeue),
+        (false, true) => Err(Settle::Ack),
+        (false, false) => Ok(heartbeat),
+    }
+}
+
+/// Asks the owner whether the item is wanted, and until when that is certain. Without an owner nothing begins: no result would be
+/// taken either.
+async fn make_sure(
+    worker: &Arc<Worker>,
+    item: &ActivityItem,
+    cancelled: &CancellationToken,
+) -> Result<Instant, Settle> {
+    let since = Instant::now();
+    let mut pause = REPORT_AGAIN;
+    loop {
+        let asked = Instant::now();
+        let wanted = tokio::select! {
+            wanted = worker.is_wanted(Question { activity: item.activity(), begun: false }) => wanted,
+            () = tokio::time::sleep(ANSWER_PATIENCE) => Wanted::Silence,
+            () = worker.draining.cancelled() => return Err(Settle::Requeue),
+            () = cancelled.cancelled() => return Err(Settle::Ack),
+        };
+        match wanted {
+            Wanted::Yes => return Ok(asked + SURE),
+            Wanted::No => return Err(Settle::Ack),
+            Wanted::Unsure if since.elapsed() < ANSWER_PATIENCE => tokio::time::sleep(pause).await,
+            Wanted::Unsure | Wanted::Silence => return Err(Settle::Later(STAND_BACK)),
+        }
+        pause *= 2;
+    }
+}
+
+/// Tells the owner that an activity has begun, which must be in time.
+async fn tell_begun(worker: Arc<Worker>, activity: ActivityRef) {
+    let mut pause = REPORT_AGAIN;
+    for _ in 0..ASK_TRIES {
+        let known = worker.is_wanted(Question { activity: activity.clone(), begun: true }).await;
+        if matches!(known, Wanted::Yes | Wanted::No) {
+            return;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(REPORT_AGAIN_MAX);
+    }
 }
 
 async fn read_input(worker: &Arc<Worker>, item: &mut ActivityItem) -> Result<(), Settle> {
@@ -157,30 +221,12 @@ async fn read_input(worker: &Arc<Worker>, item: &mut ActivityItem) -> Result<(),
     }
 }
 
-/// Tells the owner that the item begins, and whether its outcome is waited for, if it answers.
-async fn ask(worker: &Arc<Worker>, item: &ActivityItem, tries: u32) -> Option<bool> {
-    let mut shard = ShardId::of(&item.key.instance, worker.shards);
-    let mut pause = REPORT_AGAIN;
-    for _ in 0..tries {
-        let report = Report { key: item.key.clone(), token: item.token, result: ReportResult::Begun };
-        match worker.broker.report(shard, report).await {
-            ReportReply::Settled(verdict) => return Some(verdict == Verdict::Applied),
-            ReportReply::Moved(to) if to != shard => shard = to,
-            ReportReply::Moved(_) | ReportReply::TryAgain => {
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(REPORT_AGAIN_MAX);
-            }
-        }
-    }
-    None
-}
-
 /// A result that is too large for a message, by what the server takes at this moment.
 fn is_large(worker: &Worker, result: &ReportResult) -> bool {
     let bytes = match result {
         ReportResult::Done { outcome: Ok(output), .. } => output.len(),
         ReportResult::Done { outcome: Err(details), .. } => outlast_core::encode(details).len(),
-        ReportResult::Begun | ReportResult::Unregistered { .. } => 0,
+        ReportResult::Unregistered { .. } => 0,
     };
     bytes > worker.broker.payload_bytes_max()
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use outlast_broker::Dispatch;
 use outlast_core::{
-    ActivityItem, ActivityKey, Effect, ErrorDetails, ExecutionId, InstanceId, KV_READ_ACTIVITY, LogLevel, LogLine,
-    Message, MessageId, MessageKind, ShardId, Token,
+    ActivityItem, ActivityKey, ActivityRef, Effect, ErrorDetails, ExecutionId, InstanceId, KV_READ_ACTIVITY, LogLevel,
+    LogLine, Message, MessageId, MessageKind, Token,
 };
 use tokio::sync::oneshot;
 
@@ -14,6 +14,7 @@ use crate::counters::Counters;
 use crate::node::Node;
 use crate::notices::no_worker_has;
 use crate::observability::{ACTIVITY, ORCHESTRATION, RUNTIME};
+use crate::outstanding::Place;
 use crate::supervision::NodeTask;
 use crate::troubles::Refusal;
 
@@ -53,7 +54,7 @@ pub(crate) fn result_id(key: &ActivityKey, token: Token) -> MessageId {
 /// What a committed turn shows to the world, and whose it is.
 pub(crate) struct Shown {
     pub(crate) instance: InstanceId,
-    pub(crate) shard: ShardId,
+    pub(crate) place: Place,
     pub(crate) execution: ExecutionId,
     pub(crate) orchestration: String,
     pub(crate) logs: Vec<LogLine>,
@@ -66,28 +67,23 @@ impl Node {
         for line in std::mem::take(&mut shown.logs) {
             log(&shown, line);
         }
-        let mut items = Vec::new();
+        let (mut items, mut to_stop) = (Vec::new(), Vec::new());
         for effect in shown.effects {
             match effect {
                 Effect::Dispatch(item) => items.push(*item),
-                Effect::CancelActivity(key) => {
-                    self.registered(&key);
-                    self.outstanding.remove(std::slice::from_ref(&key));
-                    if let Err(error) = self.broker.cancel(&key).await {
-                        tracing::warn!(target: RUNTIME, %error, "a cancellation was not sent");
-                    }
-                }
+                Effect::CancelActivity(key) => to_stop.extend(self.outstanding.cancel(&key)),
             }
         }
+        self.stop_activities(to_stop).await;
         if !items.is_empty() {
             crate::meter::dispatched(&items);
-            self.dispatch(items, (shown.shard, false)).await;
+            self.dispatch(items, shown.place, false).await;
         }
     }
 
     /// Hands activities to the broker, as far as it has room for them; `again` when they may have been run since they were
     /// handed out before.
-    pub(crate) async fn dispatch(self: &Arc<Self>, mut items: Vec<ActivityItem>, (shard, again): (ShardId, bool)) {
+    pub(crate) async fn dispatch(self: &Arc<Self>, mut items: Vec<ActivityItem>, place: Place, again: bool) {
         for item in items.extract_if(.., |item| item.name == KV_READ_ACTIVITY) {
             self.read_kv(item);
         }
@@ -95,7 +91,7 @@ impl Node {
             return;
         }
         self.counters.dispatched.fetch_add(items.len() as u64, std::sync::atomic::Ordering::Relaxed);
-        let admitted = self.outstanding.admit(items, (shard, self.store.now()), again);
+        let admitted = self.outstanding.admit(items, (place, self.store.now()), again);
         if !admitted.is_empty() {
             self.hand_out(admitted, again).await;
         }
@@ -198,63 +194,57 @@ impl Node {
         drop(answered);
     }
 
-    /// A worker has run it: should it come back, the tries count anew.
-    pub(crate) fn registered(&self, key: &ActivityKey) {
+    /// A worker has run it, or nobody wants it: should it come back, the tries count anew.
+    pub(crate) fn registered(&self, activity: &ActivityRef) {
         let mut tries = self.unregistered.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if !tries.is_empty() {
-            tries.remove(key);
+            tries.remove(activity);
         }
     }
 
     /// A worker has no handler of this name: try again later, give up after so many times.
-    pub(crate) fn retry_unregistered(self: &Arc<Self>, key: ActivityKey, (token, name): (Token, String)) {
+    pub(crate) fn retry_unregistered(self: &Arc<Self>, activity: ActivityRef, name: String) {
         // A worker that lacks it says so; while another one has it, that is no reason to give up.
         let served = self.workers().iter().any(|worker| worker.activities.contains(&name));
         let tries = {
             let mut tries = self.unregistered.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let count = tries.entry(key.clone()).or_insert(0);
+            let count = tries.entry(activity.clone()).or_insert(0);
             *count += 1;
             *count
         };
         if tries >= self.options.max_attempts && !served {
             Counters::count(&self.counters.activity_poison);
-            self.unregistered.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&key);
+            self.registered(&activity);
             let details = ErrorDetails::Poison {
                 attempt_count: tries,
                 max_attempts: self.options.max_attempts,
                 message_type: format!("activity {name}"),
                 message: "no worker has registered it: register it, or check its name and tag".to_owned(),
             };
-            return self.settle_activity(&key, token, Err(details));
+            return self.settle_activity(&activity.key, activity.token, Err(details));
         }
         let delay = self.options.unregistered_backoff.delay(tries);
         let missing = no_worker_has(&name);
         if !served && self.notices.is_due(&missing) {
             tracing::warn!(
-                target: ACTIVITY, instance = %key.instance, tries,
+                target: ACTIVITY, instance = %activity.key.instance, tries,
                 "{missing}: register it, or check its name; instances wait for it and fail after {} tries",
                 self.options.max_attempts
             );
         }
-        self.outstanding.postpone(&key, delay);
+        self.outstanding.postpone(&activity.key, delay);
         self.until_done(move |node| {
-            let key = key.clone();
+            let activity = activity.clone();
             async move {
                 tokio::time::sleep(delay).await;
-                // Not wanted any more, or still outstanding: the stored history knows.
-                let loaded = loop {
-                    match node.store.load(&key.instance).await {
-                        Ok(Some(loaded)) => break loaded,
-                        Ok(None) => return,
-                        Err(_) if node.stopping.is_cancelled() => return,
-                        Err(_) => tokio::time::sleep(STORE_AGAIN).await,
+                match node.outstanding.find(&activity) {
+                    Some(item) => {
+                        node.counters.dispatched.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                        node.hand_out(vec![item], true).await;
                     }
-                };
-                let snapshot = outlast_core::Snapshot { state: loaded.state, history: loaded.history };
-                let instance =
-                    outlast_core::WarmInstance::hydrate(key.instance.clone(), snapshot, Arc::clone(&node.limits));
-                let items = instance.outstanding().into_iter().filter(|item| item.key == key).collect();
-                node.dispatch(items, (loaded.shard, true)).await;
+                    // Not wanted any more, or another node looks after it.
+                    None => node.registered(&activity),
+                }
             }
         });
     }

@@ -31,6 +31,7 @@ pub(crate) struct Executed {
 pub(crate) struct Call {
     pub(crate) handler: ActivityHandler,
     pub(crate) cancelled: CancellationToken,
+    pub(crate) heartbeat: Heartbeat,
     pub(crate) redelivered: bool,
     pub(crate) slot: Slot,
     pub(crate) session: Option<Arc<SessionUse>>,
@@ -41,9 +42,9 @@ pub(crate) struct Call {
 pub(crate) async fn execute(
     worker: &Arc<Worker>,
     item: &Arc<ActivityItem>,
-    Call { handler, cancelled, redelivered, slot, session }: Call,
+    Call { handler, cancelled, heartbeat, redelivered, slot, session }: Call,
 ) -> Executed {
-    let heartbeat = Arc::new(Heartbeat::begin(worker, item, redelivered).await);
+    let heartbeat = Arc::new(heartbeat);
     let shared = (worker.client.clone(), Arc::clone(&heartbeat));
     let context = ActivityContext::new(Arc::clone(item), worker.id.as_str().to_owned(), cancelled.clone(), shared);
     let span = tracing::info_span!(
@@ -79,6 +80,7 @@ pub(crate) async fn execute(
         },
         missed = deadline(timeouts, &heartbeat) => {
             // Nobody waits for it any more; it gets the grace period to notice.
+            worker.cancel(&item.activity());
             cancelled.cancel();
             tokio::spawn(see_out(code, (Arc::clone(worker), Arc::clone(item)), grace));
             Err(application(missed))

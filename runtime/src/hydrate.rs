@@ -10,6 +10,7 @@ use outlast_storage::Loaded;
 
 use crate::counters::Counters;
 use crate::mailbox::Inbound;
+use crate::outstanding::Place;
 use crate::run_turn::{Asked, Hydrated, InstanceRun, Obstacle};
 
 impl InstanceRun {
@@ -24,6 +25,11 @@ impl InstanceRun {
                 Inbound::Begin(beginning) if self.warm.is_none() => begun = Some(*beginning),
                 Inbound::Begin(_) => nudged = true,
                 Inbound::Wake => {}
+                Inbound::Reread => {
+                    self.forget();
+                    direct.clear();
+                    nudged = true;
+                }
                 Inbound::Ask { key, token, answer } => self.asked.push(Asked { key, token, answer }),
                 Inbound::Direct(message, answer) => {
                     self.answers.insert(message.id.clone(), answer);
@@ -80,12 +86,16 @@ impl InstanceRun {
             self.node.epoch(hydrated.shard) != Some(hydrated.epoch) || hydrated.generation != generation
         };
         if warm.is_some_and(is_stale) {
-            self.warm = None;
-            self.backlog.clear();
-            self.again = false;
-            for (_, answer) in self.answers.drain() {
-                let _gone = answer.send(ReportReply::TryAgain);
-            }
+            self.forget();
+        }
+    }
+
+    fn forget(&mut self) {
+        self.warm = None;
+        self.backlog.clear();
+        self.again = false;
+        for (_, answer) in self.answers.drain() {
+            let _gone = answer.send(ReportReply::TryAgain);
         }
     }
 
@@ -129,14 +139,17 @@ impl InstanceRun {
                 node.deliver(&id, Inbound::Wake);
             }
         }));
-        // Whatever has no outcome is handed out again; the broker knows what it still carries.
+        // Whatever has no outcome is handed out again; the broker knows what it still carries. What was outstanding and is not is
+        // stopped: memory had missed why.
         let outstanding = instance.outstanding();
+        let to_stop = self.node.outstanding.keep_of(&self.instance, &outstanding);
+        self.node.stop_activities(to_stop).await;
         // In process there is nobody else who could write mail.
         let mailed = mailed.filter(|_| self.node.broker.is_shared());
         self.warm = Some(Hydrated { instance, shard, epoch, generation, cursor, waiting, stored, mailed });
         self.backlog = inbox.into();
         if !outstanding.is_empty() {
-            self.node.dispatch(outstanding, (shard, true)).await;
+            self.node.dispatch(outstanding, Place { shard, epoch, generation }, true).await;
         }
         Ok(())
     }

@@ -34,6 +34,7 @@ mod spans;
 mod supervision;
 mod tasks;
 mod troubles;
+mod wanted;
 mod warm;
 mod wheel;
 mod worker;

@@ -16,6 +16,8 @@ pub(crate) enum Inbound {
     Begin(Box<Beginning>),
     /// A timer may be due, or a stalled turn may be tried again.
     Wake,
+    /// The instance may have been deleted: memory is not to be believed.
+    Reread,
     /// A worker's result, and where its answer goes.
     Direct(Message, oneshot::Sender<ReportReply>),
     /// A worker asks whether an activity is wanted.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use outlast_broker::Broker;
-use outlast_core::{ActivityKey, Epoch, InstanceId, Limits, Millis, NodeId, OrchestrationRegistry, ShardId, WorkerId};
+use outlast_core::{ActivityRef, Epoch, InstanceId, Limits, Millis, NodeId, OrchestrationRegistry, ShardId, WorkerId};
 use outlast_storage::{LeaseView, Store, WorkerInfo};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -58,7 +58,7 @@ pub(crate) struct Node {
     /// Instances whose code is being run right now, and since when.
     deciding: Mutex<HashMap<InstanceId, Instant>>,
     /// Tries of activities that no worker had registered.
-    pub(crate) unregistered: Mutex<HashMap<ActivityKey, u32>>,
+    pub(crate) unregistered: Mutex<HashMap<ActivityRef, u32>>,
     shards: RwLock<HashMap<ShardId, Held>>,
     view: RwLock<Option<LeaseView>>,
     pub(crate) warm: Mutex<WarmSet>,
@@ -217,6 +217,12 @@ impl Node {
     /// Whether this node may speak for a shard without asking the store.
     pub(crate) fn speaks_for(&self, shard: ShardId, epoch: Epoch) -> bool {
         self.lease_holds() && self.epoch(shard) == Some(epoch)
+    }
+
+    /// Who holds a shard, as far as is known.
+    pub(crate) fn holder(&self, shard: ShardId) -> Option<NodeId> {
+        let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
+        view.as_ref()?.owners.get(usize::from(shard.0)).cloned().flatten()
     }
 
     /// The shards that this node holds.

@@ -5,13 +5,14 @@
 //! the second one. So nothing has to be known about what was lost; after a while everything is offered again, the longer it
 //! has been outstanding the more rarely.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use outlast_core::{
-    ActivityItem, ActivityKey, AppErrorKind, ErrorDetails, EventKind, ExecutionId, HistoryEvent, InstanceId, Millis,
-    ShardId, WorkerId,
+    ActivityItem, ActivityKey, ActivityRef, AppErrorKind, Epoch, ErrorDetails, EventId, EventKind, ExecutionId,
+    HistoryEvent, InstanceId, Millis, ShardId, Token, WorkerId,
 };
 use tokio::sync::Notify;
 
@@ -41,7 +42,10 @@ pub(crate) struct Outstanding {
 
 struct Items {
     window: usize,
-    entries: HashMap<ActivityKey, Entry>,
+    /// In the order of instances, so that those of one are found together.
+    entries: BTreeMap<ActivityKey, Entry>,
+    /// Given up, as nobody has begun them in time; until that is in the history they may still turn out to be wanted.
+    late: BTreeMap<ActivityKey, Entry>,
     /// Each entry's `begin_by`, soonest first.
     deadlines: BTreeSet<(Instant, ActivityKey)>,
     tags: HashMap<Option<String>, Tag>,
@@ -56,9 +60,18 @@ struct Tag {
     waiting: VecDeque<ActivityKey>,
 }
 
+/// By what right this node looks after an activity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) shard: ShardId,
+    pub(crate) epoch: Epoch,
+    /// Since when the store has not gone back.
+    pub(crate) generation: u64,
+}
+
 struct Entry {
     item: ActivityItem,
-    shard: ShardId,
+    place: Place,
     worker: Option<WorkerId>,
     since: Instant,
     /// When it is given up unless a worker has begun it.
@@ -73,17 +86,20 @@ struct Entry {
 
 impl Items {
     fn new(window: usize) -> Self {
-        let (entries, deadlines, tags) = (HashMap::new(), BTreeSet::new(), HashMap::new());
-        Self { window: window.max(1), entries, deadlines, tags }
+        let (entries, late) = (BTreeMap::new(), BTreeMap::new());
+        Self { window: window.max(1), entries, late, deadlines: BTreeSet::new(), tags: HashMap::new() }
     }
 
     /// Takes one in; `true` when the broker may have it now.
-    fn add(&mut self, item: &ActivityItem, (shard, time): (ShardId, Millis), again: bool) -> bool {
+    fn add(&mut self, item: &ActivityItem, (place, time): (Place, Millis), again: bool) -> bool {
         let now = Instant::now();
-        if let Some(known) = self.entries.get_mut(&item.key) {
-            (known.shard, known.offer_at, known.pause) = (shard, now + FIRST_OFFER, FIRST_OFFER);
+        self.late.remove(&item.key);
+        if let Some(known) = self.entries.get_mut(&item.key).filter(|known| known.item.token == item.token) {
+            (known.place, known.offer_at, known.pause) = (place, now + FIRST_OFFER, FIRST_OFFER);
             return !known.waits;
         }
+        // Of an earlier life, if there is one.
+        self.remove(&item.key);
         let tag = self.tags.entry(item.tag.clone()).or_default();
         let waits = tag.given >= self.window;
         if waits {
@@ -98,7 +114,7 @@ impl Items {
         self.deadlines.extend(begin_by.map(|at| (at, item.key.clone())));
         let (offer_at, pause) = (now + FIRST_OFFER, FIRST_OFFER);
         let item = lighten(item, KEPT_INPUT_BYTES_MAX);
-        let entry = Entry { item, shard, worker: None, since: now, begin_by, waits, again, offer_at, pause };
+        let entry = Entry { item, place, worker: None, since: now, begin_by, waits, again, offer_at, pause };
         self.entries.insert(entry.item.key.clone(), entry);
         !waits
     }
@@ -153,7 +169,22 @@ impl Items {
         for key in gone {
             self.remove(&key);
         }
+        self.late.retain(|_, entry| matches(entry));
     }
+}
+
+impl Entry {
+    /// What a worker has to be told when it is not wanted; nothing when no worker can have it.
+    fn into_stop(self) -> Option<ActivityRef> {
+        (!self.waits || self.again).then(|| self.item.activity())
+    }
+}
+
+/// All keys of an instance.
+fn keys_of(instance: &InstanceId) -> RangeInclusive<ActivityKey> {
+    let key =
+        |number| ActivityKey { instance: instance.clone(), execution: ExecutionId(number), event: EventId(number) };
+    key(0)..=key(u64::MAX)
 }
 
 impl Outstanding {
@@ -163,10 +194,27 @@ impl Outstanding {
     }
 
     /// Takes items in and returns those that the broker may have now; the others follow when there is room.
-    pub(crate) fn admit(&self, mut new: Vec<ActivityItem>, place: (ShardId, Millis), again: bool) -> Vec<ActivityItem> {
+    pub(crate) fn admit(&self, mut new: Vec<ActivityItem>, place: (Place, Millis), again: bool) -> Vec<ActivityItem> {
         let mut items = self.lock();
         new.retain(|item| items.add(item, place, again));
         new
+    }
+
+    /// The item, if it is still outstanding.
+    pub(crate) fn find(&self, activity: &ActivityRef) -> Option<ActivityItem> {
+        let items = self.lock();
+        let entry = items.entries.get(&activity.key).filter(|entry| entry.item.token == activity.token);
+        entry.map(|entry| entry.item.clone())
+    }
+
+    /// By what right this node says that each of these is wanted; `None` for what it does not know to be outstanding.
+    pub(crate) fn places<'a>(&self, asked: impl Iterator<Item = &'a ActivityRef>) -> Vec<Option<Place>> {
+        let items = self.lock();
+        let place = |activity: &ActivityRef| {
+            let entry = items.entries.get(&activity.key)?;
+            (entry.item.token == activity.token).then_some(entry.place)
+        };
+        asked.map(place).collect()
     }
 
     /// A worker had no use for it: it is handed out again after `delay`, not sooner.
@@ -179,9 +227,10 @@ impl Outstanding {
     }
 
     /// A worker has begun it.
-    pub(crate) fn begun(&self, key: &ActivityKey) {
+    pub(crate) fn begun(&self, ActivityRef { key, token }: &ActivityRef) {
         let mut items = self.lock();
-        let begin_by = items.entries.get_mut(key).and_then(|entry| entry.begin_by.take());
+        let entry = items.entries.get_mut(key).filter(|entry| entry.item.token == *token);
+        let begin_by = entry.and_then(|entry| entry.begin_by.take());
         items.drop_deadline(key, begin_by);
     }
 
@@ -190,7 +239,9 @@ impl Outstanding {
         let (now, mut items) = (Instant::now(), self.lock());
         let mut late = Vec::new();
         while let Some((_, key)) = items.deadlines.first().filter(|(at, _)| *at <= now).cloned() {
-            late.extend(items.remove(&key).map(|entry| entry.item));
+            let Some(entry) = items.remove(&key) else { continue };
+            late.push(entry.item.clone());
+            items.late.insert(key, entry);
         }
         self.tell_room(&items);
         late
@@ -208,37 +259,69 @@ impl Outstanding {
         }
     }
 
-    /// Nothing is outstanding for these any more.
-    pub(crate) fn remove(&self, keys: &[ActivityKey]) {
+    /// Nothing is outstanding for these any more, as their outcome is committed. Returns what is to be stopped: what was given up
+    /// before anybody had begun it, and may have been begun since.
+    pub(crate) fn remove(&self, keys: &[ActivityKey]) -> Vec<ActivityRef> {
         if keys.is_empty() {
-            return;
+            return Vec::new();
         }
         let mut items = self.lock();
         for key in keys {
             items.remove(key);
         }
+        let late = keys.iter().filter_map(|key| items.late.remove(key)).filter_map(Entry::into_stop).collect();
         self.tell_room(&items);
+        late
+    }
+
+    /// It is not wanted any more; returns what is to be stopped.
+    pub(crate) fn cancel(&self, key: &ActivityKey) -> Option<ActivityRef> {
+        let mut items = self.lock();
+        let entry = items.remove(key).or_else(|| items.late.remove(key));
+        self.tell_room(&items);
+        entry?.into_stop()
     }
 
     /// Another node looks after these shards now.
     pub(crate) fn forget(&self, shards: &[ShardId]) {
         let mut items = self.lock();
-        items.retain(|entry| !shards.contains(&entry.shard));
+        items.retain(|entry| !shards.contains(&entry.place.shard));
         self.tell_room(&items);
     }
 
-    /// The instance is gone, and nobody waits for what it has asked for.
-    pub(crate) fn forget_instance(&self, instance: &InstanceId) {
+    /// Another node looks after this instance now.
+    pub(crate) fn hand_over(&self, instance: &InstanceId) {
         let mut items = self.lock();
-        items.retain(|entry| entry.item.key.instance != *instance);
+        let known = items.entries.range(keys_of(instance)).chain(items.late.range(keys_of(instance)));
+        for key in known.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+            items.remove(&key);
+            items.late.remove(&key);
+        }
         self.tell_room(&items);
+    }
+
+    /// These alone are outstanding of an instance, as the store has just said. Returns what is to be stopped: of a life that was
+    /// deleted or replaced, or ended by a commit whose answer was lost.
+    pub(crate) fn keep_of(&self, instance: &InstanceId, outstanding: &[ActivityItem]) -> Vec<ActivityRef> {
+        let mut items = self.lock();
+        let Items { entries, late, .. } = &*items;
+        let known = entries.range(keys_of(instance)).chain(late.range(keys_of(instance)));
+        let wanted: HashMap<&ActivityKey, Token> = outstanding.iter().map(|item| (&item.key, item.token)).collect();
+        let is_wanted = |entry: &Entry| wanted.get(&entry.item.key) == Some(&entry.item.token);
+        let gone: Vec<ActivityKey> = known.filter(|(_, entry)| !is_wanted(entry)).map(|(key, _)| key.clone()).collect();
+        let mut to_stop = Vec::new();
+        for key in gone {
+            let entry = items.remove(&key).or_else(|| items.late.remove(&key));
+            to_stop.extend(entry.and_then(Entry::into_stop));
+        }
+        self.tell_room(&items);
+        to_stop
     }
 
     /// A turn that was under way while its shard was given up has added to what another node looks after.
-    fn keep_only(&self, held: &[ShardId]) {
-        let held: HashSet<&ShardId> = held.iter().collect();
+    fn keep_only(&self, is_held: impl Fn(Place) -> bool) {
         let mut items = self.lock();
-        items.retain(|entry| held.contains(&entry.shard));
+        items.retain(|entry| is_held(entry.place));
         self.tell_room(&items);
     }
 
@@ -306,6 +389,16 @@ pub(crate) fn outcomes(instance: &InstanceId, events: &[(ExecutionId, HistoryEve
 }
 
 impl Node {
+    /// Tells workers of activities that are not wanted.
+    pub(crate) async fn stop_activities(&self, activities: Vec<ActivityRef>) {
+        for activity in activities {
+            self.registered(&activity);
+            if let Err(error) = self.broker.cancel(&activity).await {
+                tracing::warn!(target: RUNTIME, %error, "a cancellation was not sent: its worker will ask");
+            }
+        }
+    }
+
     /// Workers that others see no more: what was brought to them alone is handed out again.
     pub(crate) async fn bury(&self, workers: &[WorkerId]) {
         for worker in workers {
@@ -345,7 +438,9 @@ pub(crate) async fn offer_again(node: Arc<Node>) {
             }
             () = node.stopping.cancelled() => return,
         }
-        node.outstanding.keep_only(&node.held());
+        let generation = node.generation();
+        node.outstanding
+            .keep_only(|place| node.epoch(place.shard) == Some(place.epoch) && place.generation == generation);
         for items in node.outstanding.due().chunks(OFFERS) {
             if let Err(error) = node.publish(items, true).await {
                 tracing::warn!(target: RUNTIME, %error, count = items.len(), "activities were not offered again");
@@ -386,98 +481,11 @@ pub(crate) async fn end_late(node: Arc<Node>) {
             let limit = item.timeouts.get_schedule_to_start().unwrap_or_default();
             let message = format!("timeout: no worker has begun the activity within {limit:?} (schedule_to_start)");
             let details = ErrorDetails::application(AppErrorKind::ActivityFailed, message);
+            // Stopped when that is committed: until then it may turn out that it had ended just before.
             node.settle_activity(&item.key, item.token, Err(details));
-        }
-        for item in late {
-            if let Err(error) = node.broker.cancel(&item.key).await {
-                tracing::warn!(target: RUNTIME, %error, "a cancellation was not sent");
-            }
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use outlast_core::{
-        ActivityItem, ActivityKey, ActivityTimeouts, EventId, ExecutionId, InstanceId, Millis, ShardId, Token,
-    };
-
-    use super::Outstanding;
-
-    fn item(event: u64, tag: Option<&str>) -> ActivityItem {
-        let (instance, execution) = (InstanceId::new("i"), ExecutionId(1));
-        ActivityItem {
-            key: ActivityKey { instance, execution, event: EventId(event) },
-            token: Token(event),
-            name: "Echo".to_owned(),
-            input: String::new(),
-            input_stored: false,
-            tag: tag.map(str::to_owned),
-            session_id: None,
-            attempt: 1,
-            scheduled_at: Millis(0),
-            timeouts: ActivityTimeouts::default(),
-            first_event: EventId(event),
-            orchestration: String::new(),
-            version: String::new(),
-            traceparent: None,
-        }
-    }
-
-    fn admit(outstanding: &Outstanding, events: std::ops::Range<u64>, tag: Option<&str>) -> Vec<u64> {
-        let items = events.map(|event| item(event, tag)).collect();
-        let admitted = outstanding.admit(items, (ShardId(0), Millis(0)), false);
-        admitted.into_iter().map(|item| item.key.event.0).collect()
-    }
-
-    fn waiting(outstanding: &Outstanding) -> Vec<u64> {
-        outstanding.lock().take_waiting().into_iter().map(|(item, _)| item.key.event.0).collect()
-    }
-
-    #[test]
-    fn a_tag_has_a_window_and_the_rest_follows_in_order() {
-        let outstanding = Outstanding::new(4);
-        assert_eq!(admit(&outstanding, 0..10, None), [0, 1, 2, 3]);
-        assert_eq!(admit(&outstanding, 10..12, Some("gpu")), [10, 11]);
-        // What was given is given again, what waits is not given sooner.
-        assert_eq!(admit(&outstanding, 3..5, None), [3]);
-        outstanding.remove(&[item(5, None).key, item(0, None).key, item(1, None).key]);
-        assert_eq!(waiting(&outstanding), [4, 6]);
-        assert!(waiting(&outstanding).is_empty());
-        outstanding.forget(&[ShardId(0)]);
-        assert!(outstanding.len() == 0 && outstanding.lock().tags.values().all(|tag| tag.given == 0));
-        assert!(waiting(&outstanding).is_empty() && outstanding.lock().tags.is_empty());
-    }
-
-    #[test]
-    fn what_others_look_after_takes_no_room() {
-        let outstanding = Outstanding::new(2);
-        outstanding.admit(vec![item(0, None)], (ShardId(0), Millis(0)), false);
-        outstanding.admit(vec![item(1, None), item(2, None)], (ShardId(1), Millis(0)), false);
-        outstanding.keep_only(&[ShardId(1)]);
-        assert_eq!(waiting(&outstanding), [2]);
-        outstanding.forget_instance(&InstanceId::new("other"));
-        assert_eq!(outstanding.len(), 2);
-        outstanding.forget_instance(&InstanceId::new("i"));
-        assert!(outstanding.len() == 0 && outstanding.lock().tags.values().all(|tag| tag.given == 0));
-    }
-
-    #[test]
-    fn only_what_nobody_has_begun_in_time_is_late() {
-        let outstanding = Outstanding::new(1);
-        let mut items: Vec<ActivityItem> = (0..4).map(|event| item(event, None)).collect();
-        for item in &mut items[..3] {
-            item.timeouts = ActivityTimeouts::default().schedule_to_start(Duration::ZERO);
-        }
-        outstanding.admit(items.clone(), (ShardId(0), Millis(0)), false);
-        outstanding.begun(&items[1].key);
-        outstanding.remove(&[items[2].key.clone()]);
-        let late = outstanding.take_late();
-        assert_eq!(late.iter().map(|item| item.key.event.0).collect::<Vec<_>>(), [0]);
-        assert!(outstanding.lock().deadlines.is_empty());
-        // The window is free for the next.
-        assert_eq!(waiting(&outstanding), [1]);
-    }
-}
+mod tests;

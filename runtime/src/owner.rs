@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outlast_broker::{Report, ReportReply, ReportResult, ShardMail};
-use outlast_core::{InstanceId, Message, MessageKind, Millis, ShardId, Verdict};
+use outlast_core::{ActivityRef, InstanceId, Message, MessageKind, Millis, ShardId, Verdict};
 use outlast_storage::InboxCursor;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
@@ -38,6 +38,8 @@ pub(crate) async fn read_mail(node: Arc<Node>, mail: Arc<Mutex<mpsc::UnboundedRe
         match received {
             Some(ShardMail::Nudge(instance)) => node.bring(&instance, Inbound::Nudge),
             Some(ShardMail::Begin(beginning)) => node.bring(&beginning.instance.clone(), Inbound::Begin(beginning)),
+            Some(ShardMail::Deleted(instance)) => node.deliver(&instance, Inbound::Reread),
+            Some(ShardMail::Ask(questions, answer)) => crate::wanted::answer(&node, questions, answer),
             Some(ShardMail::Report(report, answer)) => take_report(&node, *report, answer),
             None => return,
         }
@@ -45,10 +47,11 @@ pub(crate) async fn read_mail(node: Arc<Node>, mail: Arc<Mutex<mpsc::UnboundedRe
 }
 
 fn take_report(node: &Arc<Node>, report: Report, answer: oneshot::Sender<ReportReply>) {
-    let (key, token) = (report.key, report.token);
+    let activity = ActivityRef { key: report.key, token: report.token };
     match report.result {
         ReportResult::Done { outcome, run } => {
-            node.registered(&key);
+            node.registered(&activity);
+            let ActivityRef { key, token } = activity;
             let id = result_id(&key, token);
             let kind = MessageKind::ActivityDone {
                 execution: key.execution,
@@ -59,13 +62,9 @@ fn take_report(node: &Arc<Node>, report: Report, answer: oneshot::Sender<ReportR
             };
             node.deliver_direct(&key.instance, Message { id, kind }, answer);
         }
-        ReportResult::Begun => {
-            node.outstanding.begun(&key);
-            node.deliver(&key.instance.clone(), Inbound::Ask { key, token, answer });
-        }
-        ReportResult::Unregistered { activity } => {
+        ReportResult::Unregistered { activity: name } => {
             let _gone = answer.send(ReportReply::Settled(Verdict::Applied));
-            node.retry_unregistered(key, (token, activity));
+            node.retry_unregistered(activity, name);
         }
     }
 }

@@ -18,6 +18,7 @@ use crate::dispatch::Shown;
 use crate::mailbox::Inbound;
 use crate::node::Node;
 use crate::observability::{ORCHESTRATION, RUNTIME};
+use crate::outstanding::Place;
 
 /// Pause after a turn whose outcome is unknown, so that a store that is away is not hammered.
 const RETRY_DELAY: Duration = Duration::from_millis(50);
@@ -112,7 +113,8 @@ impl InstanceRun {
         self.again = false;
         let reply = match obstacle {
             Obstacle::Missing => {
-                self.node.outstanding.forget_instance(&self.instance);
+                let to_stop = self.node.outstanding.keep_of(&self.instance, &[]);
+                self.node.stop_activities(to_stop).await;
                 ReportReply::Settled(Verdict::Unknown)
             }
             Obstacle::Elsewhere(shard) => {
@@ -201,7 +203,11 @@ impl InstanceRun {
         let hydrated = self.warm.as_mut().expect("decided just now");
         let mut shown = Shown {
             instance: self.instance.clone(),
-            shard: move_to.unwrap_or(hydrated.shard),
+            place: Place {
+                shard: move_to.unwrap_or(hydrated.shard),
+                epoch: hydrated.epoch,
+                generation: hydrated.generation,
+            },
             execution: turn.expected.execution,
             orchestration: turn.state.orchestration.clone(),
             logs: std::mem::take(&mut turn.logs),
@@ -232,7 +238,8 @@ impl InstanceRun {
             self.check(outcome).await?;
             span.committed();
             crate::meter::turn_committed();
-            self.node.outstanding.remove(&outcomes);
+            let late = self.node.outstanding.remove(&outcomes);
+            self.node.stop_activities(late).await;
             self.node.mended(&self.instance);
             self.node.note_stalled(&self.instance, move_to.is_none() && stalled);
             self.node.counters.committed(tally);
@@ -331,8 +338,7 @@ impl InstanceRun {
         if let Some(shard) = move_to {
             self.node.wheel.set(&self.instance, None);
             // Its new owner offers what is outstanding, and this node will not hear of the outcomes.
-            let outstanding = hydrated.instance.outstanding().into_iter().map(|item| item.key);
-            self.node.outstanding.remove(&outstanding.collect::<Vec<_>>());
+            self.node.outstanding.hand_over(&self.instance);
             return Err(Obstacle::Elsewhere(shard));
         }
         let state = hydrated.instance.state();

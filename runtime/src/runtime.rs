@@ -166,6 +166,8 @@ impl Runtime {
             shards,
             client: client.clone(),
             counters: Arc::clone(&node.counters),
+            node: Arc::clone(&node),
+            inquiries: crate::wanted::Inquiries::default(),
             running: std::sync::Mutex::default(),
             held: std::sync::Mutex::default(),
             reporting: crate::node::UnderWay::default(),

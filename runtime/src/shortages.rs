@@ -29,7 +29,8 @@ pub(crate) async fn watch(node: Arc<Node>, worker: Arc<Worker>) {
             () = tokio::time::sleep(LOOK_EVERY) => {}
             () = node.stopping.cancelled() => return,
         }
-        let found = look(&node, &worker);
+        let mut found = look(&node, &worker);
+        found.extend(stuck(&worker, node.store.now()));
         if found == reported {
             continue;
         }
@@ -151,7 +152,7 @@ fn full(worker: &Worker, found: &mut Found) {
     let name = || worker.id.as_str().to_owned();
     let longest = || {
         let running = worker.lock_running();
-        running.keys().next().map_or_else(|| InstanceId::new(""), |key| key.instance.clone())
+        running.keys().next().map_or_else(|| InstanceId::new(""), |activity| activity.key.instance.clone())
     };
     for ((), _, age) in worker.troubles.slots.lasting(LASTING).into_iter().filter(|(_, slots, _)| slots.waits) {
         let what = match worker.unwanted() {
@@ -166,6 +167,22 @@ fn full(worker: &Worker, found: &mut Found) {
             found.add(Standstill::SessionsTaken { worker: name(), sessions }, &longest(), age);
         }
     }
+}
+
+/// A worker that can take no work, as what it runs is not wanted and does not end.
+fn stuck(worker: &Worker, now: Millis) -> Option<Shortage> {
+    let (activity, age, count) = worker.stuck_for(PATIENCE)?;
+    Some(Shortage {
+        reason: format!(
+            "all {count} slots of worker {} are taken by activities that nobody wants and that do not end: let their code \
+             heed ActivityContext::cancelled",
+            worker.id
+        ),
+        instance: activity.key.instance,
+        orchestration: String::new(),
+        waiting: u32::try_from(count).unwrap_or(u32::MAX),
+        since: before(now, age),
+    })
 }
 
 fn before(now: Millis, age: Duration) -> Millis {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use outlast_broker::{Broker, Control, Delivery, Settle, WorkSource, WorkerProfile};
 use outlast_client::Client;
-use outlast_core::{ActivityKey, Token, WorkerId};
+use outlast_core::{ActivityRef, WorkerId};
 use outlast_storage::Store;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -14,9 +14,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::attempt::Admission;
 use crate::counters::Counters;
-use crate::node::UnderWay;
+use crate::node::{Node, UnderWay};
 use crate::sessions::Sessions;
 use crate::troubles::{Full, Since, Troubles};
+use crate::wanted::Inquiries;
 use crate::{ActivityRegistry, RuntimeOptions};
 
 /// How long results of activities that have ended may take after the worker was told to give up.
@@ -37,18 +38,20 @@ pub(crate) struct Running {
     pub(crate) cancelled: CancellationToken,
     /// When its code was called.
     pub(crate) begun: Option<Instant>,
+    /// Since when it is known not to be wanted.
+    unwanted: Option<Instant>,
 }
 
 /// A slot of a worker, from the delivery of an item until its code has really ended; the result may be known before.
 pub(crate) struct Slot {
     worker: Arc<Worker>,
-    key: ActivityKey,
+    activity: ActivityRef,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.worker.lock_running().remove(&self.key);
+        self.worker.lock_running().remove(&self.activity);
     }
 }
 
@@ -62,9 +65,12 @@ pub(crate) struct Worker {
     pub(crate) shards: u16,
     pub(crate) client: Client,
     pub(crate) counters: Arc<Counters>,
-    pub(crate) running: Mutex<HashMap<ActivityKey, Running>>,
+    /// The node of this process, which knows who holds which shard.
+    pub(crate) node: Arc<Node>,
+    pub(crate) inquiries: Inquiries,
+    pub(crate) running: Mutex<HashMap<ActivityRef, Running>>,
     /// Items with an attempt under way, and what else was delivered of them meanwhile.
-    pub(crate) held: Mutex<HashMap<(ActivityKey, Token), Vec<SettleItem>>>,
+    pub(crate) held: Mutex<HashMap<ActivityRef, Vec<SettleItem>>>,
     /// Attempts whose code has ended and whose result is not settled.
     pub(crate) reporting: UnderWay,
     pub(crate) sessions: Arc<Sessions>,
@@ -107,9 +113,14 @@ impl Worker {
                 std::future::pending::<()>().await;
             }
         };
+        let ask = async {
+            Arc::clone(&self).ask_about_running().await;
+            std::future::pending::<()>().await;
+        };
         tokio::select! {
             () = work => {}
             () = hear => {}
+            () = ask => unreachable!("what runs is asked about for ever"),
             () = self.sessions.keep() => unreachable!("sessions are kept for ever"),
         }
     }
@@ -196,8 +207,8 @@ impl Worker {
         delivery: Delivery,
         (permit, report): (OwnedSemaphorePermit, OwnedSemaphorePermit),
     ) {
-        let identity = (delivery.item.key.clone(), delivery.item.token);
-        if let Some(copies) = self.lock_held().get_mut(&identity) {
+        let activity = delivery.item.activity();
+        if let Some(copies) = self.lock_held().get_mut(&activity) {
             // A second copy, handed out before the session had a holder or after the broker took this one for lost.
             return copies.push(delivery.settle);
         }
@@ -208,21 +219,28 @@ impl Worker {
             source.hold_session(session);
             session_use = Some(Arc::new(entered));
         }
-        self.lock_held().insert(identity, Vec::new());
+        self.lock_held().insert(activity.clone(), Vec::new());
         let cancelled = CancellationToken::new();
-        let running = Running { activity: delivery.item.name.clone(), cancelled: cancelled.clone(), begun: None };
-        self.lock_running().insert(delivery.item.key.clone(), running);
-        let (worker, key) = (Arc::clone(self), delivery.item.key.clone());
-        let slot = Slot { worker: Arc::clone(self), key, _permit: permit };
+        let (name, begun, unwanted) = (delivery.item.name.clone(), None, None);
+        let running = Running { activity: name, cancelled: cancelled.clone(), begun, unwanted };
+        self.lock_running().insert(activity.clone(), running);
+        let worker = Arc::clone(self);
+        let slot = Slot { worker: Arc::clone(self), activity, _permit: permit };
         let admission = Admission { slot, report, session: session_use };
         self.attempts.spawn(crate::attempt::run(worker, delivery, cancelled, admission));
     }
 
     /// Passes cancellations on to the attempts that they are for.
     async fn listen(self: Arc<Self>, mut control: mpsc::UnboundedReceiver<Control>) {
-        while let Some(Control::Cancel(key)) = control.recv().await {
-            if let Some(running) = self.lock_running().get(&key) {
-                running.cancelled.cancel();
+        while let Some(control) = control.recv().await {
+            match control {
+                Control::Cancel(activity) => drop(self.cancel(&activity)),
+                Control::Check(key) => {
+                    let running = self.lock_running().keys().filter(|activity| activity.key == key).cloned().collect();
+                    // Answers take their time, and other cancellations come meanwhile.
+                    let worker = Arc::clone(&self);
+                    tokio::spawn(async move { worker.check(running).await });
+                }
             }
         }
     }
@@ -249,17 +267,47 @@ impl Worker {
         if tokio::time::timeout(limit, ended).await.is_ok() {
             return;
         }
-        for (key, running) in self.lock_running().iter().filter(|(_, running)| running.begun.is_some()) {
-            let (activity, instance) = (&running.activity, &key.instance);
+        for (running_as, running) in self.lock_running().iter().filter(|(_, running)| running.begun.is_some()) {
+            let (activity, instance) = (&running.activity, &running_as.key.instance);
             tracing::warn!(target: crate::observability::RUNTIME, %activity, %instance, "an activity blocks its thread and has not ended at shutdown");
         }
     }
 
-    pub(crate) fn lock_running(&self) -> std::sync::MutexGuard<'_, HashMap<ActivityKey, Running>> {
+    /// Tells an attempt that it is not wanted; `false` when it knows, or is not here.
+    pub(crate) fn cancel(&self, activity: &ActivityRef) -> bool {
+        let mut running = self.lock_running();
+        let Some(running) = running.get_mut(activity).filter(|running| running.unwanted.is_none()) else {
+            return false;
+        };
+        running.unwanted = Some(Instant::now());
+        running.cancelled.cancel();
+        true
+    }
+
+    /// When every slot has been taken for so long by activities that nobody wants: one that does not end, since when it was not
+    /// wanted, and how many there are.
+    pub(crate) fn stuck_for(&self, least: Duration) -> Option<(ActivityRef, Duration, usize)> {
+        let running = self.lock_running();
+        let unwanted = running.iter().filter_map(|(activity, running)| Some((activity, running.unwanted?.elapsed())));
+        let stuck: Vec<_> = unwanted.filter(|(_, age)| *age >= least).collect();
+        let (activity, age) = stuck.iter().max_by_key(|(_, age)| *age)?;
+        (stuck.len() >= self.options.worker_concurrency).then(|| ((*activity).clone(), *age, stuck.len()))
+    }
+
+    /// What runs for so long and may be wanted still.
+    pub(crate) fn running_for(&self, least: Duration) -> Vec<ActivityRef> {
+        let running = self.lock_running();
+        let is_long = |running: &Running| {
+            running.unwanted.is_none() && running.begun.is_some_and(|begun| begun.elapsed() >= least)
+        };
+        running.iter().filter(|(_, running)| is_long(running)).map(|(activity, _)| activity.clone()).collect()
+    }
+
+    pub(crate) fn lock_running(&self) -> std::sync::MutexGuard<'_, HashMap<ActivityRef, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn lock_held(&self) -> std::sync::MutexGuard<'_, HashMap<(ActivityKey, Token), Vec<SettleItem>>> {
+    pub(crate) fn lock_held(&self) -> std::sync::MutexGuard<'_, HashMap<ActivityRef, Vec<SettleItem>>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

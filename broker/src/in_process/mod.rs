@@ -7,11 +7,12 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use async_trait::async_trait;
-use outlast_core::{ActivityKey, Beginning, InstanceId, InstanceState, ShardId};
+use outlast_core::{ActivityRef, Beginning, InstanceId, InstanceState, ShardId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    Broker, Control, Dispatch, Error, News, Report, ReportReply, ShardMail, StatusWatch, WorkSource, WorkerProfile,
+    Broker, Control, Dispatch, Error, News, Question, Report, ReportReply, ShardMail, StatusWatch, WorkSource,
+    WorkerProfile,
 };
 use work::{Source, WorkState};
 
@@ -93,9 +94,9 @@ impl Broker for InProcessBroker {
         Ok(())
     }
 
-    async fn cancel(&self, key: &ActivityKey) -> Result<(), Error> {
+    async fn cancel(&self, activity: &ActivityRef) -> Result<(), Error> {
         let mut state = self.work.lock();
-        state.cancel(key);
+        state.cancel(activity);
         self.work.count(&state);
         Ok(())
     }
@@ -133,6 +134,10 @@ impl Broker for InProcessBroker {
         self.post(shard, ShardMail::Begin(Box::new(beginning)));
     }
 
+    fn deleted(&self, shard: ShardId, instance: InstanceId) {
+        self.post(shard, ShardMail::Deleted(instance));
+    }
+
     async fn report(&self, shard: ShardId, report: Report) -> ReportReply {
         let (answer, answered) = oneshot::channel();
         let Some(owner) = self.owner(shard) else { return ReportReply::TryAgain };
@@ -140,6 +145,14 @@ impl Broker for InProcessBroker {
             return ReportReply::TryAgain;
         }
         answered.await.unwrap_or(ReportReply::TryAgain)
+    }
+
+    async fn ask(&self, shard: ShardId, questions: Vec<Question>) -> Vec<ReportReply> {
+        let Some(owner) = self.owner(shard) else { return Vec::new() };
+        let (answer, answered) = oneshot::channel();
+        // An owner that is gone drops the answer's sender.
+        let _gone = owner.send(ShardMail::Ask(questions, answer));
+        answered.await.unwrap_or_default()
     }
 
     fn announce(&self, instance: &InstanceId, state: Option<&InstanceState>) {

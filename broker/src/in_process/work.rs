@@ -1,11 +1,12 @@
 //! The queues: one per tag, one per tag for sessions that nobody holds, one per worker for the sessions that it holds.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use outlast_core::{ActivityItem, ActivityKey, TagFilter, Token, WorkerId};
+use outlast_core::{ActivityItem, ActivityRef, TagFilter, WorkerId};
 use tokio::sync::{Notify, mpsc};
 
 use super::Work;
@@ -21,7 +22,7 @@ pub(crate) struct WorkState {
     sessions: HashMap<String, WorkerId>,
     workers: HashMap<WorkerId, Worker>,
     /// Every item that is queued or in flight. A queued item that is not here any more was cancelled.
-    known: HashMap<ActivityKey, Known>,
+    known: HashMap<ActivityRef, Known>,
 }
 
 struct Queued {
@@ -29,8 +30,8 @@ struct Queued {
     since: Instant,
 }
 
+#[derive(Default)]
 struct Known {
-    token: Token,
     runs_on: Option<WorkerId>,
 }
 
@@ -59,24 +60,23 @@ impl WorkState {
     }
 
     pub(crate) fn publish(&mut self, Dispatch { item, worker, .. }: Dispatch) {
-        let known = self.known.get(&item.key);
-        if known.is_some_and(|known| known.token == item.token) {
-            return;
+        match self.known.entry(item.activity()) {
+            Entry::Occupied(_) => return,
+            Entry::Vacant(entry) => drop(entry.insert(Known::default())),
         }
-        self.known.insert(item.key.clone(), Known { token: item.token, runs_on: None });
         self.enqueue(Queued { item, since: Instant::now() }, worker.as_ref());
     }
 
-    pub(crate) fn cancel(&mut self, key: &ActivityKey) {
-        let Some(known) = self.known.get(key) else { return };
+    pub(crate) fn cancel(&mut self, activity: &ActivityRef) {
+        let Some(known) = self.known.get(activity) else { return };
         match &known.runs_on {
             None => {
-                self.known.remove(key);
+                self.known.remove(activity);
             }
             Some(worker) => {
                 if let Some(worker) = self.workers.get(worker) {
                     // A worker that is gone runs nothing any more.
-                    let _gone = worker.control.send(Control::Cancel(key.clone()));
+                    let _gone = worker.control.send(Control::Cancel(activity.clone()));
                 }
             }
         }
@@ -181,11 +181,8 @@ impl WorkState {
                 }
                 return None;
             };
-            // Cancelled while it was queued, or replaced by a later life of the same id.
-            let Some(known) = self.known.get_mut(&queued.item.key).filter(|known| known.token == queued.item.token)
-            else {
-                continue;
-            };
+            // Cancelled while it was queued.
+            let Some(known) = self.known.get_mut(&queued.item.activity()) else { continue };
             known.runs_on = Some(id.clone());
             return Some(queued);
         }
@@ -211,14 +208,20 @@ impl WorkState {
         !worker.own.is_empty() || takes(&self.untied) || takes(&self.unclaimed)
     }
 
+    fn lay_aside(&mut self, activity: &ActivityRef) {
+        if let Some(known) = self.known.get_mut(activity) {
+            known.runs_on = None;
+        }
+    }
+
     fn settle(&mut self, queued: Queued, settle: &Settle) {
-        let current = self.known.get_mut(&queued.item.key).filter(|known| known.token == queued.item.token);
-        let Some(known) = current else { return };
+        let activity = queued.item.activity();
+        let Some(known) = self.known.get_mut(&activity) else { return };
         match settle {
             Settle::Ack => {
-                self.known.remove(&queued.item.key);
+                self.known.remove(&activity);
             }
-            Settle::Requeue | Settle::Unclaimed | Settle::Forward(_) => {
+            Settle::Requeue | Settle::Later(_) | Settle::Unclaimed | Settle::Forward(_) => {
                 known.runs_on = None;
                 let holder = if let Settle::Forward(worker) = settle { Some(worker) } else { None };
                 self.enqueue(queued, holder);
@@ -334,16 +337,28 @@ struct InFlight {
 
 impl InFlight {
     fn settle(&mut self, settle: Settle) {
+        let Settle::Later(delay) = settle else { return self.settle_now(&settle) };
+        let Some(queued) = self.queued.take() else { return };
+        // Whoever cancels it meanwhile finds that nobody runs it.
+        self.work.lock().lay_aside(&queued.item.activity());
+        let mut aside = Self { work: Arc::clone(&self.work), queued: Some(queued) };
+        tokio::spawn(async move {
+            tokio::time::sleep(delay).await;
+            aside.settle_now(&settle);
+        });
+    }
+
+    fn settle_now(&mut self, settle: &Settle) {
         let Some(queued) = self.queued.take() else { return };
         let mut state = self.work.lock();
-        state.settle(queued, &settle);
+        state.settle(queued, settle);
         self.work.count(&state);
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.settle(Settle::Requeue);
+        self.settle_now(&Settle::Requeue);
     }
 }
 

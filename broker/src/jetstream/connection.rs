@@ -66,7 +66,7 @@ async fn client_config(tls: &Tls) -> Result<ClientConfig, Error> {
 
 fn settings(options: &JetStreamOptions) -> ConnectOptions {
     ConnectOptions::new()
-        .name(format!("outlast {}", options.namespace))
+        .name(options.client_name())
         .connection_timeout(CONNECT_TIMEOUT)
         .request_timeout(Some(CONNECT_TIMEOUT))
         .ping_interval(PING_INTERVAL)

@@ -1,29 +1,33 @@
-//! Cancellations: kept by the server for a while, so that a worker that could not be reached learns of them later.
+//! Cancellations: every worker that is reached is told at once, and the item is taken out of the stream. Nothing is kept for
+//! workers that are not reached: they ask the owners of what they run.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::{DeliverPolicy, pull};
-use async_nats::jetstream::message::PublishMessage;
+use async_nats::Subscriber;
 use futures::StreamExt as _;
-use outlast_core::{ActivityKey, decode, encode};
+use outlast_core::{ActivityRef, decode, encode};
 use tokio::sync::{mpsc, oneshot};
 
-use super::hub::{Hub, unavailable};
+use super::hub::Hub;
 use super::wire::CancelBody;
 use crate::{Control, Error};
 
 /// Most cancellations that a worker remembers.
 const REMEMBERED_MAX: usize = 65_536;
-/// Pause before the stream is read again after a failure.
+/// Pause before items are looked for again after a failure.
 const PAUSE: Duration = Duration::from_millis(200);
+/// How often an item is looked for on a connection that stands.
+const TRIES_MAX: usize = 50;
 /// Most cancellations that are sent at once.
 const BATCH_MAX: usize = 256;
+/// Items that are looked for in the stream at once.
+const LOOKS_MAX: usize = 64;
 /// Most cancellations that wait to be sent.
 const WAITING_MAX: usize = 65_536;
 
-/// What was cancelled lately, and when, by the server's clock.
+/// What was cancelled lately, so that what this worker has fetched already is not begun.
 #[derive(Default)]
 pub(crate) struct Cancelled {
     known: Mutex<Known>,
@@ -31,26 +35,25 @@ pub(crate) struct Cancelled {
 
 #[derive(Default)]
 struct Known {
-    at: HashMap<ActivityKey, u64>,
-    order: VecDeque<ActivityKey>,
+    activities: HashSet<ActivityRef>,
+    order: VecDeque<ActivityRef>,
 }
 
 impl Cancelled {
-    /// Whether a cancellation of this activity came after its item was `published`. One that came before was meant for
-    /// an earlier life of the same id.
-    pub(crate) fn covers(&self, key: &ActivityKey, published: u64) -> bool {
-        self.lock().at.get(key).is_some_and(|at| *at >= published)
+    pub(crate) fn has(&self, activity: &ActivityRef) -> bool {
+        let known = self.lock();
+        !known.activities.is_empty() && known.activities.contains(activity)
     }
 
-    fn add(&self, key: ActivityKey, at: u64) {
+    fn add(&self, activity: ActivityRef) {
         let mut known = self.lock();
-        if known.at.insert(key.clone(), at).is_none() {
-            known.order.push_back(key);
+        if known.activities.insert(activity.clone()) {
+            known.order.push_back(activity);
         }
         if known.order.len() > REMEMBERED_MAX
             && let Some(oldest) = known.order.pop_front()
         {
-            known.at.remove(&oldest);
+            known.activities.remove(&oldest);
         }
     }
 
@@ -59,88 +62,84 @@ impl Cancelled {
     }
 }
 
-/// Takes cancellations without waiting and sends them until the server has them.
+/// Takes cancellations without waiting; they are carried out as soon as the server is there.
 #[derive(Clone)]
 pub(crate) struct Canceller {
-    keys: mpsc::Sender<ActivityKey>,
+    activities: mpsc::Sender<ActivityRef>,
 }
 
 impl Canceller {
-    pub(crate) fn new() -> (Self, mpsc::Receiver<ActivityKey>) {
-        let (keys, waiting) = mpsc::channel(WAITING_MAX);
-        (Self { keys }, waiting)
+    pub(crate) fn new() -> (Self, mpsc::Receiver<ActivityRef>) {
+        let (activities, waiting) = mpsc::channel(WAITING_MAX);
+        (Self { activities }, waiting)
     }
 
-    pub(crate) fn cancel(&self, key: ActivityKey) -> Result<(), Error> {
-        self.keys.try_send(key).map_err(|_| Error::Unavailable("too many cancellations wait".to_owned()))
+    pub(crate) fn cancel(&self, activity: ActivityRef) -> Result<(), Error> {
+        self.activities.try_send(activity).map_err(|_| Error::Unavailable("too many cancellations wait".to_owned()))
     }
 }
 
-/// Sends cancellations until it is aborted.
-pub(crate) async fn send(hub: Arc<Hub>, mut waiting: mpsc::Receiver<ActivityKey>) {
-    let mut batch = Vec::with_capacity(BATCH_MAX);
-    while waiting.recv_many(&mut batch, BATCH_MAX).await > 0 {
-        while !batch.is_empty() {
-            batch = send_once(&hub, std::mem::take(&mut batch)).await;
-            if !batch.is_empty() {
-                tokio::time::sleep(PAUSE).await;
-                hub.up().await;
-                if let Err(error) = hub.create_streams().await {
-                    tracing::debug!(target: super::LOG, %error, "cancellations wait for the server");
+/// Carries cancellations out until it is aborted.
+pub(crate) async fn send(hub: Arc<Hub>, mut waiting: mpsc::Receiver<ActivityRef>) {
+    let (told, items) = mpsc::channel(WAITING_MAX);
+    let tell = async {
+        let mut batch = Vec::with_capacity(BATCH_MAX);
+        while waiting.recv_many(&mut batch, BATCH_MAX).await > 0 {
+            hub.up().await;
+            for activity in batch.drain(..) {
+                let body = CancelBody { key: activity.key.clone(), token: Some(activity.token) };
+                if let Err(error) = hub.client.publish(hub.subjects.cancel(), encode(&body).into()).await {
+                    tracing::debug!(target: super::LOG, %error, "a cancellation is lost: its worker will ask");
                 }
+                // When too many wait, whoever is given the item asks before it begins.
+                let _left_there = told.try_send(activity);
             }
         }
-    }
+    };
+    tokio::join!(tell, withdraw_all(&hub, items));
 }
 
-/// Gives back what the server did not confirm.
-async fn send_once(hub: &Hub, keys: Vec<ActivityKey>) -> Vec<ActivityKey> {
-    let (mut sent, mut left) = (Vec::with_capacity(keys.len()), Vec::new());
-    for key in keys {
-        let body = encode(&CancelBody { key: key.clone() });
-        let message = PublishMessage::build().payload(body.into());
-        match hub.js.send_publish(hub.subjects.cancel(), message).await {
-            Ok(confirmed) => sent.push((key, confirmed)),
-            Err(_) => left.push(key),
+/// Takes items out of the stream, after their workers were told: telling waits for nothing. One that stays is not begun, as
+/// whoever is given it asks.
+async fn withdraw_all(hub: &Hub, mut items: mpsc::Receiver<ActivityRef>) {
+    let mut batch = Vec::with_capacity(BATCH_MAX);
+    while items.recv_many(&mut batch, BATCH_MAX).await > 0 {
+        for _ in 0..TRIES_MAX {
+            if batch.is_empty() {
+                break;
+            }
+            hub.checked().await;
+            let looks = batch.drain(..).map(async |activity| match hub.withdraw(&activity).await {
+                Ok(()) => None,
+                Err(error) => {
+                    tracing::debug!(target: super::LOG, %error, "a cancelled item stays in the stream for now");
+                    Some(activity)
+                }
+            });
+            let left: Vec<_> = futures::stream::iter(looks).buffer_unordered(LOOKS_MAX).collect().await;
+            batch = left.into_iter().flatten().collect();
+            if !batch.is_empty() {
+                tokio::time::sleep(PAUSE).await;
+            }
         }
+        batch.clear();
     }
-    for (key, confirmed) in sent {
-        if confirmed.await.is_err() {
-            left.push(key);
-        }
-    }
-    left
 }
 
 /// Reads cancellations for one worker.
 pub(crate) struct Reader {
-    pub(crate) hub: Arc<Hub>,
     pub(crate) cancelled: Arc<Cancelled>,
     pub(crate) control: mpsc::UnboundedSender<Control>,
 }
 
-/// How far a reader has come.
-#[derive(Default)]
-struct Position {
-    /// When the stream was made.
-    stream: Option<String>,
-    sequence: u64,
-}
-
 impl Reader {
-    /// Reads until the worker neither listens nor pulls. Says so on `caught_up` when all that the server keeps was read
-    /// once.
-    pub(crate) async fn run(self, caught_up: oneshot::Sender<()>, pulls_no_more: oneshot::Receiver<()>) {
+    /// Reads until the worker neither listens nor pulls.
+    pub(crate) async fn run(self, mut letters: Subscriber, pulls_no_more: oneshot::Receiver<()>) {
         let listener = self.control.clone();
-        let mut position = Position::default();
-        let mut caught_up = Some(caught_up);
         let read = async {
-            loop {
-                if let Err(error) = self.read(&mut position, &mut caught_up).await {
-                    tracing::debug!(target: super::LOG, %error, "cancellations are read anew");
-                }
-                tokio::time::sleep(PAUSE).await;
-                self.hub.up().await;
+            // The library subscribes again on each new connection; what was said meanwhile is asked for.
+            while let Some(letter) = letters.next().await {
+                self.take(&letter.payload);
             }
         };
         tokio::select! {
@@ -149,56 +148,18 @@ impl Reader {
         }
     }
 
-    async fn read(&self, position: &mut Position, caught_up: &mut Option<oneshot::Sender<()>>) -> Result<(), Error> {
-        let name = self.hub.subjects.control_stream();
-        let find = async { Ok(self.hub.js.get_stream(name).await) };
-        let stream = match self.hub.answer(find).await? {
-            Ok(stream) => stream,
-            Err(error) => {
-                self.hub.create_streams().await?;
-                return Err(unavailable(error));
-            }
-        };
-        let created = format!("{:?}", stream.cached_info().created);
-        let state = &stream.cached_info().state;
-        if position.stream.as_ref() != Some(&created) || state.last_sequence < position.sequence {
-            *position = Position { stream: Some(created), sequence: 0 };
-        }
-        let goal = state.last_sequence;
-        let config = pull::OrderedConfig {
-            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: position.sequence + 1 },
-            ..pull::OrderedConfig::default()
-        };
-        let open = async { Ok(stream.create_consumer(config).await) };
-        let consumer = self.hub.answer(open).await?.map_err(unavailable)?;
-        let mut messages = consumer.messages().await.map_err(unavailable)?;
-        let mut link = self.hub.link.clone();
-        let connects = link.borrow_and_update().connects;
-        let mut life = self.hub.control_life.subscribe();
-        loop {
-            if position.sequence >= goal || state.messages == 0 {
-                caught_up.take().map(|caught_up| caught_up.send(()));
-            }
-            let message = tokio::select! {
-                message = messages.next() => message,
-                _ = link.wait_for(|link| link.up && link.connects != connects) => return Ok(()),
-                // By itself the library would read on where it was in the stream that is gone.
-                _ = life.changed() => return Ok(()),
-            };
-            let message =
-                message.ok_or_else(|| Error::Unavailable("the reader ended".to_owned()))?.map_err(unavailable)?;
-            let info = message.info().map_err(|error| Error::Unavailable(error.to_string()))?;
-            position.sequence = info.stream_sequence;
-            let at = u64::try_from(info.published.unix_timestamp_nanos()).unwrap_or(0);
-            self.take(&message.payload, at);
-        }
-    }
-
-    fn take(&self, body: &[u8], at: u64) {
+    fn take(&self, body: &[u8]) {
         // Of a newer version: for newer workers.
-        let Ok(CancelBody { key }) = decode(body) else { return };
-        self.cancelled.add(key.clone(), at);
+        let Ok(CancelBody { key, token }) = decode(body) else { return };
+        let control = match token {
+            Some(token) => {
+                let activity = ActivityRef { key, token };
+                self.cancelled.add(activity.clone());
+                Control::Cancel(activity)
+            }
+            None => Control::Check(key),
+        };
         // A worker that is gone runs nothing any more.
-        let _gone = self.control.send(Control::Cancel(key));
+        let _gone = self.control.send(control);
     }
 }

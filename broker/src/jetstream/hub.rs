@@ -48,8 +48,6 @@ pub(crate) struct Hub {
     pub(crate) troubles: Troubles,
     /// Whether the stream of work takes what it is offered.
     pub(crate) uptake: Uptake,
-    /// Rises when the stream of cancellations is not the one that it was: sequences in it mean something else now.
-    pub(crate) control_life: watch::Sender<u64>,
     /// Permits to publish work.
     pub(crate) publishes: Semaphore,
     /// The highest sequence that the stream of work has acknowledged to this process.
@@ -84,7 +82,6 @@ impl Hub {
             losses: Losses::default(),
             troubles: Troubles::default(),
             uptake: Uptake::default(),
-            control_life: watch::Sender::new(0),
             publishes: Semaphore::new(PUBLISHES_IN_FLIGHT_MAX),
             acknowledged: AtomicU64::new(0),
             ack_wait_min_ms: AtomicU64::new(u64::MAX),

@@ -19,8 +19,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(1_000);
 const ALARM_EVERY: Duration = Duration::from_secs(5);
 /// How often the stream's anchor is made sure of.
 const ANCHOR_EVERY: Duration = Duration::from_secs(60);
-/// How often the stream of cancellations is looked at.
-const LOOK_AT_CONTROL_EVERY: Duration = Duration::from_secs(3);
 /// When looking has failed for so long on a connection that stands, that is a trouble, and the connection is made anew:
 /// the server may have dropped the subscription by which answers come.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
@@ -116,6 +114,15 @@ struct Audit {
     subject: String,
     #[serde(default)]
     request: String,
+    #[serde(default)]
+    client: Caller,
+}
+
+/// Who called.
+#[derive(Default, Deserialize)]
+struct Caller {
+    #[serde(default)]
+    name: String,
 }
 
 /// The part of a purge that says how much.
@@ -132,14 +139,6 @@ struct Seen {
     connects: u64,
     /// When the anchor was last made sure of.
     anchored: Instant,
-    control: Option<Control>,
-}
-
-/// What was seen of the stream of cancellations.
-#[derive(Clone)]
-struct Control {
-    info: Info,
-    looked: Instant,
 }
 
 /// Looks until it is aborted.
@@ -235,6 +234,10 @@ fn note(hub: &Hub, audit: &[u8]) -> bool {
     if !hub.subjects.removes_work(&audit.subject) {
         return deleted.is_some() || hub.subjects.changes_streams(&audit.subject);
     }
+    // Nodes take out single messages that nobody wants.
+    if audit.client.name == hub.options.client_name() && hub.subjects.removes_one(&audit.subject) {
+        return false;
+    }
     let purge = serde_json::from_str::<PurgeRequest>(&audit.request).unwrap_or_default();
     // Whoever forgets a worker hands out its items again by itself.
     if !hub.subjects.is_of_worker(&purge.filter) && purge.filter != hub.subjects.anchor() {
@@ -262,16 +265,6 @@ async fn look(hub: &Hub, seen: &mut Option<Seen>) -> Result<(), Error> {
             hub.forget_lanes();
         }
     }
-    let before = seen.as_ref().filter(|seen| seen.connects == connects).and_then(|seen| seen.control.clone());
-    let control = match look_at_control(hub, before.clone()).await {
-        Ok(control) => Some(control),
-        // Work goes on without it.
-        Err(error) => {
-            hub.troubles
-                .note(format!("cancellations do not reach workers: {error}: look at nats-server and its limits"));
-            before
-        }
-    };
     let due = |seen: &Seen| seen.anchored.elapsed() >= ANCHOR_EVERY || hub.losses.due.load(Ordering::Acquire);
     let anchored = match seen.as_ref() {
         Some(seen) if !due(seen) => seen.anchored,
@@ -280,7 +273,7 @@ async fn look(hub: &Hub, seen: &mut Option<Seen>) -> Result<(), Error> {
             Instant::now()
         }
     };
-    *seen = Some(Seen { info, server, connects, anchored, control });
+    *seen = Some(Seen { info, server, connects, anchored });
     hub.losses.checked.send_if_modified(|checked| std::mem::replace(checked, connects) != connects);
     Ok(())
 }
@@ -292,30 +285,6 @@ async fn look_at_work(hub: &Hub) -> Result<Info, Error> {
     }
     hub.create_stream(&config).await?;
     hub.look_at(&config).await?.ok_or_else(|| Error::Unavailable("the stream goes away".to_owned()))
-}
-
-/// Makes sure of the stream of cancellations, and tells its readers when it is not what it was.
-async fn look_at_control(hub: &Hub, before: Option<Control>) -> Result<Control, Error> {
-    if let Some(before) = before.as_ref().filter(|before| before.looked.elapsed() < LOOK_AT_CONTROL_EVERY) {
-        return Ok(before.clone());
-    }
-    let config = hub.control_config();
-    let found = match hub.look_at(&config).await? {
-        Some(info) if !hub.set_right(&config, &info).await? => Some(info),
-        Some(_) | None => {
-            hub.create_stream(&config).await?;
-            hub.look_at(&config).await?
-        }
-    };
-    let info = found.ok_or_else(|| Error::Unavailable("the stream of cancellations goes away".to_owned()))?;
-    let changed = before.is_some_and(|before| {
-        before.info.created != info.created || info.state.last_sequence < before.info.state.last_sequence
-    });
-    if changed {
-        tracing::warn!(target: super::LOG, "the stream of cancellations is not what it was: it is read anew");
-        hub.control_life.send_modify(|life| *life += 1);
-    }
-    Ok(Control { info, looked: Instant::now() })
 }
 
 fn compare(hub: &Hub, seen: &Seen, info: &Info, acknowledged: u64) {

@@ -6,17 +6,19 @@ use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use async_nats::{Message, Request, Subscriber};
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use outlast_core::{Beginning, InstanceId, ShardId, decode, encode};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::hub::{Hub, unavailable};
-use super::wire::{Mail, ReplyBody, ReportBody};
-use crate::{Error, Report, ReportReply, ShardMail};
+use super::wire::{Letter, Mail, ReplyBody, ReportBody};
+use crate::{Error, Question, Report, ReportReply, ShardMail};
 
 /// How long the answer to a report may take.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the answer to questions may take: whoever asks asks again, or somebody else.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A larger beginning is read from the store.
 const BEGINNING_BYTES_MAX: usize = 64 << 10;
@@ -139,6 +141,15 @@ impl MailRoom {
         self.post(shard, || encode(&Mail::Nudge(instance)));
     }
 
+    pub(crate) fn deleted(&self, shard: ShardId, instance: InstanceId) {
+        if let Some(owner) = self.owner(shard)
+            && owner.send(ShardMail::Deleted(instance.clone())).is_ok()
+        {
+            return;
+        }
+        self.post(shard, || encode(&Mail::Deleted(instance)));
+    }
+
     pub(crate) fn begin(&self, shard: ShardId, beginning: Beginning) {
         let beginning = Box::new(beginning);
         if let Some(owner) = self.owner(shard)
@@ -171,12 +182,54 @@ impl MailRoom {
             }
         }
         let body = encode(&Mail::Report(Box::new(ReportBody::from(report))));
-        let request = Request::new().payload(body.into()).timeout(Some(REPORT_TIMEOUT));
+        let replies = self.request(shard, body, REPORT_TIMEOUT).await;
+        replies.first().copied().unwrap_or(ReportReply::TryAgain)
+    }
+
+    /// Like a report; answers come in the order of the questions.
+    pub(crate) async fn ask(&self, shard: ShardId, mut questions: Vec<Question>) -> Vec<ReportReply> {
+        let count = questions.len();
+        if let Some(owner) = self.owner(shard) {
+            let asked = pass_on(&owner, questions.clone());
+            if let Ok(Ok(replies)) = tokio::time::timeout(ASK_TIMEOUT, asked).await {
+                return replies;
+            }
+        }
+        let mut replies = Vec::with_capacity(count);
+        // An owner of an older version answers the first question of each letter.
+        while !questions.is_empty() {
+            let Some(body) = self.letter_of(&questions) else { break };
+            let answers = self.request(shard, body, ASK_TIMEOUT).await;
+            if answers.is_empty() {
+                return Vec::new();
+            }
+            questions.drain(..answers.len().min(questions.len()));
+            replies.extend(answers);
+        }
+        replies.truncate(count);
+        replies
+    }
+
+    /// As many of the questions as the server takes in one message.
+    fn letter_of(&self, questions: &[Question]) -> Option<Vec<u8>> {
+        let mut count = questions.len();
+        loop {
+            let body = encode(&Mail::Report(Box::new(ReportBody::asking(&questions[..count])?)));
+            if body.len() <= self.hub.client.max_payload() || count == 1 {
+                return Some(body);
+            }
+            count = count.div_ceil(2);
+        }
+    }
+
+    /// Empty without an answer.
+    async fn request(&self, shard: ShardId, body: Vec<u8>, limit: Duration) -> Vec<ReportReply> {
+        let request = Request::new().payload(body.into()).timeout(Some(limit));
         let answer = self.hub.client.send_request(self.hub.subjects.shard(shard), request);
         // The bound of the request begins when it is sent, which it may not be while the server is away.
-        match tokio::time::timeout(REPORT_TIMEOUT, answer).await {
-            Ok(Ok(message)) => decode::<ReplyBody>(&message.payload).map_or(ReportReply::TryAgain, Into::into),
-            Ok(Err(_)) | Err(_) => ReportReply::TryAgain,
+        match tokio::time::timeout(limit, answer).await {
+            Ok(Ok(message)) => decode::<ReplyBody>(&message.payload).map_or_else(|_| Vec::new(), ReplyBody::replies),
+            Ok(Err(_)) | Err(_) => Vec::new(),
         }
     }
 
@@ -205,18 +258,31 @@ impl MailRoom {
                 let Some(owner) = owner else { return };
                 let _gone = owner.send(ShardMail::Begin(beginning));
             }
+            Ok(Mail::Deleted(instance)) => {
+                let Some(owner) = owner else { return };
+                let _gone = owner.send(ShardMail::Deleted(instance));
+            }
             Ok(Mail::Report(body)) => {
                 let Some(answer_to) = letter.reply else { return };
                 // Handed over here, so that mail stays in order. Who owns the shard no more does not keep the worker waiting.
-                let reply = owner.map(|owner| deliver(&owner, Report::from(*body)));
+                let answer = match body.open() {
+                    Letter::Report(report) => {
+                        let reply = owner.map(|owner| deliver(&owner, report));
+                        async move { vec![answer_of(reply).await.unwrap_or(ReportReply::TryAgain)] }.boxed()
+                    }
+                    Letter::Questions(questions) => {
+                        let count = questions.len();
+                        let replies = owner.map(|owner| pass_on(&owner, questions));
+                        // Who owned it just now does not; somebody else may.
+                        let none = move || vec![ReportReply::TryAgain; count];
+                        async move { answer_of(replies).await.unwrap_or_else(none) }.boxed()
+                    }
+                };
                 let client = self.hub.client.clone();
                 tokio::spawn(async move {
-                    let reply = match reply {
-                        Some(reply) => reply.await.unwrap_or(ReportReply::TryAgain),
-                        None => ReportReply::TryAgain,
-                    };
+                    let reply = ReplyBody::to(answer.await);
                     // Without an answer the worker asks again.
-                    let _lost = client.publish(answer_to, encode(&ReplyBody::from(reply)).into()).await;
+                    let _lost = client.publish(answer_to, encode(&reply).into()).await;
                 });
             }
             Err(error) => tracing::debug!(target: super::LOG, %error, "mail is left unread"),
@@ -270,6 +336,17 @@ impl Listening {
             room.take(shard, letter);
         }
     }
+}
+
+async fn answer_of<T>(answer: Option<oneshot::Receiver<T>>) -> Option<T> {
+    answer?.await.ok()
+}
+
+fn pass_on(owner: &Receiver, questions: Vec<Question>) -> oneshot::Receiver<Vec<ReportReply>> {
+    let (answer, answered) = oneshot::channel();
+    // Without an owner the answer's sender is dropped.
+    let _gone = owner.send(ShardMail::Ask(questions, answer));
+    answered
 }
 
 fn deliver(owner: &Receiver, report: Report) -> oneshot::Receiver<ReportReply> {

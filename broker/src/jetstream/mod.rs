@@ -1,8 +1,8 @@
 //! A broker on NATS JetStream, for many processes on many machines.
 //!
 //! Work waits in a stream until a worker has acknowledged it, one consumer per tag and one per worker; mail and news go
-//! over plain subjects; cancellations are kept for some minutes. Whatever is lost on the way is handed out again by the
-//! owners of the shards: see `losses`.
+//! and cancellations over plain subjects. Whatever is lost on the way is handed out again by the owners of the shards (see
+//! `losses`) or asked for by workers.
 
 mod connection;
 mod credentials;
@@ -37,7 +37,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use outlast_core::{ActivityKey, Beginning, InstanceId, InstanceState, ShardId, TagFilter, WorkerId};
+use outlast_core::{ActivityRef, Beginning, InstanceId, InstanceState, ShardId, TagFilter, WorkerId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -53,7 +53,8 @@ use self::settle::Holdings;
 use self::source::{Shelf, Source};
 use self::subjects::{Lane, Subjects};
 use crate::{
-    Broker, Control, Dispatch, Error, Report, ReportReply, ShardMail, StatusWatch, Trouble, WorkSource, WorkerProfile,
+    Broker, Control, Dispatch, Error, Question, Report, ReportReply, ShardMail, StatusWatch, Trouble, WorkSource,
+    WorkerProfile,
 };
 
 /// Where all log lines of the broker go.
@@ -62,8 +63,6 @@ const LOG: &str = "outlast::broker";
 const PAYLOAD_BYTES_MAX: usize = 256 << 10;
 /// How often workers that take every tag look for new ones.
 const LEARN_EVERY: Duration = Duration::from_secs(5);
-/// How long a new worker waits for the cancellations of the last minutes.
-const CATCH_UP_MAX: Duration = Duration::from_secs(1);
 
 /// Carries work, mail and news between processes. Lives inside a tokio runtime, and longer than the sources that it opened.
 pub struct JetStreamBroker {
@@ -81,11 +80,11 @@ impl JetStreamBroker {
         let subjects = Subjects::new(&options.namespace)?;
         let (client, link) = connection::connect(&options).await?;
         let outbox = Outbox::start(client.clone());
-        let (canceller, keys) = Canceller::new();
+        let (canceller, cancelled) = Canceller::new();
         let hub = Arc::new(Hub::new(client, link, subjects, options, outbox));
-        hub.create_streams().await?;
+        hub.create_stream(&hub.work_config()).await?;
         let tasks = vec![
-            tokio::spawn(control::send(Arc::clone(&hub), keys)),
+            tokio::spawn(control::send(Arc::clone(&hub), cancelled)),
             tokio::spawn(losses::run(Arc::clone(&hub))),
             tokio::spawn(sweep::run(Arc::clone(&hub))),
             tokio::spawn(consumers::run(Arc::clone(&hub))),
@@ -113,8 +112,8 @@ impl Broker for JetStreamBroker {
         self.hub.publish_work(&items).await
     }
 
-    async fn cancel(&self, key: &ActivityKey) -> Result<(), Error> {
-        self.canceller.cancel(key.clone())
+    async fn cancel(&self, activity: &ActivityRef) -> Result<(), Error> {
+        self.canceller.cancel(activity.clone())
     }
 
     async fn pull(
@@ -128,11 +127,12 @@ impl Broker for JetStreamBroker {
             ack_wait = ack_wait.min(hub.create_lane(lane).await?);
         }
         let (control, listener) = mpsc::unbounded_channel();
-        let (caught_up, catching_up) = oneshot::channel();
         let cancelled = Arc::new(Cancelled::default());
-        let reader = Reader { hub: Arc::clone(hub), cancelled: Arc::clone(&cancelled), control };
+        let reader = Reader { cancelled: Arc::clone(&cancelled), control };
+        // Before the first request for items: whatever is cancelled after it was delivered here is heard of.
+        let letters = hub.client.subscribe(hub.subjects.cancel()).await.map_err(unavailable)?;
         let (reading, read_no_more) = oneshot::channel();
-        tokio::spawn(reader.run(caught_up, read_no_more));
+        tokio::spawn(reader.run(letters, read_no_more));
         let shelf = Arc::new(Shelf::default());
         let holdings = Holdings::new(Arc::clone(hub), ack_wait);
         let (learn, learned) = mpsc::unbounded_channel();
@@ -141,8 +141,6 @@ impl Broker for JetStreamBroker {
         if worker.filter == TagFilter::Any {
             tokio::spawn(puller::learn(Arc::clone(hub), learn, LEARN_EVERY));
         }
-        // Late ones still reach it; it may have begun what they cancel.
-        let _late = tokio::time::timeout(CATCH_UP_MAX, catching_up).await;
         let (pulling, pull_no_more) = oneshot::channel();
         let puller = tokio::spawn(puller.run(pull_no_more));
         let open = Some([reading, pulling]);
@@ -165,8 +163,16 @@ impl Broker for JetStreamBroker {
         self.mail.begin(shard, beginning);
     }
 
+    fn deleted(&self, shard: ShardId, instance: InstanceId) {
+        self.mail.deleted(shard, instance);
+    }
+
     async fn report(&self, shard: ShardId, report: Report) -> ReportReply {
         self.mail.report(shard, report).await
+    }
+
+    async fn ask(&self, shard: ShardId, questions: Vec<Question>) -> Vec<ReportReply> {
+        self.mail.ask(shard, questions).await
     }
 
     fn announce(&self, instance: &InstanceId, state: Option<&InstanceState>) {

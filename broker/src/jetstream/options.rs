@@ -107,6 +107,11 @@ impl JetStreamOptions {
             replicas: 1,
         }
     }
+
+    /// How connections of this namespace call themselves.
+    pub(crate) fn client_name(&self) -> String {
+        format!("outlast {}", self.namespace)
+    }
 }
 
 impl fmt::Debug for JetStreamOptions {

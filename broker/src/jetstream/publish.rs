@@ -7,7 +7,7 @@ use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{Info, LastRawMessageErrorKind};
 use futures::future::try_join_all;
-use outlast_core::{ActivityItem, encode};
+use outlast_core::{ActivityItem, ActivityRef, encode};
 
 use super::hub::{Hub, unavailable};
 use super::puller::Origin;
@@ -26,6 +26,8 @@ const HEADERS_BYTES_MAX: usize = 512;
 const AGAIN: &str = "Outlast-Again";
 /// Items that are looked for at once.
 const LOOKS_MAX: usize = 64;
+/// Looks for copies of one item: it may be in its tag's lane and in the lanes of workers.
+const COPIES_MAX: usize = 4;
 /// Pause between attempts.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
@@ -74,7 +76,7 @@ impl Hub {
             let homeless = self.answer(self.publish_once(pipeline.iter().collect())).await?;
             if !homeless.is_empty() {
                 self.losses.look_now();
-                self.create_streams().await?;
+                self.create_stream(&self.work_config()).await?;
                 return Err(Error::Unavailable("the stream was gone".to_owned()));
             }
         }
@@ -98,22 +100,47 @@ impl Hub {
             return Ok(false);
         }
         let subject = self.subjects.item(&Lane::of(&dispatch.item, None), &dispatch.item);
+        Ok(self.sequence_of(&subject).await?.is_some())
+    }
+
+    /// Where in the stream the last message of a subject is.
+    async fn sequence_of(&self, subject: &str) -> Result<Option<u64>, Error> {
         let name = self.subjects.work_stream();
         let look = async {
             let stream = self.js.get_stream_no_info(name).await.map_err(unavailable)?;
-            match stream.get_last_raw_message_by_subject(&subject).await {
-                Ok(_) => Ok(true),
-                Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(false),
+            match stream.get_last_raw_message_by_subject(subject).await {
+                Ok(message) => Ok(Some(message.sequence)),
+                Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
                 // Without a stream there is none either.
                 Err(error) => match error.kind() {
                     LastRawMessageErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
-                        Ok(false)
+                        Ok(None)
                     }
                     _ => Err(unavailable(error)),
                 },
             }
         };
         self.answer(look).await
+    }
+
+    /// Takes an item out of the stream, wherever in it; whoever runs it does not mind.
+    pub(crate) async fn withdraw(&self, activity: &ActivityRef) -> Result<(), Error> {
+        let subject = self.subjects.item_anywhere(activity);
+        let incarnation = self.losses.incarnation();
+        for _ in 0..COPIES_MAX {
+            let Some(sequence) = self.sequence_of(&subject).await? else { return Ok(()) };
+            // In a stream that was made anew since, the number may be another item's.
+            if self.losses.incarnation() != incarnation {
+                return Err(Error::Unavailable("the stream was made anew".to_owned()));
+            }
+            let delete = async {
+                let stream = self.js.get_stream_no_info(self.subjects.work_stream()).await.map_err(unavailable)?;
+                // It may be gone since; the next look tells.
+                Ok(stream.delete_message(sequence).await.is_ok())
+            };
+            self.answer(delete).await?;
+        }
+        Err(Error::Unavailable("the item is in the stream still".to_owned()))
     }
 
     /// Keeps a message that nobody takes at the front of the stream, and moves it when it has fallen far behind.

@@ -151,6 +151,10 @@ impl Hold {
         self.decide(|holdings, answer_to, message| match settle {
             Settle::Ack => Decision::Ack(answer_to),
             Settle::Requeue => holdings.back(answer_to, message),
+            Settle::Later(delay) => match holdings.back(answer_to, message) {
+                Decision::Nak(answer_to) => Decision::Later(answer_to, delay),
+                elsewhere => elsewhere,
+            },
             Settle::Forward(worker) => Decision::Forward(answer_to, Box::new(message), Some(worker)),
             // From its own lane it would come back to this worker alone.
             Settle::Unclaimed if holdings.is_mine_alone(&message) => {

@@ -140,7 +140,7 @@ impl Shelf {
             let mut state = self.lock();
             while taken.len() < room {
                 let Some(fetched) = state.fetched.pop_front() else { break };
-                let wanted = !cancelled.covers(&fetched.item.key, fetched.published);
+                let wanted = !cancelled.has(&fetched.item.activity());
                 if wanted { &mut taken } else { &mut unwanted }.push(fetched);
             }
             state.wish = Wish { room: room - taken.len(), waits: taken.is_empty(), fresh: true };

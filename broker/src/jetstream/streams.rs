@@ -1,5 +1,5 @@
-//! The two streams as they must be: made when they are missing, set right when somebody has edited them, made anew when
-//! that is refused. What is in them can be lost: the store knows what has no outcome.
+//! The stream as it must be: made when it is missing, set right when somebody has edited it, made anew when that is refused.
+//! What is in it can be lost: the store knows what has no outcome.
 
 use std::time::Duration;
 
@@ -9,11 +9,6 @@ use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, RetentionPolicy
 
 use super::hub::{Hub, unavailable};
 use crate::Error;
-
-/// How long cancellations are kept for workers that cannot be reached.
-const CONTROL_AGE_MAX: Duration = Duration::from_secs(600);
-/// Most bytes of kept cancellations.
-const CONTROL_BYTES_MAX: i64 = 8 << 20;
 
 impl Hub {
     /// A stream as it is; `None` when there is none.
@@ -28,14 +23,7 @@ impl Hub {
         }
     }
 
-    /// Makes sure that both streams are there and are as they must be.
-    pub(crate) async fn create_streams(&self) -> Result<(), Error> {
-        for config in [self.work_config(), self.control_config()] {
-            self.create_stream(&config).await?;
-        }
-        Ok(())
-    }
-
+    /// Makes sure that a stream is there and is as it must be.
     pub(crate) async fn create_stream(&self, config: &Config) -> Result<(), Error> {
         let _alone = self.creating.lock().await;
         let create = async { Ok(self.js.get_or_create_stream(config.clone()).await) };
@@ -54,20 +42,6 @@ impl Hub {
             discard: DiscardPolicy::New,
             discard_new_per_subject: true,
             storage: if self.options.memory_storage { StorageType::Memory } else { StorageType::File },
-            num_replicas: self.options.replicas,
-            ..Config::default()
-        }
-    }
-
-    /// The stream of cancellations.
-    pub(crate) fn control_config(&self) -> Config {
-        Config {
-            name: self.subjects.control_stream(),
-            subjects: vec![self.subjects.control()],
-            retention: RetentionPolicy::Limits,
-            max_age: CONTROL_AGE_MAX,
-            max_bytes: CONTROL_BYTES_MAX,
-            storage: StorageType::Memory,
             num_replicas: self.options.replicas,
             ..Config::default()
         }

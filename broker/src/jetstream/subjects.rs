@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use outlast_core::{ActivityItem, InstanceId, ShardId, WorkerId};
+use outlast_core::{ActivityItem, ActivityRef, InstanceId, ShardId, WorkerId};
 use sha2::{Digest, Sha256};
 
 use super::Error;
@@ -104,22 +104,12 @@ impl Subjects {
         format!("{}_WORK", self.namespace)
     }
 
-    /// The stream of cancellations.
-    pub(crate) fn control_stream(&self) -> String {
-        format!("{}_CONTROL", self.namespace)
-    }
-
     /// All that the stream of work takes.
     pub(crate) fn work(&self) -> String {
         format!("{}.work.>", self.namespace)
     }
 
-    /// All that the stream of cancellations takes.
-    pub(crate) fn control(&self) -> String {
-        format!("{}.control.>", self.namespace)
-    }
-
-    /// Cancellations.
+    /// Cancellations. Nodes of older versions read them from a stream that takes this subject.
     pub(crate) fn cancel(&self) -> String {
         format!("{}.control.cancel", self.namespace)
     }
@@ -131,7 +121,12 @@ impl Subjects {
 
     /// One item; the same item has the same subject always.
     pub(crate) fn item(&self, lane: &Lane, item: &ActivityItem) -> String {
-        format!("{}.{}", lane.prefix(&self.namespace), item_token(item))
+        format!("{}.{}", lane.prefix(&self.namespace), item_token(&item.activity()))
+    }
+
+    /// The same item in whichever lane.
+    pub(crate) fn item_anywhere(&self, activity: &ActivityRef) -> String {
+        format!("{}.work.*.*.{}", self.namespace, item_token(activity))
     }
 
     /// The message of the stream of work that no consumer takes.
@@ -187,12 +182,16 @@ impl Subjects {
         matches!(verb, "PURGE" | "DELETE" | "RESTORE" | "MSG.DELETE") && stream == self.work_stream()
     }
 
-    /// The calls that change what our streams are, or remove one.
+    /// The calls that change what our stream is, or remove it.
     pub(crate) fn changes_streams(&self, subject: &str) -> bool {
         let Some(call) = subject.strip_prefix("$JS.API.STREAM.") else { return false };
         let Some((verb, stream)) = call.rsplit_once('.') else { return false };
-        matches!(verb, "UPDATE" | "DELETE" | "RESTORE")
-            && [self.work_stream(), self.control_stream()].iter().any(|name| name == stream)
+        matches!(verb, "UPDATE" | "DELETE" | "RESTORE") && stream == self.work_stream()
+    }
+
+    /// Whether the call removes a single message.
+    pub(crate) fn removes_one(&self, subject: &str) -> bool {
+        subject.starts_with("$JS.API.STREAM.MSG.DELETE.")
     }
 
     /// The consumer that a call with this subject deletes.
@@ -212,12 +211,12 @@ pub(crate) fn token(text: &str) -> String {
 }
 
 /// 128 bits of the identity of an item: instance, execution, event and token.
-fn item_token(item: &ActivityItem) -> String {
+fn item_token(ActivityRef { key, token }: &ActivityRef) -> String {
     let mut hash = Sha256::new();
-    hash.update(item.key.execution.0.to_le_bytes());
-    hash.update(item.key.event.0.to_le_bytes());
-    hash.update(item.token.0.to_le_bytes());
-    hash.update(item.key.instance.as_str().as_bytes());
+    hash.update(key.execution.0.to_le_bytes());
+    hash.update(key.event.0.to_le_bytes());
+    hash.update(token.0.to_le_bytes());
+    hash.update(key.instance.as_str().as_bytes());
     hex(&hash.finalize())
 }
 

@@ -1,10 +1,12 @@
 //! What can be shown without a server: names never collide, secrets are never shown.
 
-use outlast_core::{ActivityItem, ActivityKey, ActivityTimeouts, EventId, ExecutionId, InstanceId, Token};
+use outlast_core::{ActivityItem, ActivityKey, ActivityTimeouts, EventId, ExecutionId, InstanceId, Token, Verdict};
 use proptest::prelude::*;
 
 use super::subjects::{Lane, Subjects, token};
+use super::wire::{Letter, Mail, ReplyBody, ReportBody};
 use super::{Auth, JetStreamOptions};
+use crate::{Question, ReportReply};
 
 fn item(instance: &str, numbers: [u64; 3]) -> ActivityItem {
     let [execution, event, token] = numbers;
@@ -110,7 +112,7 @@ fn every_body_begins_with_its_version_and_a_newer_one_is_left_unread() {
         encode(&item("a", [1, 2, 3])),
         encode(&Mail::Nudge(InstanceId::new("a"))),
         encode(&ReplyBody::TryAgain),
-        encode(&CancelBody { key }),
+        encode(&CancelBody { key, token: Some(Token(3)) }),
         encode(&TagBody { consumer: "tag-x".to_owned() }),
         encode(&NewsBody { status: None }),
     ];
@@ -119,4 +121,37 @@ fn every_body_begins_with_its_version_and_a_newer_one_is_left_unread() {
         body[0] = 2;
         assert!(matches!(decode::<Mail>(&body), Err(DecodeError::Newer(2))));
     }
+}
+
+/// What nodes before it have sent and answered, by hand: the key, the token, a question.
+#[test]
+fn older_nodes_ask_and_answer_one_question_at_a_time() {
+    #[derive(serde::Serialize)]
+    enum OldMail {
+        Report(OldReport),
+    }
+    #[derive(serde::Serialize)]
+    struct OldReport {
+        key: ActivityKey,
+        token: Token,
+        result: OldResult,
+    }
+    #[derive(serde::Serialize)]
+    enum OldResult {
+        Begun,
+    }
+    let item = item("i", [1, 2, 3]);
+    let asked = OldMail::Report(OldReport { key: item.key.clone(), token: item.token, result: OldResult::Begun });
+    let asked = outlast_core::encode(&asked);
+    let Ok(Mail::Report(body)) = outlast_core::decode(&asked) else { panic!("it is not read") };
+    let Letter::Questions(questions) = body.open() else { panic!("it is a question") };
+    assert_eq!(questions, [Question { activity: item.activity(), begun: true }]);
+    // The same bytes go out, so that an older owner reads them.
+    let body = ReportBody::asking(&questions).unwrap();
+    assert_eq!(outlast_core::encode(&Mail::Report(Box::new(body))), asked);
+    let reply = ReportReply::Settled(Verdict::Applied);
+    let answered = outlast_core::encode(&ReplyBody::to(vec![reply]));
+    assert_eq!(answered, outlast_core::encode(&std::collections::BTreeMap::from([("Settled", "Applied")])));
+    let Ok(body) = outlast_core::decode::<ReplyBody>(&answered) else { panic!("it is not read") };
+    assert_eq!(body.replies(), [reply]);
 }

@@ -1,12 +1,12 @@
 //! The bodies of messages: a version byte, then MessagePack. A body with a newer version is for newer nodes.
 
 use outlast_core::{
-    ActivityKey, ActivityOutcome, AttemptInfo, Beginning, ErrorDetails, ExecutionId, InstanceId, OrchestrationStatus,
-    ShardId, Token, Verdict,
+    ActivityKey, ActivityOutcome, ActivityRef, AttemptInfo, Beginning, ErrorDetails, ExecutionId, InstanceId,
+    OrchestrationStatus, ShardId, Token, Verdict,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{Report, ReportReply, ReportResult};
+use crate::{Question, Report, ReportReply, ReportResult};
 
 /// What the owner of a shard is sent.
 #[derive(Serialize, Deserialize)]
@@ -14,6 +14,7 @@ pub(crate) enum Mail {
     Nudge(InstanceId),
     Report(Box<ReportBody>),
     Begin(Box<Beginning>),
+    Deleted(InstanceId),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -21,13 +22,32 @@ pub(crate) struct ReportBody {
     key: ActivityKey,
     token: Token,
     result: ResultBody,
+    /// Of `Begun`: its code does not run yet. Older owners take it as begun.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    waits: bool,
+    /// Of `Begun`: more questions. Older owners answer the first alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    more: Vec<QuestionBody>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct QuestionBody {
+    key: ActivityKey,
+    token: Token,
+    waits: bool,
 }
 
 #[derive(Serialize, Deserialize)]
 enum ResultBody {
+    /// A question: is it wanted?
     Begun,
-    Done { outcome: ActivityOutcome, run: AttemptInfo },
-    Unregistered { activity: String },
+    Done {
+        outcome: ActivityOutcome,
+        run: AttemptInfo,
+    },
+    Unregistered {
+        activity: String,
+    },
 }
 
 /// The owner's answer.
@@ -36,12 +56,22 @@ pub(crate) enum ReplyBody {
     Settled(Verdict),
     Moved(ShardId),
     TryAgain,
+    /// To several questions.
+    Each(Vec<ReplyBody>),
 }
 
-/// A cancellation.
+/// A cancellation; without a token it is an older owner's, and it is not known for which life it is.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct CancelBody {
     pub(crate) key: ActivityKey,
+    #[serde(default)]
+    pub(crate) token: Option<Token>,
+}
+
+/// What a worker sends as a report.
+pub(crate) enum Letter {
+    Report(Report),
+    Questions(Vec<Question>),
 }
 
 /// A tag that a publisher uses for the first time, by the name of its consumer.
@@ -76,21 +106,38 @@ impl From<Report> for ReportBody {
     fn from(report: Report) -> Self {
         let result = match report.result {
             ReportResult::Done { outcome, run } => ResultBody::Done { outcome, run },
-            ReportResult::Begun => ResultBody::Begun,
             ReportResult::Unregistered { activity } => ResultBody::Unregistered { activity },
         };
-        Self { key: report.key, token: report.token, result }
+        Self { key: report.key, token: report.token, result, waits: false, more: Vec::new() }
     }
 }
 
-impl From<ReportBody> for Report {
-    fn from(body: ReportBody) -> Self {
-        let result = match body.result {
+impl ReportBody {
+    /// One body for all questions; `None` for none.
+    pub(crate) fn asking(questions: &[Question]) -> Option<Self> {
+        let mut bodies = questions.iter().map(|Question { activity, begun }| {
+            let ActivityRef { key, token } = activity.clone();
+            QuestionBody { key, token, waits: !begun }
+        });
+        let QuestionBody { key, token, waits } = bodies.next()?;
+        Some(Self { key, token, result: ResultBody::Begun, waits, more: bodies.collect() })
+    }
+
+    pub(crate) fn open(self) -> Letter {
+        let Self { key, token, result, waits, more } = self;
+        let result = match result {
             ResultBody::Done { outcome, run } => ReportResult::Done { outcome, run },
-            ResultBody::Begun => ReportResult::Begun,
             ResultBody::Unregistered { activity } => ReportResult::Unregistered { activity },
+            ResultBody::Begun => {
+                let bodies = std::iter::once(QuestionBody { key, token, waits }).chain(more);
+                let question = |body: QuestionBody| {
+                    let activity = ActivityRef { key: body.key, token: body.token };
+                    Question { activity, begun: !body.waits }
+                };
+                return Letter::Questions(bodies.map(question).collect());
+            }
         };
-        Self { key: body.key, token: body.token, result }
+        Letter::Report(Report { key, token, result })
     }
 }
 
@@ -104,12 +151,22 @@ impl From<ReportReply> for ReplyBody {
     }
 }
 
-impl From<ReplyBody> for ReportReply {
-    fn from(body: ReplyBody) -> Self {
-        match body {
-            ReplyBody::Settled(verdict) => Self::Settled(verdict),
-            ReplyBody::Moved(shard) => Self::Moved(shard),
-            ReplyBody::TryAgain => Self::TryAgain,
+impl ReplyBody {
+    /// The answers to so many questions. An older owner answers one question only, in the words of that answer.
+    pub(crate) fn to(mut replies: Vec<ReportReply>) -> Self {
+        match (replies.pop(), replies.is_empty()) {
+            (Some(only), true) => only.into(),
+            (last, _) => Self::Each(replies.into_iter().chain(last).map(Self::from).collect()),
+        }
+    }
+
+    /// One answer, or as many as there are.
+    pub(crate) fn replies(self) -> Vec<ReportReply> {
+        match self {
+            Self::Settled(verdict) => vec![ReportReply::Settled(verdict)],
+            Self::Moved(shard) => vec![ReportReply::Moved(shard)],
+            Self::TryAgain => vec![ReportReply::TryAgain],
+            Self::Each(replies) => replies.into_iter().flat_map(Self::replies).collect(),
         }
     }
 }

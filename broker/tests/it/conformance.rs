@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use outlast_broker::{Control, Dispatch, Report, ReportReply, ReportResult, Settle, ShardMail};
+use outlast_broker::{Control, Dispatch, Question, Report, ReportReply, ReportResult, Settle, ShardMail};
 use outlast_core::{
     Beginning, InboxSeq, InstanceId, InstanceState, Message, MessageKind, OrchestrationStatus, ShardId, StartMessage,
     TagFilter, Token, Verdict, WorkerId,
@@ -12,8 +12,8 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::items::{
-    NEVER, SOON, assert_nothing, in_session, item, key, open, publish, publish_to, run, tagged, take, take_within,
-    worker,
+    NEVER, SOON, activity, assert_nothing, in_session, item, key, open, publish, publish_to, run, tagged, take,
+    take_within, worker,
 };
 use crate::world::World;
 
@@ -44,6 +44,9 @@ on_every_broker!(
     a_cancel_reaches_the_running_worker,
     a_cancelled_item_is_not_delivered,
     a_later_life_of_a_cancelled_key_is_delivered,
+    a_cancel_touches_no_other_life,
+    what_is_put_off_comes_after_others,
+    questions_are_answered_one_by_one,
     mail_reaches_the_latest_owner_in_order,
     reports_get_the_owners_answer,
     a_report_without_an_owner_is_to_be_tried_again,
@@ -256,15 +259,15 @@ async fn a_cancel_reaches_the_running_worker(world: World) {
     let (mut source, mut control) = world.here.pull(worker("w", TagFilter::DefaultOnly)).await.unwrap();
     publish(&*world.there, item("a", 1)).await;
     let _running = take(&mut source).await;
-    world.there.cancel(&key("a", 1)).await.unwrap();
-    assert_eq!(timeout(SOON, control.recv()).await.unwrap(), Some(Control::Cancel(key("a", 1))));
+    world.there.cancel(&activity("a", 1)).await.unwrap();
+    assert_eq!(timeout(SOON, control.recv()).await.unwrap(), Some(Control::Cancel(activity("a", 1))));
 }
 
 /// Guarantee 5: the cancellation comes before any worker does.
 async fn a_cancelled_item_is_not_delivered(world: World) {
     publish(&*world.there, item("a", 1)).await;
     publish(&*world.there, item("a", 2)).await;
-    world.there.cancel(&key("a", 1)).await.unwrap();
+    world.there.cancel(&activity("a", 1)).await.unwrap();
     tokio::time::sleep(NEVER).await;
     let mut source = open(&*world.here, "w", TagFilter::DefaultOnly).await;
     assert_eq!(run(&mut source).await, key("a", 2));
@@ -275,12 +278,42 @@ async fn a_cancelled_item_is_not_delivered(world: World) {
 async fn a_later_life_of_a_cancelled_key_is_delivered(world: World) {
     let mut source = open(&*world.here, "w", TagFilter::DefaultOnly).await;
     publish(&*world.there, item("a", 1)).await;
-    world.there.cancel(&key("a", 1)).await.unwrap();
+    world.there.cancel(&activity("a", 1)).await.unwrap();
     tokio::time::sleep(NEVER).await;
     assert_nothing(&mut source).await;
     let again = outlast_core::ActivityItem { token: Token(77), ..item("a", 1) };
     publish(&*world.there, again).await;
     assert_eq!(take(&mut source).await.item.token, Token(77));
+}
+
+/// Guarantee 5 is for one life.
+async fn a_cancel_touches_no_other_life(world: World) {
+    let (mut source, mut control) = world.here.pull(worker("w", TagFilter::DefaultOnly)).await.unwrap();
+    let later = outlast_core::ActivityItem { token: Token(77), ..item("a", 1) };
+    publish(&*world.there, item("a", 1)).await;
+    let _first = take(&mut source).await;
+    publish(&*world.there, later.clone()).await;
+    let second = take(&mut source).await;
+    assert_eq!(second.item.token, Token(77));
+    world.there.cancel(&activity("a", 1)).await.unwrap();
+    assert_eq!(timeout(SOON, control.recv()).await.unwrap(), Some(Control::Cancel(activity("a", 1))));
+    assert!(timeout(NEVER, control.recv()).await.is_err());
+    world.there.cancel(&later.activity()).await.unwrap();
+    assert_eq!(timeout(SOON, control.recv()).await.unwrap(), Some(Control::Cancel(later.activity())));
+}
+
+/// What a worker puts off lets others go first, comes again, and can be cancelled meanwhile.
+async fn what_is_put_off_comes_after_others(world: World) {
+    let mut source = open(&*world.here, "w", TagFilter::DefaultOnly).await;
+    for event in 1..=2 {
+        publish(&*world.there, item("a", event)).await;
+        (take(&mut source).await.settle)(Settle::Later(Duration::from_millis(600)));
+    }
+    publish(&*world.there, item("a", 3)).await;
+    assert_eq!(run(&mut source).await, key("a", 3));
+    world.there.cancel(&activity("a", 1)).await.unwrap();
+    assert_eq!(run(&mut source).await, key("a", 2));
+    assert_nothing(&mut source).await;
 }
 
 /// Guarantee 6.
@@ -309,9 +342,12 @@ async fn mail_reaches_the_latest_owner_in_order(world: World) {
         match timeout(SOON, letters.recv()).await.unwrap().unwrap() {
             ShardMail::Begin(beginning) => assert_eq!(*beginning, sent),
             ShardMail::Nudge(instance) => assert!(instance == sent.instance && sent.seq == InboxSeq(1 << 20)),
-            ShardMail::Report(..) => panic!("nobody reported"),
+            ShardMail::Deleted(_) | ShardMail::Ask(..) | ShardMail::Report(..) => panic!("it was not sent"),
         }
     }
+    world.there.deleted(ShardId(63), InstanceId::new("gone"));
+    let sent = timeout(SOON, letters.recv()).await.unwrap();
+    assert!(matches!(&sent, Some(ShardMail::Deleted(instance)) if instance.as_str() == "gone"), "{sent:?}");
     world.here.disown(&shards, &owner).await;
     world.there.nudge(ShardId(63), InstanceId::new("late"));
     assert!(timeout(NEVER, letters.recv()).await.is_err());
@@ -365,6 +401,37 @@ async fn reports_get_the_owners_answer(world: World) {
 async fn a_report_without_an_owner_is_to_be_tried_again(world: World) {
     let reply = timeout(Duration::from_secs(1), world.here.report(ShardId(5), report())).await;
     assert_eq!(reply.unwrap(), ReportReply::TryAgain);
+}
+
+/// Guarantee 7 for questions.
+async fn questions_are_answered_one_by_one(world: World) {
+    let (owner, mut letters) = mpsc::unbounded_channel();
+    world.here.own(&[ShardId(3)], owner).await.unwrap();
+    let question = |event: u64| Question { activity: activity("a", event), begun: event.is_multiple_of(2) };
+    let answers = [
+        ReportReply::Settled(Verdict::Applied),
+        ReportReply::Settled(Verdict::Unknown),
+        ReportReply::Moved(ShardId(9)),
+        ReportReply::TryAgain,
+    ];
+    for count in 1..=answers.len() {
+        let asked: Vec<Question> = (1..=count as u64).map(question).collect();
+        let (questions, expected) = (asked.clone(), answers[..count].to_vec());
+        let owner = async {
+            match letters.recv().await.unwrap() {
+                ShardMail::Ask(questions, reply) => {
+                    assert_eq!(questions, asked);
+                    reply.send(expected.clone()).unwrap();
+                }
+                other => panic!("only questions were sent, not {other:?}"),
+            }
+        };
+        let worker = world.there.ask(ShardId(3), questions);
+        let (answered, ()) = timeout(SOON, async { tokio::join!(worker, owner) }).await.unwrap();
+        assert_eq!(answered, expected);
+    }
+    let nobody = timeout(SOON, world.there.ask(ShardId(5), vec![question(1), question(2)])).await.unwrap();
+    assert_eq!(nobody, []);
 }
 
 /// Guarantee 8.

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
 use outlast_broker::jetstream::{JetStreamBroker, JetStreamOptions};
-use outlast_broker::{Broker, Control, Dispatch, Error, Settle};
+use outlast_broker::{Broker, Control, Delivery, Dispatch, Error, Settle, WorkSource};
 use outlast_core::{TagFilter, WorkerId};
 use tokio::sync::watch;
 
 use crate::items::{
-    SOON, assert_nothing, in_session, item, key, open, publish, publish_to, run, tagged, take, take_within, worker,
+    SOON, activity, assert_nothing, in_session, item, key, open, publish, publish_to, run, tagged, take, take_within,
+    worker,
 };
 use crate::server::Server;
 use crate::world::namespace;
@@ -62,8 +63,8 @@ async fn a_wiped_server_is_noticed_and_used_again() {
     publish(&broker, tagged("a", 2, "nobody")).await;
     let mut late = open(&broker, "late", TagFilter::tags(["nobody"])).await;
     assert_eq!(run(&mut late).await, key("a", 2));
-    broker.cancel(&key("a", 9)).await.unwrap();
-    assert_eq!(tokio::time::timeout(SOON, control.recv()).await.unwrap(), Some(Control::Cancel(key("a", 9))));
+    broker.cancel(&activity("a", 9)).await.unwrap();
+    assert_eq!(tokio::time::timeout(SOON, control.recv()).await.unwrap(), Some(Control::Cancel(activity("a", 9))));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -200,7 +201,7 @@ async fn calls_end_while_the_server_is_away() {
     assert!(begun.elapsed() < Duration::from_secs(7), "{:?}", begun.elapsed());
     broker.nudge(outlast_core::ShardId(1), "i".into());
     broker.announce(&"i".into(), None);
-    broker.cancel(&key("a", 5)).await.unwrap();
+    broker.cancel(&activity("a", 5)).await.unwrap();
     assert!(take_within(&mut source, Duration::from_millis(300)).await.is_none());
     server.start();
     publish(&broker, item("a", 1)).await;
@@ -319,6 +320,66 @@ async fn a_forgotten_worker_leaves_nothing_behind() {
     broker.forget_worker(&WorkerId::new("dead")).await;
 }
 
+/// Nobody has to take it for that, and it is no loss that owners must make good.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_item_leaves_the_stream_in_whichever_lane_it_is() {
+    let server = Server::any();
+    let namespace = namespace();
+    let (broker, other) = (server.broker(&namespace).await, server.broker(&namespace).await);
+    let losses = other.losses();
+    publish(&broker, tagged("a", 1, "nobody")).await;
+    publish(&broker, in_session("a", 2, "s")).await;
+    publish_to(&broker, in_session("a", 3, "s"), "holder").await;
+    publish(&broker, item("a", 4)).await;
+    let mut source = open(&broker, "w", TagFilter::DefaultOnly).await;
+    let running = take_until(&mut source, &key("a", 4)).await;
+    publish(&broker, tagged("a", 5, "nobody")).await;
+    let mut stream = work_stream(&server, &namespace).await;
+    for event in 1..=4 {
+        broker.cancel(&activity("a", event)).await.unwrap();
+    }
+    let begun = Instant::now();
+    while messages(&mut stream).await > 1 {
+        assert!(begun.elapsed() < SOON, "{} items are left", messages(&mut stream).await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // That it is gone harms nobody who ran it.
+    (running.settle)(Settle::Ack);
+    let mut late = open(&broker, "late", TagFilter::tags(["nobody"])).await;
+    assert_eq!(run(&mut late).await, key("a", 5));
+    assert!(!losses.has_changed().unwrap());
+}
+
+async fn take_until(source: &mut Box<dyn WorkSource>, wanted: &outlast_core::ActivityKey) -> Delivery {
+    loop {
+        let delivery = take(source).await;
+        if delivery.item.key == *wanted {
+            return delivery;
+        }
+    }
+}
+
+/// An owner of an older version names no life, so its word is a reason to ask and no more.
+#[tokio::test]
+async fn a_cancellation_without_a_token_is_a_reason_to_ask() {
+    let server = Server::any();
+    let namespace = namespace();
+    let broker = server.broker(&namespace).await;
+    let (_source, mut control) = broker.pull(worker("w", TagFilter::DefaultOnly)).await.unwrap();
+    let client = async_nats::connect(&server.url).await.unwrap();
+    let old = outlast_core::encode(&std::collections::BTreeMap::from([("key", key("a", 1))]));
+    let heard = async {
+        loop {
+            client.publish(format!("{namespace}.control.cancel"), old.clone().into()).await.unwrap();
+            if let Ok(heard) = tokio::time::timeout(Duration::from_millis(200), control.recv()).await {
+                return heard;
+            }
+        }
+    };
+    let heard = tokio::time::timeout(SOON, heard).await.unwrap();
+    assert_eq!(heard, Some(Control::Check(key("a", 1))));
+}
+
 #[tokio::test]
 async fn namespaces_do_not_see_each_other() {
     let server = Server::any();
@@ -326,7 +387,7 @@ async fn namespaces_do_not_see_each_other() {
     let mut source = open(&one, "w", TagFilter::Any).await;
     let (mut other, mut control) = two.pull(worker("w", TagFilter::Any)).await.unwrap();
     publish(&one, item("a", 1)).await;
-    one.cancel(&key("a", 7)).await.unwrap();
+    one.cancel(&activity("a", 7)).await.unwrap();
     assert_eq!(run(&mut source).await, key("a", 1));
     assert_nothing(&mut other).await;
     assert!(control.try_recv().is_err());

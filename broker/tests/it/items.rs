@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use outlast_broker::{Broker, Delivery, Dispatch, Settle, WorkSource, WorkerProfile};
 use outlast_core::{
-    ActivityItem, ActivityKey, ActivityTimeouts, EventId, ExecutionId, InstanceId, TagFilter, Token, WorkerId,
+    ActivityItem, ActivityKey, ActivityRef, ActivityTimeouts, EventId, ExecutionId, InstanceId, TagFilter, Token,
+    WorkerId,
 };
 
 /// Long enough for anything that must happen.
@@ -14,6 +15,11 @@ pub(crate) const NEVER: Duration = Duration::from_millis(300);
 
 pub(crate) fn key(instance: &str, event: u64) -> ActivityKey {
     ActivityKey { instance: InstanceId::new(instance), execution: ExecutionId(1), event: EventId(event) }
+}
+
+/// The activity that `item` is about.
+pub(crate) fn activity(instance: &str, event: u64) -> ActivityRef {
+    item(instance, event).activity()
 }
 
 pub(crate) fn item(instance: &str, event: u64) -> ActivityItem {

@@ -3,6 +3,7 @@
 
 mod blocking;
 mod broker_faults;
+mod cancelling;
 mod figures;
 mod half_alive;
 mod leftovers;

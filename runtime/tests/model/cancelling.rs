@@ -1,10 +1,13 @@
 //! Cancelling: the tree ends, running activities are told, then aborted.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use outlast::{ActivityContext, OrchestrationContext, OrchestrationRegistry, RuntimeOptions};
+use outlast::{
+    ActivityContext, ActivityRegistryBuilder, OrchestrationContext, OrchestrationRegistry,
+    OrchestrationRegistryBuilder, RuntimeOptions,
+};
 use tokio::sync::Notify;
 
 use crate::model::world::{World, activities, options, orchestration};
@@ -108,4 +111,133 @@ async fn a_cancel_before_the_first_turn_wins() {
     world.client.start_orchestration("i", "Nobody", "").await.unwrap();
     world.client.cancel_instance("i", "early").await.unwrap();
     assert_eq!(world.outcome("i").await.unwrap_err().display_message(), "canceled: early");
+}
+
+/// An activity that says when it begins and when it is told to stop; one whose input is `deaf` goes on until it is let go.
+#[derive(Clone, Default)]
+struct Held {
+    begun: Arc<Mutex<Vec<String>>>,
+    told: Arc<Mutex<Vec<String>>>,
+    let_go: Arc<Notify>,
+}
+
+impl Held {
+    fn new() -> (Self, ActivityRegistryBuilder) {
+        let held = Self::default();
+        let inside = held.clone();
+        let hold = move |ctx: ActivityContext, input: String| {
+            let held = inside.clone();
+            async move {
+                held.begun.lock().unwrap().push(input.clone());
+                if input == "deaf" {
+                    held.let_go.notified().await;
+                } else {
+                    ctx.cancelled().await;
+                    held.told.lock().unwrap().push(input.clone());
+                }
+                Ok(input)
+            }
+        };
+        (held, activities().register("Hold", hold))
+    }
+
+    async fn until(list: &Mutex<Vec<String>>, all: &[&str]) {
+        let wait = async {
+            while !all.iter().all(|one| list.lock().unwrap().iter().any(|other| other == one)) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(10), wait).await;
+        assert!(waited.is_ok(), "{all:?} are not all among {:?}", list.lock().unwrap());
+    }
+
+    async fn until_begun(&self, all: &[&str]) {
+        Self::until(&self.begun, all).await;
+    }
+
+    async fn until_told(&self, all: &[&str]) {
+        Self::until(&self.told, all).await;
+    }
+}
+
+fn holding() -> OrchestrationRegistryBuilder {
+    let hold = |ctx: OrchestrationContext, input: String| async move { ctx.schedule_activity("Hold", input).await };
+    orchestration("Hold", hold).register("Parent", |ctx: OrchestrationContext, input: String| async move {
+        ctx.schedule_sub_orchestration("Hold", input).await
+    })
+}
+
+#[tokio::test]
+async fn a_forced_deletion_tells_what_runs_in_the_whole_tree() {
+    let (held, activities) = Held::new();
+    let world = World::start(activities, holding()).await;
+    world.client.start_orchestration("i", "Hold", "one").await.unwrap();
+    world.client.start_orchestration("p", "Parent", "child").await.unwrap();
+    held.until_begun(&["one", "child"]).await;
+    world.client.delete_instance("i", true).await.unwrap();
+    world.client.delete_instance("p", true).await.unwrap();
+    held.until_told(&["one", "child"]).await;
+}
+
+/// Whoever deleted it may have died before it told anybody.
+#[tokio::test]
+async fn a_deletion_that_nobody_tells_of_is_found_out() {
+    let (held, activities) = Held::new();
+    let place = crate::place::Place::default();
+    let provider = place.open().await;
+    let world = World::on(provider.clone(), activities, holding(), options()).await;
+    world.client.start_orchestration("i", "Hold", "one").await.unwrap();
+    held.until_begun(&["one"]).await;
+    provider.store().delete(&"i".into(), true).await.unwrap();
+    held.until_told(&["one"]).await;
+}
+
+#[tokio::test]
+async fn an_attempt_for_an_earlier_life_takes_nothing_from_the_next() {
+    let (held, activities) = Held::new();
+    let world = World::start(activities, holding()).await;
+    world.client.start_orchestration("i", "Hold", "deaf").await.unwrap();
+    held.until_begun(&["deaf"]).await;
+    world.client.delete_instance("i", true).await.unwrap();
+    world.client.start_orchestration("i", "Hold", "second").await.unwrap();
+    held.until_begun(&["second"]).await;
+    held.let_go.notify_one();
+    while world.runtime.metrics_snapshot().activities_running > 1 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // What ended was meant for the first life alone.
+    assert!(held.told.lock().unwrap().is_empty());
+    world.client.cancel_instance("i", "enough").await.unwrap();
+    held.until_told(&["second"]).await;
+}
+
+#[tokio::test]
+async fn a_worker_whose_slots_are_taken_by_what_nobody_wants_says_so() {
+    let (held, activities) = Held::new();
+    let full = RuntimeOptions { worker_concurrency: 2, ..options() };
+    let world = World::start_with(activities, holding(), full).await;
+    for id in ["a", "b"] {
+        world.client.start_orchestration(id, "Hold", "deaf").await.unwrap();
+    }
+    while held.begun.lock().unwrap().len() < 2 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    world.client.cancel_instance("a", "enough").await.unwrap();
+    world.client.delete_instance("b", true).await.unwrap();
+    let listed = async || {
+        let problems = world.client.list_problems().await.unwrap();
+        problems.iter().any(|problem| problem.reason.contains("all 2 slots"))
+    };
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while !listed().await {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        held.let_go.notify_one();
+        while listed().await {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await
+    .unwrap();
+    held.let_go.notify_one();
 }

@@ -7,10 +7,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use outlast::providers::Provider;
 use outlast_broker::{
-    Broker, Control, Dispatch, Report, ReportReply, ShardMail, StatusWatch, Trouble, WorkSource, WorkerProfile,
+    Broker, Control, Dispatch, Question, Report, ReportReply, ShardMail, StatusWatch, Trouble, WorkSource,
+    WorkerProfile,
 };
 use outlast_core::{
-    ActivityKey, Beginning, EventId, ExecutionId, Fork, HistoryEvent, Incoming, InstanceId, InstanceState, KvEntry,
+    ActivityRef, Beginning, EventId, ExecutionId, Fork, HistoryEvent, Incoming, InstanceId, InstanceState, KvEntry,
     Message, Millis, NodeId, ShardId, WorkerId,
 };
 use outlast_storage::{
@@ -178,14 +179,16 @@ type Opened = (Box<dyn WorkSource>, mpsc::UnboundedReceiver<Control>);
 
 pass_on! { Broker for FaultyBroker {
     async fn publish(items: Vec<Dispatch>) -> Result<(), outlast_broker::Error>;
-    async fn cancel(key: &ActivityKey) -> Result<(), outlast_broker::Error>;
+    async fn cancel(activity: &ActivityRef) -> Result<(), outlast_broker::Error>;
     async fn pull(worker: WorkerProfile) -> Result<Opened, outlast_broker::Error>;
     async fn own(shards: &[ShardId], mail: mpsc::UnboundedSender<ShardMail>) -> Result<(), outlast_broker::Error>;
     async fn disown(shards: &[ShardId], mail: &mpsc::UnboundedSender<ShardMail>) -> ();
     async fn report(shard: ShardId, report: Report) -> ReportReply;
+    async fn ask(shard: ShardId, questions: Vec<Question>) -> Vec<ReportReply>;
     async fn forget_worker(worker: &WorkerId) -> ();
     fn nudge(shard: ShardId, instance: InstanceId) -> ();
     fn begin(shard: ShardId, beginning: Beginning) -> ();
+    fn deleted(shard: ShardId, instance: InstanceId) -> ();
     fn announce(instance: &InstanceId, state: Option<&InstanceState>) -> ();
     fn watch(instance: &InstanceId) -> StatusWatch;
     fn is_shared() -> bool;
