@@ -1,6 +1,8 @@
 //! What can go wrong at a store, by what the caller can do about it.
 
-use outlast_core::InstanceId;
+use std::any::Any;
+
+use outlast_core::{InstanceId, panic_text};
 use thiserror::Error;
 
 /// Failures of a store.
@@ -56,4 +58,11 @@ impl From<outlast_core::RefusedOption> for Error {
     fn from(refused: outlast_core::RefusedOption) -> Self {
         Self::Unusable(refused.to_string())
     }
+}
+
+/// What a caller is told whose call panicked inside the store; said in the log too.
+pub(crate) fn panicked(panic: Box<dyn Any + Send>) -> Error {
+    let text = panic_text(panic).unwrap_or_else(|| "without a message".to_owned());
+    tracing::error!(target: "outlast::storage", text, "a call panicked inside the store, which goes on");
+    Error::Unavailable(format!("the call panicked inside the store: {text}: a fault of Outlast, please report it"))
 }

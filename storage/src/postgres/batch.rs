@@ -1,11 +1,14 @@
 //! Calls that arrive together go to the database together: whatever arrived during the last trip makes up the next one.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use futures::FutureExt as _;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::executor::ended;
 use crate::Error;
+use crate::error::panicked;
 
 /// Calls that share a trip.
 const CALLS_MAX: usize = 256;
@@ -72,9 +75,15 @@ where
             batch.push(call);
         }
         let (work, answers): (Vec<W>, Vec<_>) = batch.into_iter().map(|call| (call.work, call.answer)).unzip();
-        let results = trip(work);
+        // A panic of a trip is an error of those whose calls it carries; the next ones go on.
+        let begun = catch_unwind(AssertUnwindSafe(|| trip(work)));
         let round = async move {
-            let results = results.await;
+            let results = match begun {
+                Ok(results) => {
+                    AssertUnwindSafe(results).catch_unwind().await.unwrap_or_else(|panic| Err(panicked(panic)))
+                }
+                Err(panic) => Err(panicked(panic)),
+            };
             drop(permit);
             tell(answers, results);
         };
@@ -91,5 +100,29 @@ fn tell<A>(answers: Vec<oneshot::Sender<Result<A, Error>>>, results: Result<Vec<
         Err(error) => answers.into_iter().for_each(|answer| {
             let _gone = answer.send(Err(error.clone()));
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Batcher;
+    use crate::Error;
+
+    #[tokio::test]
+    async fn a_trip_that_panics_is_an_error_of_its_calls_alone() {
+        for trips in [1, 4] {
+            let calls = Batcher::start(trips, |work: Vec<u32>| {
+                assert!(!work.contains(&0), "before it begins");
+                async move {
+                    assert!(!work.contains(&1), "under way");
+                    Ok(work)
+                }
+            });
+            for (number, text) in [(0, "before it begins"), (1, "under way")] {
+                let told = calls.call(number, 1).await;
+                assert!(matches!(&told, Err(Error::Unavailable(why)) if why.contains(text)), "{told:?}");
+                assert_eq!(calls.call(2, 1).await.ok(), Some(2));
+            }
+        }
     }
 }

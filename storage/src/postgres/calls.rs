@@ -14,6 +14,7 @@ use super::outgoing::{number_of, parent_of, queue_of, small};
 use super::text::{given, may_exist, stored};
 use crate::arrival::Listener;
 use crate::bulk;
+use crate::error::panicked;
 use crate::{
     Arrival, CallStore, DeleteInstanceResult, Error, HeartbeatOf, InstanceFilter, PruneOptions, PruneResult, Receipt,
     StartConflict, StartOutcome, StartReceipt, StartRequest,
@@ -336,8 +337,11 @@ impl PostgresStore {
         &self,
         work: impl Future<Output = Result<T, Error>> + std::marker::Send + 'static,
     ) -> Result<T, Error> {
-        let closed = |_| Err(Error::Unavailable("the store is closed".to_owned()));
-        self.executor.spawn(work).await.unwrap_or_else(closed)
+        let ended = |failed: tokio::task::JoinError| match failed.try_into_panic() {
+            Ok(panic) => Err(panicked(panic)),
+            Err(_) => Err(Error::Unavailable("the store is closed".to_owned())),
+        };
+        self.executor.spawn(work).await.unwrap_or_else(ended)
     }
 }
 

@@ -1,5 +1,6 @@
 //! One writing thread that groups its jobs, and reading threads beside it.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use super::TARGET;
 use super::file::DatabaseFile;
 use super::vacuum::Vacuum;
 use crate::Error;
+use crate::error::panicked;
 
 /// Jobs that share one durable commit.
 const JOBS_PER_COMMIT_MAX: usize = 1_024;
@@ -20,6 +22,8 @@ const JOBS_PER_COMMIT_MAX: usize = 1_024;
 const ELSEWHERE_INTERVAL: Duration = Duration::from_millis(200);
 /// How long a statement waits for another process's write.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause of the writing thread after a panic beside its jobs.
+const AFTER_PANIC: Duration = Duration::from_millis(50);
 /// Threads that read what instances need in order to go on.
 const READERS: usize = 2;
 /// Threads that read for people and dashboards, which may take as long as the tables are.
@@ -65,9 +69,10 @@ where
 {
     fn run(&mut self, db: &Connection, undo: Undo) -> bool {
         let before = db.total_changes();
+        let work = &mut self.work;
         let result = match undo {
-            Undo::Together => (self.work)(db, undo),
-            Undo::Alone => in_savepoint(db, |db| (self.work)(db, undo)),
+            Undo::Together => caught(|| work(db, undo)),
+            Undo::Alone => in_savepoint(db, |db| caught(|| work(db, undo))),
         };
         // A refusal that came before anything was written leaves nothing to undo.
         let clean = result.is_ok() || undo == Undo::Alone || db.total_changes() == before;
@@ -81,7 +86,11 @@ where
         drop(work);
         let result = committed.and(result.unwrap_or_else(|| Err(closed())));
         if let Ok(value) = &result {
-            after(value);
+            // It is written all the same: whoever is not told of it looks into the store.
+            let _said = caught(|| {
+                after(value);
+                Ok(())
+            });
         }
         // A caller that has gone away does not need its answer.
         let _gone = answer.send(result);
@@ -220,31 +229,10 @@ fn spawn_writer(mut writer: Writer) -> Result<mpsc::Sender<Box<dyn WriteJob>>, E
     let (sender, jobs) = mpsc::channel::<Box<dyn WriteJob>>();
     let run = move || {
         let mut seen = data_version(&writer.db);
-        loop {
-            let first = match jobs.recv_timeout(writer.patience()) {
-                Ok(job) => job,
-                Err(mpsc::RecvTimeoutError::Disconnected) => return,
-                Err(mpsc::RecvTimeoutError::Timeout) => {
-                    let misplaced = writer.look_for_file().is_some();
-                    if let Some(vacuum) = writer.vacuum.as_mut().filter(|_| !misplaced) {
-                        vacuum.step(&writer.db, true);
-                    }
-                    if writer.elsewhere.watched.load(Ordering::Relaxed) {
-                        writer.queries.fetch_add(1, Ordering::Relaxed);
-                        seen = notice(&writer.db, seen, &writer.elsewhere);
-                    }
-                    continue;
-                }
-            };
-            let mut group = vec![first];
-            group.extend(std::iter::from_fn(|| jobs.try_recv().ok()).take(JOBS_PER_COMMIT_MAX - 1));
-            writer.queries.fetch_add(group.len() as u64, Ordering::Relaxed);
-            writer.write_group(group);
-            if let Some(vacuum) = &mut writer.vacuum {
-                vacuum.written();
-                vacuum.step(&writer.db, false);
-            }
-            seen = notice(&writer.db, seen, &writer.elsewhere);
+        // Jobs are caught one by one. Beside them, a panic costs the group that it meets, whose callers try again.
+        while catch_unwind(AssertUnwindSafe(|| writer.serve(&jobs, &mut seen))).map_err(panicked).is_err() {
+            writer.roll_back();
+            std::thread::sleep(AFTER_PANIC);
         }
     };
     spawn("outlast-write", run)?;
@@ -270,6 +258,45 @@ fn notice(db: &Connection, seen: i64, elsewhere: &Elsewhere) -> i64 {
 }
 
 impl Writer {
+    /// Runs jobs until nobody can bring any more.
+    fn serve(&mut self, jobs: &mpsc::Receiver<Box<dyn WriteJob>>, seen: &mut i64) {
+        loop {
+            let first = match jobs.recv_timeout(self.patience()) {
+                Ok(job) => job,
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    let misplaced = self.look_for_file().is_some();
+                    if let Some(vacuum) = self.vacuum.as_mut().filter(|_| !misplaced) {
+                        vacuum.step(&self.db, true);
+                    }
+                    if self.elsewhere.watched.load(Ordering::Relaxed) {
+                        self.queries.fetch_add(1, Ordering::Relaxed);
+                        *seen = notice(&self.db, *seen, &self.elsewhere);
+                    }
+                    continue;
+                }
+            };
+            let mut group = vec![first];
+            group.extend(std::iter::from_fn(|| jobs.try_recv().ok()).take(JOBS_PER_COMMIT_MAX - 1));
+            self.queries.fetch_add(group.len() as u64, Ordering::Relaxed);
+            self.write_group(group);
+            if let Some(vacuum) = &mut self.vacuum {
+                vacuum.written();
+                vacuum.step(&self.db, false);
+            }
+            *seen = notice(&self.db, *seen, &self.elsewhere);
+        }
+    }
+
+    /// Ends a transaction that a panic has left open.
+    fn roll_back(&self) {
+        if !self.db.is_autocommit()
+            && let Err(error) = execute(&self.db, "ROLLBACK")
+        {
+            tracing::warn!(target: TARGET, %error, "rollback failed");
+        }
+    }
+
     /// How long it waits for work before it looks for something else to do.
     fn patience(&self) -> Duration {
         self.vacuum.as_ref().and_then(Vacuum::pause).unwrap_or(ELSEWHERE_INTERVAL)
@@ -409,7 +436,7 @@ impl Connections {
         }
         let (answer, answered) = oneshot::channel();
         let run: ReadJob = Box::new(move |db| {
-            let _gone = answer.send(job(db));
+            let _gone = answer.send(caught(|| job(db)));
         });
         way(readers).send(run).map_err(|_| closed())?;
         answered.await.unwrap_or_else(|_| Err(closed()))
@@ -432,6 +459,11 @@ pub(super) fn in_savepoint<T>(db: &Connection, job: impl FnOnce(&Connection) -> 
     }
 }
 
+/// A panic of one job is an error of its caller, and the thread goes on: every other job waits for it.
+fn caught<T>(job: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(job)).unwrap_or_else(|panic| Err(panicked(panic)))
+}
+
 fn closed() -> Error {
     Error::Unavailable("the database is closed".to_owned())
 }
@@ -447,4 +479,66 @@ pub(super) fn is_constraint(error: &rusqlite::Error) -> bool {
         error.sqlite_error_code(),
         Some(ErrorCode::ConstraintViolation | ErrorCode::TooBig | ErrorCode::TypeMismatch)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rusqlite::Connection;
+
+    use super::{Connections, Undo, open, sql_error};
+    use crate::Error;
+
+    async fn insert(db: &Connections, number: i64) -> Result<(), Error> {
+        db.write(move |db: &Connection, _: Undo| {
+            db.execute("INSERT INTO numbers VALUES (?)", [number]).map_err(sql_error)?;
+            assert!(number != 13, "unlucky");
+            Ok(())
+        })
+        .await
+    }
+
+    async fn numbers(db: &Connections) -> Result<Vec<i64>, Error> {
+        let read = |db: &Connection| {
+            let mut query = db.prepare_cached("SELECT number FROM numbers ORDER BY number")?;
+            query.query_map([], |row| row.get(0))?.collect::<Result<Vec<i64>, _>>()
+        };
+        db.read(move |db| read(db).map_err(sql_error)).await
+    }
+
+    fn is_told(result: &Result<(), Error>) -> bool {
+        matches!(result, Err(Error::Unavailable(text)) if text.contains("panicked") && text.contains("unlucky"))
+    }
+
+    #[tokio::test]
+    async fn a_write_that_panics_is_undone_alone_and_told_to_its_caller() {
+        let db = open(None, Arc::default()).expect("a store in memory opens").connections;
+        let table =
+            |db: &Connection, _: Undo| db.execute_batch("CREATE TABLE numbers (number INTEGER)").map_err(sql_error);
+        db.write(table).await.expect("a table is made");
+        for _ in 0..3 {
+            // Together they make up one or more groups.
+            let (first, unlucky, last) = futures::join!(insert(&db, 1), insert(&db, 13), insert(&db, 2));
+            assert!(first.is_ok() && is_told(&unlucky) && last.is_ok(), "{first:?} {unlucky:?} {last:?}");
+        }
+        assert_eq!(numbers(&db).await.expect("it is read"), [1, 1, 1, 2, 2, 2]);
+        // So is what follows a write, which stays.
+        let after = db.write_then(|_, _| Ok(()), |()| panic!("unlucky")).await;
+        assert!(after.is_ok() && insert(&db, 3).await.is_ok(), "{after:?}");
+    }
+
+    #[tokio::test]
+    async fn reads_that_panic_end_no_thread() {
+        let place = tempfile::tempdir().expect("a directory");
+        let path = place.path().join("db").display().to_string();
+        let store = crate::sqlite::SqliteStore::open(&path).expect("a store opens");
+        let db = &store.connections;
+        // More of them than there are threads.
+        for _ in 0..10 {
+            assert!(is_told(&db.read::<()>(|_| panic!("unlucky")).await));
+            assert!(is_told(&db.inspect::<()>(|_| panic!("unlucky")).await));
+        }
+        assert_eq!((db.read(|_| Ok(1)).await.ok(), db.inspect(|_| Ok(2)).await.ok()), (Some(1), Some(2)));
+    }
 }
