@@ -399,7 +399,8 @@ async fn reports_get_the_owners_answer(world: World) {
 
 /// Guarantee 7.
 async fn a_report_without_an_owner_is_to_be_tried_again(world: World) {
-    let reply = timeout(Duration::from_secs(1), world.here.report(ShardId(5), report())).await;
+    // Less than the wait for an owner that does not answer.
+    let reply = timeout(Duration::from_secs(4), world.here.report(ShardId(5), report())).await;
     assert_eq!(reply.unwrap(), ReportReply::TryAgain);
 }
 
@@ -473,7 +474,7 @@ async fn a_full_worker_leaves_the_rest_to_others() {
     world.there.publish(items.collect()).await.unwrap();
     let mut seen = BTreeSet::new();
     while seen.len() < 49 {
-        let delivery = take_within(&mut free, Duration::from_secs(2)).await.expect("the full worker gives back");
+        let delivery = take_within(&mut free, SOON).await.expect("the full worker gives back");
         seen.insert(delivery.item.key.clone());
         (delivery.settle)(Settle::Ack);
     }

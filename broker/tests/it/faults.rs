@@ -18,7 +18,7 @@ use crate::server::Server;
 use crate::world::namespace;
 
 /// Longest time until a loss is known, beside the time that the server needs to start.
-const KNOWN_WITHIN: Duration = Duration::from_secs(3);
+const KNOWN_WITHIN: Duration = Duration::from_secs(15);
 
 async fn alarm(losses: &mut watch::Receiver<u64>) {
     tokio::time::timeout(KNOWN_WITHIN, losses.changed()).await.expect("the loss is known in time").unwrap();
@@ -89,7 +89,7 @@ async fn a_server_that_went_back_in_time_is_noticed() {
     server.start();
 
     // Two alarms keep their distance.
-    tokio::time::timeout(Duration::from_secs(7), losses.changed()).await.unwrap().unwrap();
+    alarm(&mut losses).await;
     publish(&broker, item("a", 2)).await;
     publish(&broker, item("a", 3)).await;
     let taken = [run(&mut source).await, run(&mut source).await];
@@ -107,7 +107,7 @@ async fn a_restart_loses_nothing_and_held_work_is_acknowledged_after_it() {
     server.stop();
     (held.settle)(Settle::Ack);
     server.start();
-    let delivery = take_within(&mut source, Duration::from_secs(15)).await.unwrap();
+    let delivery = take_within(&mut source, 2 * SOON).await.unwrap();
     assert_eq!(delivery.item.key, key("a", 2));
     (delivery.settle)(Settle::Ack);
     assert_nothing(&mut source).await;
@@ -145,7 +145,7 @@ async fn a_purge_and_a_deletion_are_noticed() {
     let client = async_nats::connect(&server.url).await.unwrap();
     jetstream::new(client).delete_stream(format!("{namespace}_WORK")).await.unwrap();
     // Two alarms keep their distance.
-    tokio::time::timeout(Duration::from_secs(7), losses.changed()).await.unwrap().unwrap();
+    alarm(&mut losses).await;
     queued().await;
     publish(&broker, item("a", 2)).await;
     assert_eq!(run(&mut source).await, key("a", 2));
@@ -198,7 +198,7 @@ async fn calls_end_while_the_server_is_away() {
     let begun = Instant::now();
     let published = broker.publish(vec![Dispatch { item: item("a", 1), worker: None, again: false }]).await;
     assert!(matches!(published, Err(Error::Unavailable(_))), "{published:?}");
-    assert!(begun.elapsed() < Duration::from_secs(7), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     broker.nudge(outlast_core::ShardId(1), "i".into());
     broker.announce(&"i".into(), None);
     broker.cancel(&activity("a", 5)).await.unwrap();

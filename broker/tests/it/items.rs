@@ -9,7 +9,7 @@ use outlast_core::{
 };
 
 /// Long enough for anything that must happen.
-pub(crate) const SOON: Duration = Duration::from_secs(5);
+pub(crate) const SOON: Duration = Duration::from_secs(15);
 /// Long enough to see that something does not happen.
 pub(crate) const NEVER: Duration = Duration::from_millis(300);
 

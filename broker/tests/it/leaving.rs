@@ -76,7 +76,8 @@ async fn a_worker_leaves_at_once_when_the_server_is_away() {
     broker.disown(&[outlast_core::ShardId(1)], &mail).await;
     broker.forget_worker(&WorkerId::new("w")).await;
     drop((source, broker));
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    // One wait for an answer alone would take longer.
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
@@ -120,7 +121,7 @@ async fn a_broker_that_is_dropped_while_the_server_is_away_leaves_no_task_and_no
     let until_left = async |most: usize| {
         let begun = std::time::Instant::now();
         while tasks() > before + most {
-            assert!(begun.elapsed() < Duration::from_secs(12), "{} tasks are left", tasks() - before);
+            assert!(begun.elapsed() < Duration::from_secs(30), "{} tasks are left", tasks() - before);
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
@@ -143,7 +144,7 @@ async fn what_lies_in_the_lane_of_a_worker_that_is_gone_is_dropped() {
     let mut stream = js.get_stream(format!("{namespace}_WORK")).await.unwrap();
     let begun = std::time::Instant::now();
     while stream.info().await.unwrap().state.messages > 2 {
-        assert!(begun.elapsed() < Duration::from_secs(8), "the anchor and the live worker's item are left");
+        assert!(begun.elapsed() < Duration::from_secs(30), "the anchor and the live worker's item are left");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     tokio::time::sleep(Duration::from_secs(1)).await;

@@ -47,7 +47,7 @@ fn spawn(port: u16, store: &std::path::Path, more: &[String]) -> Child {
     let child = command.spawn().unwrap_or_else(|error| panic!("{HELP} ({error})"));
     let begun = Instant::now();
     while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(begun.elapsed() < Duration::from_secs(10), "the server did not start: {HELP}");
+        assert!(begun.elapsed() < Duration::from_secs(30), "the server did not start: {HELP}");
         std::thread::sleep(Duration::from_millis(5));
     }
     child

@@ -116,7 +116,7 @@ async fn providers_of_one_process_share_a_file_under_all_its_names() {
             run(&client, &format!("i{n}.{round}")).await;
         }
         // By a look alone, each would take a second.
-        assert!(begun.elapsed() < Duration::from_secs(8), "{name}: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(15), "{name}: {:?}", begun.elapsed());
         // A second runtime takes its share of the work.
         let (a, o) = (activities().build(), registry().build());
         let runtime = Runtime::try_start(second, a, o, options()).await.unwrap();

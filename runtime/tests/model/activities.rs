@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use outlast::{ActivityContext, BackoffStrategy, Either2, OrchestrationContext, RetryPolicy};
 
-use crate::model::world::{World, activities, options, orchestration};
+use crate::model::world::{SOON, World, activities, options, orchestration};
 
 #[tokio::test]
 async fn an_error_and_a_panic_of_an_activity_reach_the_code_as_err() {
@@ -105,7 +105,7 @@ async fn an_orchestration_that_nobody_has_registered_is_a_problem_and_then_poiso
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    let problem = tokio::time::timeout(Duration::from_secs(5), problems).await.unwrap();
+    let problem = tokio::time::timeout(SOON, problems).await.unwrap();
     assert_eq!((problem.instance_id.as_str(), problem.reason.as_str()), ("i", "unregistered orchestration"));
     let details = world.outcome("i").await.unwrap_err();
     assert!(matches!(details, outlast::ErrorDetails::Poison { attempt_count: 4, .. }), "{details:?}");

@@ -10,7 +10,7 @@ use outlast::{
 };
 use tokio::sync::Notify;
 
-use crate::model::world::{World, activities, options, orchestration};
+use crate::model::world::{SOON, World, activities, options, orchestration};
 
 #[tokio::test]
 async fn a_cancel_reaches_children_and_running_activities() {
@@ -77,7 +77,7 @@ async fn an_activity_that_does_not_listen_is_aborted_after_the_grace_period() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(5), wait).await.unwrap();
+    tokio::time::timeout(SOON, wait).await.unwrap();
 }
 
 #[tokio::test]

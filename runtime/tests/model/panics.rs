@@ -61,6 +61,6 @@ async fn panics_with_values_that_panic_when_they_are_dropped_fail_as_panics_and_
     world.client.cancel_instance("cancelled", "enough").await.unwrap();
     assert!(world.outcome("cancelled").await.is_err());
     let stopping = Instant::now();
-    world.runtime.shutdown(Some(10_000)).await;
-    assert!(stopping.elapsed() < Duration::from_secs(8), "nothing was waited for");
+    world.runtime.shutdown(Some(60_000)).await;
+    assert!(stopping.elapsed() < Duration::from_secs(30), "nothing was waited for");
 }
