@@ -191,10 +191,15 @@ impl Worker {
     async fn free_slot(&self, source: &mut dyn WorkSource) -> Option<OwnedSemaphorePermit> {
         let mut slot = Arc::clone(&self.slots).try_acquire_owned().ok();
         while slot.is_none() {
-            note_full(&self.troubles.slots, source).await;
-            let next = Arc::clone(&self.slots).acquire_owned();
-            if let Ok(next) = tokio::time::timeout(LOOK_FOR_WAITING_EVERY, next).await {
-                slot = Some(next.ok()?);
+            let look = async {
+                note_full(&self.troubles.slots, &mut *source).await;
+                tokio::time::sleep(LOOK_FOR_WAITING_EVERY).await;
+            };
+            // The answer may take long, and a slot that comes free does not wait for it.
+            tokio::select! {
+                biased;
+                free = Arc::clone(&self.slots).acquire_owned() => slot = Some(free.ok()?),
+                () = look => {}
             }
         }
         self.troubles.slots.end(&());

@@ -2,6 +2,7 @@
 //! workers that are not reached: they ask the owners of what they run.
 
 use std::collections::{HashSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +12,8 @@ use outlast_core::{ActivityRef, decode, encode};
 use tokio::sync::{mpsc, oneshot};
 
 use super::hub::Hub;
+use super::troubles::Troubles;
+use super::upkeep::note_panic;
 use super::wire::CancelBody;
 use crate::{Control, Error};
 
@@ -80,7 +83,9 @@ impl Canceller {
 }
 
 /// Carries cancellations out until it is aborted.
-pub(crate) async fn send(hub: Arc<Hub>, mut waiting: mpsc::Receiver<ActivityRef>) {
+pub(crate) async fn send(hub: Arc<Hub>, waiting: Arc<tokio::sync::Mutex<mpsc::Receiver<ActivityRef>>>) {
+    // Only one run at a time asks for it. Workers ask about what was in hand at a panic.
+    let mut waiting = waiting.lock().await;
     let (told, items) = mpsc::channel(WAITING_MAX);
     let tell = async {
         let mut batch = Vec::with_capacity(BATCH_MAX);
@@ -129,6 +134,7 @@ async fn withdraw_all(hub: &Hub, mut items: mpsc::Receiver<ActivityRef>) {
 /// Reads cancellations for one worker.
 pub(crate) struct Reader {
     pub(crate) cancelled: Arc<Cancelled>,
+    pub(crate) troubles: Arc<Troubles>,
     pub(crate) control: mpsc::UnboundedSender<Control>,
 }
 
@@ -139,7 +145,10 @@ impl Reader {
         let read = async {
             // The library subscribes again on each new connection; what was said meanwhile is asked for.
             while let Some(letter) = letters.next().await {
-                self.take(&letter.payload);
+                // Its worker asks about a cancellation that cannot be handled; the others are heard.
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.take(&letter.payload))) {
+                    note_panic(&self.troubles, "hearing of cancellations", panic);
+                }
             }
         };
         tokio::select! {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_nats::Client;
@@ -36,6 +36,16 @@ const ACK_WAIT_MIN_MS: u64 = 60;
 /// How long a consumer that was seen is taken to be there still.
 const LANE_KNOWN_FOR: Duration = Duration::from_secs(300);
 
+/// What waits in a lane.
+pub(crate) struct Backlog {
+    /// Items that were never handed out.
+    pub(crate) pending: u64,
+    /// Items that were handed out and are not settled: held by workers, or given back.
+    pub(crate) unsettled: usize,
+    /// Requests of workers that have room.
+    pub(crate) requests: usize,
+}
+
 /// Shared by a broker, its sources and its tasks.
 pub(crate) struct Hub {
     pub(crate) client: Client,
@@ -45,7 +55,7 @@ pub(crate) struct Hub {
     pub(crate) link: watch::Receiver<Link>,
     pub(crate) outbox: Outbox,
     pub(crate) losses: Losses,
-    pub(crate) troubles: Troubles,
+    pub(crate) troubles: Arc<Troubles>,
     /// Whether the stream of work takes what it is offered.
     pub(crate) uptake: Uptake,
     /// Permits to publish work.
@@ -65,8 +75,9 @@ impl Hub {
         link: watch::Receiver<Link>,
         subjects: Subjects,
         options: JetStreamOptions,
-        outbox: Outbox,
     ) -> Self {
+        let troubles = Arc::new(Troubles::default());
+        let outbox = Outbox::start(client.clone(), Arc::clone(&troubles));
         // Acknowledgements are bounded by `publishes`; the bound of the library must never be met before.
         let js = async_nats::jetstream::ContextBuilder::new()
             .timeout(ANSWER_TIMEOUT)
@@ -80,7 +91,7 @@ impl Hub {
             link,
             outbox,
             losses: Losses::default(),
-            troubles: Troubles::default(),
+            troubles,
             uptake: Uptake::default(),
             publishes: Semaphore::new(PUBLISHES_IN_FLIGHT_MAX),
             acknowledged: AtomicU64::new(0),
@@ -173,6 +184,15 @@ impl Hub {
         };
         self.lock_lanes().insert(lane.clone(), Instant::now());
         Ok(ack_wait)
+    }
+
+    /// What the server says of a lane at this moment.
+    pub(crate) async fn backlog(&self, lane: &Lane) -> Result<Backlog, Error> {
+        let (consumer, stream) = (lane.consumer(), self.subjects.work_stream());
+        let find = self.js.get_consumer_from_stream::<pull::Config, _, _>(consumer, stream).await;
+        let found = find.map_err(unavailable)?;
+        let info = found.cached_info();
+        Ok(Backlog { pending: info.num_pending, unsettled: info.num_ack_pending, requests: info.num_waiting })
     }
 
     pub(crate) fn lane_config(&self, lane: &Lane) -> pull::Config {

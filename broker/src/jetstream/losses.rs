@@ -133,7 +133,7 @@ struct PurgeRequest {
 }
 
 /// What was seen at the last look.
-struct Seen {
+pub(crate) struct Seen {
     info: Info,
     server: String,
     connects: u64,
@@ -141,12 +141,13 @@ struct Seen {
     anchored: Instant,
 }
 
-/// Looks until it is aborted.
-pub(crate) async fn run(hub: Arc<Hub>) {
+/// Looks until it is aborted. What was `seen` outlives a panic: the next look is compared with it.
+pub(crate) async fn run(hub: Arc<Hub>, seen: Arc<tokio::sync::Mutex<Option<Seen>>>) {
+    // Only one run at a time asks for it.
+    let mut seen = seen.lock().await;
     let mut audits = hub.client.subscribe(hub.subjects.audit()).await.ok();
     let mut link = hub.link.clone();
     let mut tick = tokio::time::interval(TICK);
-    let mut seen: Option<Seen> = None;
     let mut looked: Option<Instant> = None;
     let mut silence = Silence::default();
     loop {

@@ -1,6 +1,7 @@
 //! Mail for the owners of shards: nudges, which may get lost, and reports, which are answered.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::hub::{Hub, unavailable};
+use super::upkeep::{keep, note_panic};
 use super::wire::{Letter, Mail, ReplyBody, ReportBody};
 use crate::{Error, Question, Report, ReportReply, ShardMail};
 
@@ -54,7 +56,8 @@ struct Subscribed {
 impl MailRoom {
     pub(crate) fn new(hub: Arc<Hub>) -> Arc<Self> {
         let room = Arc::new(Self { hub, boxes: RwLock::default() });
-        tokio::spawn(look_after(Arc::downgrade(&room)));
+        let (troubles, kept) = (Arc::clone(&room.hub.troubles), Arc::downgrade(&room));
+        tokio::spawn(keep(troubles, "boxes for mail", move || look_after(Weak::clone(&kept))));
         room
     }
 
@@ -333,7 +336,10 @@ impl Listening {
             };
             let (Some(letter), Some(room)) = (letter, room.upgrade()) else { return };
             heard.fetch_add(1, Ordering::Relaxed);
-            room.take(shard, letter);
+            // A letter that cannot be handled keeps none of the others: a nudge is made up for, a report is repeated.
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| room.take(shard, letter))) {
+                note_panic(&room.hub.troubles, "mail", panic);
+            }
         }
     }
 }

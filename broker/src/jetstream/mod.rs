@@ -20,6 +20,7 @@ mod refused_work;
 mod streams;
 mod sweep;
 mod troubles;
+mod upkeep;
 
 mod control;
 mod publish;
@@ -38,7 +39,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use outlast_core::{ActivityRef, Beginning, InstanceId, InstanceState, ShardId, TagFilter, WorkerId};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use self::connection::NAMES_BYTES_MAX;
@@ -47,11 +48,11 @@ use self::hub::{ANSWER_TIMEOUT, Hub, unavailable, within};
 use self::mail::MailRoom;
 use self::news::NewsDesk;
 pub use self::options::{Auth, ClientCertificate, JetStreamOptions, Tls};
-use self::outbox::Outbox;
 use self::puller::Puller;
 use self::settle::Holdings;
 use self::source::{Shelf, Source};
 use self::subjects::{Lane, Subjects};
+use self::upkeep::keep;
 use crate::{
     Broker, Control, Dispatch, Error, Question, Report, ReportReply, ShardMail, StatusWatch, Trouble, WorkSource,
     WorkerProfile,
@@ -79,15 +80,15 @@ impl JetStreamBroker {
         options.check()?;
         let subjects = Subjects::new(&options.namespace)?;
         let (client, link) = connection::connect(&options).await?;
-        let outbox = Outbox::start(client.clone());
         let (canceller, cancelled) = Canceller::new();
-        let hub = Arc::new(Hub::new(client, link, subjects, options, outbox));
+        let hub = Arc::new(Hub::new(client, link, subjects, options));
         hub.create_stream(&hub.work_config()).await?;
+        let (cancelled, seen) = (Arc::new(Mutex::new(cancelled)), Arc::new(Mutex::new(None)));
         let tasks = vec![
-            tokio::spawn(control::send(Arc::clone(&hub), cancelled)),
-            tokio::spawn(losses::run(Arc::clone(&hub))),
-            tokio::spawn(sweep::run(Arc::clone(&hub))),
-            tokio::spawn(consumers::run(Arc::clone(&hub))),
+            spawn(&hub, "cancellations", move |hub| control::send(hub, Arc::clone(&cancelled))),
+            spawn(&hub, "losses", move |hub| losses::run(hub, Arc::clone(&seen))),
+            spawn(&hub, "sweep", sweep::run),
+            spawn(&hub, "consumers", consumers::run),
         ];
         within(ANSWER_TIMEOUT, async {
             hub.checked().await;
@@ -97,6 +98,15 @@ impl JetStreamBroker {
         let (mail, news) = (MailRoom::new(Arc::clone(&hub)), NewsDesk::new(Arc::clone(&hub)));
         Ok(Self { hub, mail, news, canceller, tasks })
     }
+}
+
+/// Starts a task that needs little but the hub.
+fn spawn<F>(hub: &Arc<Hub>, task: &'static str, start: impl Fn(Arc<Hub>) -> F + Send + 'static) -> JoinHandle<()>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let kept = Arc::clone(hub);
+    tokio::spawn(keep(Arc::clone(&hub.troubles), task, move || start(Arc::clone(&kept))))
 }
 
 impl Drop for JetStreamBroker {
@@ -128,7 +138,7 @@ impl Broker for JetStreamBroker {
         }
         let (control, listener) = mpsc::unbounded_channel();
         let cancelled = Arc::new(Cancelled::default());
-        let reader = Reader { cancelled: Arc::clone(&cancelled), control };
+        let reader = Reader { cancelled: Arc::clone(&cancelled), troubles: Arc::clone(&hub.troubles), control };
         // Before the first request for items: whatever is cancelled after it was delivered here is heard of.
         let letters = hub.client.subscribe(hub.subjects.cancel()).await.map_err(unavailable)?;
         let (reading, read_no_more) = oneshot::channel();
@@ -139,12 +149,13 @@ impl Broker for JetStreamBroker {
         let own = lanes.iter().find(|lane| matches!(lane, Lane::Worker(_))).cloned();
         let puller = Puller::new(Arc::clone(hub), Arc::clone(&shelf), Arc::clone(&holdings), lanes, learned).await?;
         if worker.filter == TagFilter::Any {
-            tokio::spawn(puller::learn(Arc::clone(hub), learn, LEARN_EVERY));
+            spawn(hub, "new tags", move |hub| puller::learn(hub, learn.clone(), LEARN_EVERY));
         }
         let (pulling, pull_no_more) = oneshot::channel();
         let puller = tokio::spawn(puller.run(pull_no_more));
         let open = Some([reading, pulling]);
-        Ok((Box::new(Source { hub: Arc::clone(hub), shelf, cancelled, holdings, own, puller, open }), listener))
+        let hub = Arc::clone(hub);
+        Ok((Box::new(Source { hub, shelf, cancelled, holdings, own, puller, open, look_from: 0 }), listener))
     }
 
     async fn own(&self, shards: &[ShardId], mail: mpsc::UnboundedSender<ShardMail>) -> Result<(), Error> {

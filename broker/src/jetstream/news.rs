@@ -9,6 +9,7 @@ use outlast_core::{InstanceId, InstanceState, decode, encode};
 use tokio::sync::watch;
 
 use super::hub::Hub;
+use super::upkeep::keep;
 use super::wire::{NewsBody, StatusBody};
 use crate::{News, StatusWatch};
 
@@ -47,7 +48,10 @@ impl NewsDesk {
         let (sender, receiver) = watch::channel(News::default());
         watched.insert(instance.clone(), sender.clone());
         drop(watched);
-        tokio::spawn(listen(Arc::downgrade(self), Arc::clone(&self.hub), instance.clone(), sender));
+        let (desk, hub, instance) = (Arc::downgrade(self), Arc::clone(&self.hub), instance.clone());
+        tokio::spawn(keep(Arc::clone(&self.hub.troubles), "news", move || {
+            listen(Weak::clone(&desk), Arc::clone(&hub), instance.clone(), sender.clone())
+        }));
         receiver
     }
 

@@ -6,7 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_nats::{Client, Subject};
 use bytes::Bytes;
 use futures::FutureExt as _;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
+
+use super::troubles::Troubles;
+use super::upkeep::keep;
 
 /// Most messages that wait to be written.
 const WAITING_MAX: usize = 8_192;
@@ -28,12 +31,21 @@ struct Letter {
     body: Bytes,
 }
 
+/// What outlives a panic of the task.
+struct Queue {
+    letters: mpsc::Receiver<Letter>,
+    /// Taken and not written yet, the first one last.
+    batch: Vec<Letter>,
+}
+
 impl Outbox {
     /// Starts the task that writes what could not be written at once; it ends with the last outbox.
-    pub(crate) fn start(client: Client) -> Self {
+    pub(crate) fn start(client: Client, troubles: Arc<Troubles>) -> Self {
         let (letters, queue) = mpsc::channel(WAITING_MAX);
         let waiting = Arc::new(AtomicUsize::new(0));
-        tokio::spawn(run(client.clone(), queue, Arc::clone(&waiting)));
+        let queue = Arc::new(Mutex::new(Queue { letters: queue, batch: Vec::with_capacity(BATCH_MAX) }));
+        let (sending, counted) = (client.clone(), Arc::clone(&waiting));
+        tokio::spawn(keep(troubles, "outbox", move || run(sending.clone(), Arc::clone(&queue), Arc::clone(&counted))));
         Self { client, letters, waiting }
     }
 
@@ -56,14 +68,30 @@ impl Outbox {
     }
 }
 
-async fn run(client: Client, mut queue: mpsc::Receiver<Letter>, waiting: Arc<AtomicUsize>) {
-    let mut batch = Vec::with_capacity(BATCH_MAX);
-    while queue.recv_many(&mut batch, BATCH_MAX).await > 0 {
-        for Letter { subject, body } in batch.drain(..) {
+async fn run(client: Client, queue: Arc<Mutex<Queue>>, waiting: Arc<AtomicUsize>) {
+    // Only one run at a time asks for it.
+    let mut queue = queue.lock().await;
+    let Queue { letters, batch } = &mut *queue;
+    loop {
+        while let Some(Letter { subject, body }) = batch.pop() {
+            // A letter that is lost to a panic does not wait any more either.
+            let _counted = Counted(&waiting);
             if let Err(error) = client.publish(subject, body).await {
                 tracing::debug!(target: super::LOG, %error, "a notice is lost");
             }
-            waiting.fetch_sub(1, Ordering::AcqRel);
         }
+        if letters.recv_many(batch, BATCH_MAX).await == 0 {
+            return;
+        }
+        batch.reverse();
+    }
+}
+
+/// A letter that is written or lost.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }

@@ -1,20 +1,23 @@
 //! Keeps requests for work standing at the server, as many as the worker has room for, and lays what comes on its shelf.
 
 use std::collections::{BTreeSet, HashMap};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_nats::header::HeaderMap;
 use async_nats::{Message, StatusCode, Subscriber};
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use outlast_core::{DecodeError, TagFilter, decode, encode};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Interval;
 
 use super::hub::{ANSWER_TIMEOUT, Hub};
 use super::publish::was_handed_out;
 use super::settle::Holdings;
 use super::source::{Fetched, Room, Shelf};
 use super::subjects::Lane;
+use super::upkeep::note_panic;
 use crate::{Settle, WorkerProfile};
 
 /// How long a request stands at the server.
@@ -120,6 +123,7 @@ impl Puller {
                 return;
             }
             self.by_consumer.insert(consumer, self.lanes.len());
+            self.shelf.note_lane(lane.clone());
             self.lanes.push(Pulled { lane, ready, asked: 0, heard: Instant::now(), pause_until: None });
         }
     }
@@ -129,21 +133,32 @@ impl Puller {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            match AssertUnwindSafe(self.pull(&mut tick, &mut closed)).catch_unwind().await {
+                Ok(()) => break,
+                // The server misses the item that it panicked at, and gives it to others.
+                Err(panic) => note_panic(&self.hub.troubles, "pulling work", panic),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        self.leave().await;
+    }
+
+    async fn pull(&mut self, tick: &mut Interval, closed: &mut oneshot::Receiver<()>) {
+        loop {
             self.ask().await;
             tokio::select! {
                 message = self.messages.next() => match message {
                     Some(message) => self.take_burst(message),
-                    None => break,
+                    None => return,
                 },
                 () = self.shelf.wanted.notified() => {}
                 Some(lane) = self.learned.recv() => self.add(lane, true),
                 _ = tick.tick() => if self.look_after() {
                     self.listen_anew().await;
                 },
-                _ = &mut closed => break,
+                _ = &mut *closed => return,
             }
         }
-        self.leave().await;
     }
 
     /// Tops up the requests.
@@ -342,7 +357,7 @@ fn pending(headers: &HeaderMap) -> Option<usize> {
 
 /// What the server says of a message in the subject for its acknowledgement.
 pub(crate) struct Origin<'a> {
-    consumer: &'a str,
+    pub(crate) consumer: &'a str,
     pub(crate) delivered: u64,
     published: u64,
     /// What the consumer still had for us when it was sent.

@@ -13,7 +13,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::hub::{Hub, unavailable};
+use super::puller::Origin;
 use super::subjects::Lane;
+use super::upkeep::keep;
 use crate::{Dispatch, Error, Settle};
 
 /// Most decisions that are written at once.
@@ -27,6 +29,8 @@ pub(crate) struct Holdings {
     next_id: AtomicU64,
     /// Its worker takes no more: nothing goes back to where only this worker is given it.
     closed: AtomicBool,
+    /// Something went back since somebody looked.
+    given_back: AtomicBool,
     hub: Arc<Hub>,
     decisions: mpsc::UnboundedSender<Decision>,
 }
@@ -55,8 +59,13 @@ impl Holdings {
     pub(crate) fn new(hub: Arc<Hub>, ack_wait: Duration) -> Arc<Self> {
         let (decisions, waiting) = mpsc::unbounded_channel();
         let (held, next_id, closed) = (Mutex::default(), AtomicU64::new(0), AtomicBool::new(false));
-        let holdings = Arc::new(Self { held, next_id, closed, hub: Arc::clone(&hub), decisions });
-        tokio::spawn(write(hub, waiting, Arc::downgrade(&holdings), ack_wait));
+        let given_back = AtomicBool::new(false);
+        let holdings = Arc::new(Self { held, next_id, closed, given_back, hub: Arc::clone(&hub), decisions });
+        let (troubles, kept) = (Arc::clone(&hub.troubles), Arc::downgrade(&holdings));
+        let waiting = Arc::new(tokio::sync::Mutex::new(waiting));
+        tokio::spawn(keep(troubles, "acknowledgements", move || {
+            write(Arc::clone(&hub), Arc::clone(&waiting), Weak::clone(&kept), ack_wait)
+        }));
         holdings
     }
 
@@ -102,8 +111,26 @@ impl Holdings {
         let _unknown = all_told.await;
     }
 
+    /// Whether anything went back since this was asked last.
+    pub(crate) fn take_given_back(&self) -> bool {
+        self.given_back.swap(false, Ordering::AcqRel)
+    }
+
+    /// Something has gone back.
+    pub(crate) fn note_given_back(&self) {
+        self.given_back.store(true, Ordering::Release);
+    }
+
+    /// How many items of a lane are held here.
+    pub(crate) fn held_of(&self, lane: &Lane) -> usize {
+        let consumer = lane.consumer();
+        let is_of = |held: &&Held| Origin::parse(&held.answer_to).is_some_and(|origin| origin.consumer == consumer);
+        self.lock().values().filter(is_of).count()
+    }
+
     /// Back to where others are given it.
     fn back(&self, answer_to: Subject, message: Message) -> Decision {
+        self.note_given_back();
         if self.is_mine_alone(&message) && self.closed.load(Ordering::Acquire) {
             Decision::Forward(answer_to, Box::new(message), None)
         } else {
@@ -160,7 +187,10 @@ impl Hold {
             Settle::Unclaimed if holdings.is_mine_alone(&message) => {
                 Decision::Forward(answer_to, Box::new(message), None)
             }
-            Settle::Unclaimed => Decision::Nak(answer_to),
+            Settle::Unclaimed => {
+                holdings.note_given_back();
+                Decision::Nak(answer_to)
+            }
         });
     }
 
@@ -193,10 +223,12 @@ impl Drop for Hold {
 
 async fn write(
     hub: Arc<Hub>,
-    mut waiting: mpsc::UnboundedReceiver<Decision>,
+    waiting: Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<Decision>>>,
     holdings: Weak<Holdings>,
     ack_wait: Duration,
 ) {
+    // Only one run at a time asks for it. The server misses what was in hand at a panic, and gives it to others.
+    let mut waiting = waiting.lock().await;
     let mut told = tokio::time::Instant::now();
     let mut batch = Vec::with_capacity(BATCH_MAX);
     let mut forwards = JoinSet::new();

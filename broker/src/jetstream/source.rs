@@ -10,7 +10,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 
 use super::control::Cancelled;
-use super::hub::Hub;
+use super::hub::{Backlog, Hub};
 use super::settle::{Hold, Holdings};
 use super::subjects::Lane;
 use crate::{Delivery, Settle, WorkSource};
@@ -23,6 +23,10 @@ const TOLD_FOR: Duration = Duration::from_secs(1);
 
 /// Longest wait of a source that ends for the server.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Most lanes that are asked about at once, and longest wait for the answers: a worker that is full asks every second.
+const LOOK_AT_MAX: usize = 16;
+const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// An item that was fetched and not handed out yet.
 pub(crate) struct Fetched {
@@ -51,14 +55,16 @@ struct State {
     admit_sessions: bool,
     /// Sessions that the worker uses.
     held: HashSet<String>,
+    /// Where the worker's items come from.
+    lanes: Vec<Lane>,
     /// When the server said last that more waits for this worker alone.
     more_of_own: Option<Instant>,
 }
 
 impl Default for State {
     fn default() -> Self {
-        let (fetched, wish, held) = (VecDeque::new(), Wish::default(), HashSet::new());
-        Self { fetched, wish, admit_sessions: true, held, more_of_own: None }
+        let (fetched, wish, held, lanes) = (VecDeque::new(), Wish::default(), HashSet::new(), Vec::new());
+        Self { fetched, wish, admit_sessions: true, held, lanes, more_of_own: None }
     }
 }
 
@@ -112,6 +118,18 @@ impl Shelf {
     /// How much more waits for this worker alone, as the server said with the item that it sent last.
     pub(crate) fn note_own(&self, pending: u64) {
         self.lock().more_of_own = (pending > 0).then(Instant::now);
+    }
+
+    /// Its worker pulls from this lane too.
+    pub(crate) fn note_lane(&self, lane: Lane) {
+        self.lock().lanes.push(lane);
+    }
+
+    /// The lanes of which something may wait for a worker that is full; with a free slot only sessions wait for it.
+    fn full_lanes(&self) -> Vec<Lane> {
+        let state = self.lock();
+        let is_full = |lane: &&Lane| state.wish.room == 0 || matches!(lane, Lane::Session(_));
+        state.lanes.iter().filter(is_full).cloned().collect()
     }
 
     /// Gives back what has lain for too long, because the worker has no room.
@@ -168,6 +186,8 @@ pub(crate) struct Source {
     pub(crate) puller: JoinHandle<()>,
     /// Dropped when closed: the signs to end for the puller and the reader of cancellations.
     pub(crate) open: Option<[oneshot::Sender<()>; 2]>,
+    /// The lane that is looked at first: where something waited last, or behind those where nothing did.
+    pub(crate) look_from: usize,
 }
 
 /// Notes that the worker waits no more, however the wait ends.
@@ -192,6 +212,39 @@ impl WorkSource for Source {
             filled.await;
             let _still = &waiting;
         }
+    }
+
+    async fn has_waiting(&mut self) -> bool {
+        let mut lanes = self.shelf.full_lanes();
+        if lanes.is_empty() {
+            return false;
+        }
+        self.look_from %= lanes.len();
+        lanes.rotate_left(self.look_from);
+        let all = lanes.len();
+        lanes.truncate(LOOK_AT_MAX);
+        let gave_back = self.holdings.take_given_back();
+        let looks = futures::future::join_all(lanes.iter().map(|lane| self.hub.backlog(lane)));
+        let looked = self.hub.while_up(LOOK_TIMEOUT, looks).await.unwrap_or_default();
+        let is_known = looked.iter().any(Result::is_ok);
+        // An item that was given back, which nobody asks for, is counted with those that workers hold.
+        let lies = |lane: &Lane, backlog: &Backlog| {
+            gave_back && backlog.requests == 0 && backlog.unsettled > self.holdings.held_of(lane)
+        };
+        let (mut waits, mut given_back_waits) = (None, false);
+        for (index, (lane, backlog)) in lanes.iter().zip(looked).enumerate() {
+            let Ok(backlog) = backlog else { continue };
+            let lies = lies(lane, &backlog);
+            given_back_waits |= lies;
+            if lies || backlog.pending > 0 {
+                waits = waits.or(Some(index));
+            }
+        }
+        if gave_back && (given_back_waits || !is_known || lanes.len() < all) {
+            self.holdings.note_given_back();
+        }
+        self.look_from = (self.look_from + waits.unwrap_or(lanes.len())) % all;
+        waits.is_some()
     }
 
     fn admit_sessions(&mut self, admit: bool) {

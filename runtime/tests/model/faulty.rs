@@ -1,4 +1,5 @@
-//! A provider that panics where a test says so: in a call of its store or its broker. All other calls go through.
+//! A provider that panics, refuses or does not answer where a test says so: in a call of its store or its broker. All other
+//! calls go through.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -22,46 +23,63 @@ use outlast_storage::{
 };
 use tokio::sync::{mpsc, watch};
 
-/// Which calls panic, how often, and for whom.
+/// Which calls do not do what they should.
 #[derive(Clone, Default)]
 pub(crate) struct Faults(Arc<Mutex<HashMap<&'static str, Fault>>>);
 
-struct Fault {
-    left: usize,
-    /// A function that must be among the callers, for calls that many make.
-    caller: &'static str,
+enum Fault {
+    /// So many of the next ones panic.
+    Panics(usize),
+    Refuses,
+    Hangs,
 }
 
 impl Faults {
     /// The next `times` calls of this name panic.
     pub(crate) fn arm(&self, call: &'static str, times: usize) {
-        self.arm_under("", call, times);
+        self.0.lock().unwrap().insert(call, Fault::Panics(times));
     }
 
-    /// The same, for calls that this function makes.
-    pub(crate) fn arm_under(&self, caller: &'static str, call: &'static str, times: usize) {
-        self.0.lock().unwrap().insert(call, Fault { left: times, caller });
+    /// Calls of this name are refused until it is healed. Only of those that the lists below give a refusal for.
+    pub(crate) fn refuse(&self, call: &'static str) {
+        self.0.lock().unwrap().insert(call, Fault::Refuses);
+    }
+
+    /// Calls of this name have no answer until it is healed.
+    pub(crate) fn hang(&self, call: &'static str) {
+        self.0.lock().unwrap().insert(call, Fault::Hangs);
+    }
+
+    /// Calls of this name do what they should again.
+    pub(crate) fn heal(&self, call: &'static str) {
+        self.0.lock().unwrap().remove(call);
     }
 
     /// How many panics are still to come.
     pub(crate) fn left(&self, call: &str) -> usize {
-        self.0.lock().unwrap().get(call).map_or(0, |fault| fault.left)
+        if let Some(Fault::Panics(left)) = self.0.lock().unwrap().get(call) { *left } else { 0 }
     }
 
     fn hit(&self, call: &str) {
         let is_met = {
             let mut faults = self.0.lock().unwrap();
-            let fault = faults.get_mut(call).filter(|fault| fault.left > 0 && is_called_by(fault.caller));
-            fault.map(|fault| fault.left -= 1)
+            let left = if let Some(Fault::Panics(left)) = faults.get_mut(call) { left } else { &mut 0 };
+            let is_met = *left > 0;
+            *left = left.saturating_sub(1);
+            is_met
         };
-        if is_met.is_some() {
-            panic!("a fault of a test in {call}");
+        assert!(!is_met, "a fault of a test in {call}");
+    }
+
+    fn refuses(&self, call: &str) -> bool {
+        matches!(self.0.lock().unwrap().get(call), Some(Fault::Refuses))
+    }
+
+    async fn hangs(&self, call: &str) {
+        while matches!(self.0.lock().unwrap().get(call), Some(Fault::Hangs)) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
-}
-
-fn is_called_by(function: &str) -> bool {
-    function.is_empty() || std::backtrace::Backtrace::force_capture().to_string().contains(function)
 }
 
 /// Another provider, with faults.
@@ -101,14 +119,23 @@ impl Provider for Faulty {
     }
 }
 
-/// Methods that panic when they are told to, and are passed on otherwise.
+/// Methods that panic, refuse or hang when they are told to, and are passed on otherwise.
 macro_rules! pass_on {
     ($seam:ident for $faulty:ident {
+        $(or $refusal:expr; async fn $refused:ident($($refused_arg:ident: $refused_type:ty),*) -> $refused_reply:ty;)*
         $(async fn $call:ident($($arg:ident: $type:ty),*) -> $reply:ty;)*
         $(fn $sync:ident($($sync_arg:ident: $sync_type:ty),*) -> $sync_reply:ty;)*
     }) => {
         #[async_trait]
         impl $seam for $faulty {
+            $(async fn $refused(&self, $($refused_arg: $refused_type),*) -> $refused_reply {
+                self.faults.hit(stringify!($refused));
+                self.faults.hangs(stringify!($refused)).await;
+                if self.faults.refuses(stringify!($refused)) {
+                    return $refusal;
+                }
+                self.inner.$refused($($refused_arg),*).await
+            })*
             $(async fn $call(&self, $($arg: $type),*) -> $reply {
                 self.faults.hit(stringify!($call));
                 self.inner.$call($($arg),*).await
@@ -122,7 +149,7 @@ macro_rules! pass_on {
 }
 
 pass_on! { TurnStore for FaultyStore {
-    async fn commit(group: Vec<FencedTurn>) -> Result<CommitReply, Error>;
+    or Err(Error::Unavailable("a fault of a test".to_owned())); async fn commit(group: Vec<FencedTurn>) -> Result<CommitReply, Error>;
     async fn load(instance: &InstanceId) -> Result<Option<Loaded>, Error>;
     async fn inbox(instance: &InstanceId, after: InboxCursor) -> Result<(Vec<Incoming>, InboxCursor), Error>;
     async fn due(shards: &[ShardId], until: Millis, limit: usize) -> Result<Vec<Due>, Error>;
@@ -178,12 +205,12 @@ pass_on! { InspectStore for FaultyStore {
 type Opened = (Box<dyn WorkSource>, mpsc::UnboundedReceiver<Control>);
 
 pass_on! { Broker for FaultyBroker {
-    async fn publish(items: Vec<Dispatch>) -> Result<(), outlast_broker::Error>;
+    or Err(outlast_broker::Error::Unavailable("a fault of a test".to_owned())); async fn publish(items: Vec<Dispatch>) -> Result<(), outlast_broker::Error>;
+    or ReportReply::TryAgain; async fn report(shard: ShardId, report: Report) -> ReportReply;
     async fn cancel(activity: &ActivityRef) -> Result<(), outlast_broker::Error>;
     async fn pull(worker: WorkerProfile) -> Result<Opened, outlast_broker::Error>;
     async fn own(shards: &[ShardId], mail: mpsc::UnboundedSender<ShardMail>) -> Result<(), outlast_broker::Error>;
     async fn disown(shards: &[ShardId], mail: &mpsc::UnboundedSender<ShardMail>) -> ();
-    async fn report(shard: ShardId, report: Report) -> ReportReply;
     async fn ask(shard: ShardId, questions: Vec<Question>) -> Vec<ReportReply>;
     async fn forget_worker(worker: &WorkerId) -> ();
     fn nudge(shard: ShardId, instance: InstanceId) -> ();
