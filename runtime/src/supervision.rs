@@ -157,23 +157,32 @@ impl Supervisor {
 
     /// Runs what `start` makes, anew after each panic and each end, until it ends while `asked` is cancelled. A task that
     /// has an end cancels `asked` itself.
-    pub(crate) async fn keep<F>(self: Arc<Self>, task: NodeTask, asked: CancellationToken, mut start: impl FnMut() -> F)
+    pub(crate) fn keep<F>(
+        self: Arc<Self>,
+        task: NodeTask,
+        asked: CancellationToken,
+        mut start: impl FnMut() -> F,
+    ) -> impl Future<Output = ()>
     where
         F: Future<Output = ()>,
     {
-        let _presence = Presence { supervisor: Arc::clone(&self), task, asked: asked.clone() };
-        loop {
-            // The future is made inside: what makes it may panic too.
-            let ended = AssertUnwindSafe(async { start().await }).catch_unwind().await;
-            let reason = match ended {
-                _ if asked.is_cancelled() => return,
-                Ok(()) => "it returned".to_owned(),
-                Err(panic) => format!("it panicked: {}", text_of(panic.as_ref())),
-            };
-            let pause = self.failed(task, reason);
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = asked.cancelled() => return,
+        // Made at once: an executor may end before it has polled a task even once.
+        let presence = Presence { supervisor: Arc::clone(&self), task, asked: asked.clone() };
+        async move {
+            let _presence = presence;
+            loop {
+                // The future is made inside: what makes it may panic too.
+                let ended = AssertUnwindSafe(async { start().await }).catch_unwind().await;
+                let reason = match ended {
+                    _ if asked.is_cancelled() => return,
+                    Ok(()) => "it returned".to_owned(),
+                    Err(panic) => format!("it panicked: {}", text_of(panic.as_ref())),
+                };
+                let pause = self.failed(task, reason);
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = asked.cancelled() => return,
+                }
             }
         }
     }
@@ -267,4 +276,20 @@ impl Drop for Presence {
 pub(crate) fn text_of(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message")
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_util::sync::CancellationToken;
+
+    use super::{NodeTask, Supervisor};
+
+    /// A busy machine may end an executor before it has polled any task.
+    #[test]
+    fn a_task_that_is_dropped_before_its_first_poll_is_missed() {
+        let supervisor = Supervisor::new(CancellationToken::new());
+        let stopping = supervisor.stopping.clone();
+        drop(supervisor.clone().keep(NodeTask::Shares, stopping.clone(), || std::future::ready(())));
+        assert!(supervisor.is_abandoned() && stopping.is_cancelled());
+    }
 }
