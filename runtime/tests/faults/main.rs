@@ -4,6 +4,7 @@
 mod blocking;
 mod broker_faults;
 mod cancelling;
+mod extremes;
 mod figures;
 mod half_alive;
 mod leftovers;

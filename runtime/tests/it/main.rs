@@ -6,6 +6,7 @@ mod place;
 
 mod beginnings;
 mod crash;
+mod extremes;
 mod files;
 mod logging;
 mod outages;
