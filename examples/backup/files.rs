@@ -14,7 +14,7 @@ use outlast::ActivityContext;
 use crate::entry::{Entry, Kind, to_hex};
 use crate::job::{Backup, Batch, Progress, Written};
 use crate::objects::{Failure, Objects};
-use crate::places::{Places, read_lines, read_some, write_lines};
+use crate::places::{Places, manifest_of, note_source, read_lines, read_some, write_lines};
 
 /// Entries of one batch.
 pub(crate) const BATCH: usize = 64;
@@ -133,7 +133,8 @@ pub(crate) async fn write_manifest(objects: Arc<Objects>, _: ActivityContext, jo
             Ok(entries) => entries.into_iter().map(Ok).collect(),
             Err(error) => vec![Err(error)],
         });
-        write_lines(&places.destination.join("manifest.jsonl"), entries)?;
+        note_source(&places.destination, &places.source)?;
+        write_lines(&manifest_of(&places.destination), entries)?;
         places.written(batches)
     })
     .await

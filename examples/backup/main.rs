@@ -8,6 +8,7 @@ mod entry;
 mod files;
 mod job;
 mod objects;
+mod patience;
 mod places;
 mod plan;
 mod restore;
@@ -23,14 +24,14 @@ use indicatif::{ProgressBar, ProgressStyle};
 use outlast::providers::sqlite::SqliteProvider;
 use outlast::runtime::Runtime;
 use outlast::{
-    ActivityRegistry, Client, EventKind, ObservabilityConfig, OrchestrationRegistry, OrchestrationStatus,
-    RuntimeOptions,
+    ActivityRegistry, Client, ClientOptions, EventKind, ObservabilityConfig, OrchestrationRegistry,
+    OrchestrationStatus, RuntimeOptions,
 };
 
 use job::{Backup, Progress};
 use objects::Objects;
 
-/// Exit code of a backup that is done but for entries that could not be read or had vanished.
+/// Exit code of a backup that is done but for entries that could not be read or had vanished, and of its restore.
 const INCOMPLETE_BACKUP: u8 = 3;
 /// Exit code of a restore that is done but for entries that could not be restored.
 const INCOMPLETE_RESTORE: u8 = 4;
@@ -40,20 +41,24 @@ Exit codes:
   0  done
   1  not done; standard error says why
   2  the arguments are wrong
-  3  backed up, but for the entries that standard error and the manifest name: unreadable, or vanished meanwhile
+  3  backed up, but for the entries that standard error and the manifest name: unreadable, or vanished meanwhile;
+     with --restore: all that the backup holds is restored, and those entries are not in it
   4  restored, but for the entries that standard error names: their objects are damaged or missing, or the target
      did not take them";
 
 /// Back up SRC into DST, or bring a backup back.
 ///
 /// A backup that was interrupted goes on where it was when it is started again. A destination that cannot be written is
-/// waited for, about twenty seconds.
+/// waited for, about twenty seconds. A destination holds the backup of one source.
 #[derive(Parser)]
 #[command(after_help = EXIT_CODES)]
 struct Arguments {
     /// Bring the backup in SRC back into the new or empty directory DST.
     #[arg(long)]
     restore: bool,
+    /// Take SRC as the source of the backup in DST from now on, though its manifest is of another one.
+    #[arg(long, conflicts_with = "restore")]
+    change_source: bool,
     /// The directory to back up; with --restore the backup.
     #[arg(value_name = "SRC")]
     from: PathBuf,
@@ -65,11 +70,7 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let result = if arguments.restore {
-        bring_back(&arguments.from, &arguments.to)
-    } else {
-        back_up(&arguments.from, &arguments.to).await
-    };
+    let result = if arguments.restore { bring_back(&arguments.from, &arguments.to) } else { back_up(&arguments).await };
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -83,13 +84,21 @@ async fn main() -> ExitCode {
 fn bring_back(backup: &Path, target: &Path) -> anyhow::Result<u8> {
     let restored = restore::restore(backup, target)?;
     println!("restored {} entries into {}", restored.made, target.display());
+    for missing in &restored.missing {
+        eprintln!("not in the backup: {missing}");
+    }
     for failed in &restored.failed {
         eprintln!("not restored: {failed}");
     }
-    Ok(if restored.failed.is_empty() { 0 } else { INCOMPLETE_RESTORE })
+    Ok(match (restored.failed.is_empty(), restored.missing.is_empty()) {
+        (false, _) => INCOMPLETE_RESTORE,
+        (true, false) => INCOMPLETE_BACKUP,
+        (true, true) => 0,
+    })
 }
 
-async fn back_up(source: &Path, destination: &Path) -> anyhow::Result<u8> {
+async fn back_up(arguments: &Arguments) -> anyhow::Result<u8> {
+    let (source, destination) = (&arguments.from, &arguments.to);
     let unreadable = || format!("the source {} cannot be read", source.display());
     let source = source.canonicalize().with_context(unreadable)?;
     std::fs::read_dir(&source).with_context(unreadable)?;
@@ -98,11 +107,27 @@ async fn back_up(source: &Path, destination: &Path) -> anyhow::Result<u8> {
     let database = places::work_of(&destination).join("state.sqlite");
     let database = database.to_str().context("the destination is UTF-8")?;
     let provider = Arc::new(SqliteProvider::new(database, None).await?);
-    let client = Client::new(provider.clone());
+    let options = ClientOptions { call_timeout: patience::LONGEST, ..ClientOptions::default() };
+    let client = Client::with_options(provider.clone(), options);
     let (instance, job) = next_job(&client, &source, &destination).await?;
+    if !arguments.change_source {
+        destination::check_source(&client, &source, &destination).await?;
+    }
     let runtime = start(provider, Objects::open(&destination)?).await?;
     client.start_orchestration_typed(&instance, "Backup", &job).await?;
-    let ended = watch(&client, &instance).await;
+    let ended = tokio::select! {
+        ended = watch(&client, &instance) => ended,
+        () = patience::run_out(&runtime) => {
+            // Nothing of it can be written down any more, so nothing is waited for.
+            runtime.shutdown(Some(0)).await;
+            bail!(
+                "nothing could be written to {} for {} s: make room there, or make it writable, and start again; \
+                 the backup goes on where it was",
+                destination.display(),
+                patience::LONGEST.as_secs()
+            );
+        }
+    };
     runtime.shutdown(Some(10_000)).await;
     let ended = ended?;
     if let Err(error) = places::clear(&destination) {
@@ -159,7 +184,7 @@ async fn next_job(client: &Client, source: &Path, destination: &Path) -> anyhow:
 }
 
 /// What a backup was started with; `None` when it was killed before its first turn.
-async fn begun(client: &Client, instance: &str) -> anyhow::Result<Option<Backup>> {
+pub(crate) async fn begun(client: &Client, instance: &str) -> anyhow::Result<Option<Backup>> {
     let history = client.read_execution_history(instance, 1).await?;
     match history.first().map(|event| &event.kind) {
         Some(EventKind::OrchestrationStarted { input, .. }) => {

@@ -1,8 +1,10 @@
 //! Where plan, batches and manifest lie, and how their lines are read and written.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -10,6 +12,9 @@ use anyhow::Context;
 use crate::entry::Entry;
 use crate::job::{Backup, Written};
 use crate::objects::{self, Need, path_of};
+
+/// The file beside the manifest that says whose it is.
+const SOURCE: &str = "source";
 
 /// The places of one backup.
 pub(crate) struct Places {
@@ -74,6 +79,27 @@ impl Places {
     }
 }
 
+/// What a finished backup holds, one line for each entry.
+pub(crate) fn manifest_of(destination: &Path) -> PathBuf {
+    destination.join("manifest.jsonl")
+}
+
+/// The source of the manifest, as the bytes of its path; `None` when there is no note of it.
+pub(crate) fn noted_source(destination: &Path) -> anyhow::Result<Option<PathBuf>> {
+    let path = destination.join(SOURCE);
+    match fs::read(&path) {
+        Ok(bytes) => Ok(Some(PathBuf::from(OsString::from_vec(bytes)))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("{} cannot be read", path.display())),
+    }
+}
+
+/// Notes whose manifest follows.
+pub(crate) fn note_source(destination: &Path, source: &Path) -> anyhow::Result<()> {
+    let path = destination.join(SOURCE);
+    write_whole(&path, |file| Ok(file.write_all(source.as_os_str().as_bytes())?))
+}
+
 /// The state of a backup that is not done, and the state database.
 pub(crate) fn work_of(destination: &Path) -> PathBuf {
     destination.join(".backup")
@@ -106,13 +132,20 @@ pub(crate) fn read_some(path: &Path, first: usize, count: usize) -> anyhow::Resu
 
 /// Writes a file as a whole or not at all.
 pub(crate) fn write_lines(path: &Path, entries: impl Iterator<Item = anyhow::Result<Entry>>) -> anyhow::Result<()> {
+    write_whole(path, |file| {
+        for entry in entries {
+            serde_json::to_writer(&mut *file, &entry?)?;
+            file.write_all(b"\n")?;
+        }
+        Ok(())
+    })
+}
+
+fn write_whole(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let temporary = path.with_extension("writing");
     let write = || {
         let mut file = BufWriter::new(File::create(&temporary)?);
-        for entry in entries {
-            serde_json::to_writer(&mut file, &entry?)?;
-            file.write_all(b"\n")?;
-        }
+        fill(&mut file)?;
         file.into_inner()?.sync_all()?;
         fs::rename(&temporary, path)?;
         objects::sync_directory(path.parent().context("a file lies in a directory")?)?;

@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_OMIT, utimensat};
 
 use crate::entry::{Entry, Kind, from_hex};
 use crate::objects;
-use crate::places::read_lines;
+use crate::places::{manifest_of, read_lines};
 
 /// What a restore has done.
 #[derive(Default)]
@@ -22,17 +22,21 @@ pub(crate) struct Restored {
     pub(crate) made: usize,
     /// Those that were not, with the reason.
     pub(crate) failed: Vec<String>,
+    /// Those that the backup does not hold, or not in full, with the reason.
+    pub(crate) missing: Vec<String>,
 }
 
 /// Writes the tree of the manifest into `target`, which must be new or empty. What cannot be restored is passed over.
 pub(crate) fn restore(backup: &Path, target: &Path) -> anyhow::Result<Restored> {
-    let manifest = backup.join("manifest.jsonl");
+    let manifest = manifest_of(backup);
     ensure!(manifest.exists(), "{} has no manifest.jsonl: it holds no finished backup", backup.display());
     fs::create_dir_all(target).with_context(|| format!("{} cannot be created", target.display()))?;
     let empty = fs::read_dir(target)?.next().is_none();
     ensure!(empty, "{} is not empty: choose a new directory", target.display());
-    let entries: Vec<Entry> = read_lines(&manifest)?.into_iter().filter(Entry::can_be_restored).collect();
-    let mut restored = Restored::default();
+    let mut entries = read_lines(&manifest)?;
+    let missing = entries.iter().filter_map(|entry| entry.error.as_ref().map(|why| format!("{}: {why}", entry.path)));
+    let mut restored = Restored { missing: missing.collect(), ..Restored::default() };
+    entries.retain(Entry::can_be_restored);
     let mut directories = Vec::new();
     let (links, others): (Vec<&Entry>, Vec<&Entry>) = entries.iter().partition(|entry| entry.kind == Kind::Link);
     // Links last, so that no path of the manifest leads through one of them and out of the target.

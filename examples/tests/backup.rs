@@ -112,7 +112,8 @@ fn a_killed_backup_goes_on_and_copies_nothing_twice() {
     assert_eq!(generations(&backup), 0, "the working files are gone");
     check_manifest(&source, &backup);
     let restored = restore(&backup, &target);
-    assert!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
+    assert_eq!(restored.status.code(), Some(INCOMPLETE_BACKUP), "{}", stderr(&restored));
+    assert!(stderr(&restored).contains("not in the backup: socket: "), "{}", stderr(&restored));
     assert_eq!(describe(&target), describe(&source));
     assert!(stderr(&restore(&backup, &target)).contains("not empty"));
 }
@@ -273,6 +274,99 @@ fn what_vanishes_behind_the_plan_is_not_called_unreadable() {
     assert_eq!(done.status.code(), Some(INCOMPLETE_BACKUP), "{}", stderr(&done));
     assert!(stdout(&done).contains("0 unreadable, 1 vanished"), "{}", stdout(&done));
     assert!(stderr(&done).contains("vanished: nothing"), "{}", stderr(&done));
+}
+
+#[test]
+fn a_manifest_is_not_replaced_by_that_of_another_source_unless_that_is_said() {
+    let root = tempfile::tempdir().unwrap();
+    let (source, other, backup) = (root.path().join("src"), root.path().join("other"), root.path().join("dst"));
+    for (tree, content) in [(&source, "first"), (&other, "second")] {
+        fs::create_dir_all(tree).unwrap();
+        fs::write(tree.join("file"), content).unwrap();
+    }
+    assert!(back_up(&source, &backup).status.success());
+    let manifest = fs::read_to_string(backup.join("manifest.jsonl")).unwrap();
+    // Known by the note beside the manifest, by the state database, or not at all.
+    for lost in ["nothing", "source", ".backup"] {
+        let path = backup.join(lost);
+        let _gone = fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path));
+        let refused = back_up(&other, &backup);
+        assert_eq!(refused.status.code(), Some(1), "without {lost}: {}", stdout(&refused));
+        let text = stderr(&refused);
+        assert!(text.contains("choose another directory") && text.contains("--change-source"), "{text}");
+        assert_eq!(text.contains(source.to_str().unwrap()), lost != ".backup", "{text}");
+        assert_eq!(fs::read_to_string(backup.join("manifest.jsonl")).unwrap(), manifest);
+    }
+    let change = ["--change-source".as_ref(), other.as_os_str(), backup.as_os_str()];
+    let changed = Command::new(&*PROGRAM).args(change).output().unwrap();
+    assert!(changed.status.success(), "{}", stderr(&changed));
+    assert_ne!(fs::read_to_string(backup.join("manifest.jsonl")).unwrap(), manifest);
+    assert!(back_up(&other, &backup).status.success());
+    assert_eq!(back_up(&source, &backup).status.code(), Some(1));
+}
+
+/// A directory of its own with little room, for as long as it lives.
+struct Small {
+    path: PathBuf,
+}
+
+impl Small {
+    /// `None` where the test may not mount.
+    fn mount(path: PathBuf, size: &str) -> Option<Self> {
+        fs::create_dir_all(&path).unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "none"]).arg(&path);
+        mount.status().is_ok_and(|status| status.success()).then_some(Self { path })
+    }
+
+    fn resize(&self, size: &str) {
+        let mut mount = Command::new("mount");
+        let status = mount.args(["-o", &format!("remount,size={size}")]).arg(&self.path).status();
+        assert!(status.unwrap().success());
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _unmounted = Command::new("umount").arg("--lazy").arg(&self.path).status();
+    }
+}
+
+#[test]
+fn a_destination_that_is_full_is_told_soon_and_gone_on_with_when_it_has_room() {
+    let root = tempfile::tempdir().unwrap();
+    let Some(small) = Small::mount(root.path().join("dst"), "6m") else {
+        eprintln!("not tried: this user may not mount");
+        return;
+    };
+    let (source, target) = (root.path().join("src"), root.path().join("target"));
+    fs::create_dir_all(&source).unwrap();
+    for n in 0..24_u8 {
+        // Digests: nothing to compress.
+        let content: Vec<u8> =
+            (0..16_384_u32).flat_map(|at| Sha256::digest([&[n], &at.to_le_bytes()[..]].concat())).collect();
+        fs::write(source.join(format!("f{n}")), content).unwrap();
+    }
+    let begun = Instant::now();
+    let full = back_up(&source, &small.path);
+    let took = begun.elapsed();
+    assert_eq!(full.status.code(), Some(1), "{}", stderr(&full));
+    let told = ["No space left", "nothing could be written to", "full"];
+    assert!(told.iter().any(|text| stderr(&full).contains(text)), "{}", stderr(&full));
+    assert!(stderr(&full).contains(small.path.to_str().unwrap()), "{}", stderr(&full));
+    assert!(!stderr(&full).contains("unreadable"), "{}", stderr(&full));
+    // It says about twenty seconds; it was ten minutes.
+    assert!(took < Duration::from_secs(100), "{took:?}: {}", stderr(&full));
+    assert!(!small.path.join("manifest.jsonl").exists());
+
+    small.resize("64m");
+    let before = objects(&small.path);
+    let done = back_up(&source, &small.path);
+    assert!(done.status.success(), "{}", stderr(&done));
+    let now = objects(&small.path);
+    assert!(before.iter().all(|(path, file)| now.get(path) == Some(file)), "what was stored stays as it is");
+    assert!(restore(&small.path, &target).status.success());
+    assert_eq!(describe(&target), describe(&source));
 }
 
 /// Looked for once: building anew takes a while.
