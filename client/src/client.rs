@@ -79,7 +79,9 @@ impl Client {
         orchestration: impl Into<String>,
         input: In,
     ) -> Result<(), ClientError> {
-        self.start_orchestration(instance, orchestration, to_text(&input)?).await
+        let (instance, orchestration) = (instance.into(), orchestration.into());
+        let input = to_text(&instance, format_args!("input of orchestration {orchestration:?}"), &input)?;
+        self.start_orchestration(instance, orchestration, input).await
     }
 
     /// [`Client::start_orchestration_typed`] on an exact version.
@@ -90,7 +92,9 @@ impl Client {
         version: impl Into<String>,
         input: In,
     ) -> Result<(), ClientError> {
-        self.start_orchestration_versioned(instance, orchestration, version, to_text(&input)?).await
+        let (instance, orchestration) = (instance.into(), orchestration.into());
+        let input = to_text(&instance, format_args!("input of orchestration {orchestration:?}"), &input)?;
+        self.start_orchestration_versioned(instance, orchestration, version, input).await
     }
 
     /// Starts an instance and says whether it is new, and whether one that was there was started with another input.
@@ -189,6 +193,11 @@ pub(crate) fn fresh_message_id() -> MessageId {
     MessageId::new(format!("{:024x}", uuid::Uuid::new_v4().as_u128() >> 32))
 }
 
-pub(crate) fn to_text<T: Serialize>(value: &T) -> Result<String, ClientError> {
-    write_typed(value).map_err(|error| ClientError::invalid(format!("the value cannot be written as JSON: {error}")))
+pub(crate) fn to_text<T: Serialize>(
+    instance: &str,
+    what: impl std::fmt::Display,
+    value: &T,
+) -> Result<String, ClientError> {
+    let unwritten = |error| format!("instance {instance:?}: the {what} cannot be written as JSON: {error}");
+    write_typed(value).map_err(|error| ClientError::invalid(unwritten(error)))
 }

@@ -65,7 +65,7 @@ impl Client {
         key: &str,
     ) -> Result<Option<T>, ClientError> {
         let value = self.get_kv_value(instance, key).await?;
-        value.map(|value| from_text("value", &value)).transpose()
+        value.map(|value| from_text(instance, format_args!("value of key {key:?}"), &value)).transpose()
     }
 
     /// All values of an instance.

@@ -27,7 +27,9 @@ impl Client {
         event_name: impl Into<String>,
         data: &T,
     ) -> Result<(), ClientError> {
-        self.raise_event(instance, event_name, to_text(data)?).await
+        let (instance, name) = (instance.into(), event_name.into());
+        let data = to_text(&instance, format_args!("data of event {name:?}"), data)?;
+        self.raise_event(instance, name, data).await
     }
 
     /// Puts a message into a durable queue of the instance.
@@ -61,7 +63,9 @@ impl Client {
         queue: impl Into<String>,
         data: &T,
     ) -> Result<(), ClientError> {
-        self.enqueue_event(instance, queue, to_text(data)?).await
+        let (instance, queue) = (instance.into(), queue.into());
+        let data = to_text(&instance, format_args!("message of queue {queue:?}"), data)?;
+        self.enqueue_event(instance, queue, data).await
     }
 
     /// Cancels an instance with its children and activities. Does nothing when it has ended.

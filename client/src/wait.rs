@@ -1,5 +1,6 @@
 //! Waiting: told of a change, with a slow look underneath. It reads rows, never a history.
 
+use std::fmt;
 use std::time::Duration;
 
 use outlast_core::{ExecutionId, InstanceId, OrchestrationStatus, read_typed};
@@ -49,7 +50,9 @@ impl Client {
         timeout: Duration,
     ) -> Result<Out, ClientError> {
         match self.wait_for_orchestration(instance, timeout).await? {
-            OrchestrationStatus::Completed { output, .. } => from_text("output", &output),
+            OrchestrationStatus::Completed { output, .. } => {
+                from_text(instance, "result of the orchestration", &output)
+            }
             OrchestrationStatus::Failed { details, .. } => Err(ClientError::OrchestrationFailed { details }),
             OrchestrationStatus::Running { .. } | OrchestrationStatus::NotFound => Err(ClientError::Timeout),
         }
@@ -94,7 +97,7 @@ impl Client {
         timeout: Duration,
     ) -> Result<T, ClientError> {
         let value = self.wait_for_kv_value(instance, key, timeout).await?;
-        from_text("value", &value)
+        from_text(instance, format_args!("value of key {key:?}"), &value)
     }
 
     /// Looks until `look` finds something, or `told` finds it in pushed news. Subscribes before the first look, so that no
@@ -159,6 +162,11 @@ fn after(wait: Duration) -> Instant {
     now.checked_add(wait).unwrap_or_else(|| now + FOR_EVER)
 }
 
-pub(crate) fn from_text<T: DeserializeOwned>(what: &str, text: &str) -> Result<T, ClientError> {
-    read_typed(text).map_err(|error| ClientError::invalid(format!("the {what} is not the expected JSON: {error}")))
+pub(crate) fn from_text<T: DeserializeOwned>(
+    instance: &str,
+    what: impl fmt::Display,
+    text: &str,
+) -> Result<T, ClientError> {
+    let unread = |error| format!("instance {instance:?}: the {what} is not the expected JSON: {error}");
+    read_typed(text).map_err(|error| ClientError::invalid(unread(error)))
 }

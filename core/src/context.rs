@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 
 use crate::ids::mix;
 use crate::journal::{Journal, NextExecution, OpKind, Outcome};
+use crate::typed::TypedValue;
 use crate::{
     ActivityTimeouts, DurableFuture, Either2, EventId, EventKind, LimitExceeded, RetryPolicy, Token, read_typed,
 };
@@ -97,7 +98,7 @@ impl OrchestrationContext {
         name: impl Into<String>,
         input: &In,
     ) -> DurableFuture<Result<Out, String>> {
-        self.with_text(input, |input| self.schedule(Request::new(name, input))).map(from_text)
+        self.schedule_typed(Request::new(name, ""), input)
     }
 
     /// Runs an activity on the worker that owns the session.
@@ -117,10 +118,7 @@ impl OrchestrationContext {
         input: &In,
         session_id: impl Into<String>,
     ) -> DurableFuture<Result<Out, String>> {
-        self.with_text(input, |input| {
-            self.schedule(Request { session_id: Some(session_id.into()), ..Request::new(name, input) })
-        })
-        .map(from_text)
+        self.schedule_typed(Request { session_id: Some(session_id.into()), ..Request::new(name, "") }, input)
     }
 
     /// Runs an activity until it succeeds, as often as the policy allows, with durable delays in between.
@@ -140,7 +138,7 @@ impl OrchestrationContext {
         input: &In,
         policy: RetryPolicy,
     ) -> Result<Out, String> {
-        from_text(self.retry(Request::new(name, self.write(input)?), policy).await)
+        self.retry_typed(Request::new(name, ""), input, policy).await
     }
 
     /// [`OrchestrationContext::schedule_activity_with_retry`], every attempt on the session's worker.
@@ -162,8 +160,8 @@ impl OrchestrationContext {
         policy: RetryPolicy,
         session_id: impl Into<String>,
     ) -> Result<Out, String> {
-        let request = Request { session_id: Some(session_id.into()), ..Request::new(name, self.write(input)?) };
-        from_text(self.retry(request, policy).await)
+        let request = Request { session_id: Some(session_id.into()), ..Request::new(name, "") };
+        self.retry_typed(request, input, policy).await
     }
 
     /// Waits for `delay`, by the store's clock, through restarts. Never early. A delay beyond the year 9999
@@ -189,7 +187,9 @@ impl OrchestrationContext {
         &self,
         name: impl Into<String>,
     ) -> DurableFuture<T> {
-        self.schedule_wait(name).map(expect_text)
+        let (ctx, name) = (self.clone(), name.into());
+        let value = TypedValue::Event { name: name.clone() };
+        self.schedule_wait(name).map(move |text| ctx.expect(&text, &value))
     }
 
     /// Takes the next message of a durable queue.
@@ -207,7 +207,9 @@ impl OrchestrationContext {
         &self,
         queue: impl Into<String>,
     ) -> DurableFuture<T> {
-        self.dequeue_event(queue).map(expect_text)
+        let (ctx, queue) = (self.clone(), queue.into());
+        let value = TypedValue::QueueMessage { queue: queue.clone() };
+        self.dequeue_event(queue).map(move |text| ctx.expect(&text, &value))
     }
 
     /// The former name of [`OrchestrationContext::dequeue_event`].
@@ -232,7 +234,8 @@ impl OrchestrationContext {
 
     /// [`OrchestrationContext::continue_as_new`] with a typed value.
     pub fn continue_as_new_typed<In: Serialize>(&self, input: &In) -> ContinueAsNew {
-        let input = self.write(input).unwrap_or_else(|error| panic!("continue_as_new_typed: {error}"));
+        let value = || TypedValue::OrchestrationInput { orchestration: self.orchestration_name() };
+        let input = self.write(input, value).unwrap_or_else(|error| panic!("continue_as_new_typed: {error}"));
         self.next_execution(None, input)
     }
 
@@ -383,6 +386,30 @@ impl OrchestrationContext {
         DurableFuture::open(&self.journal, (event, OpKind::Activity { token }), result)
     }
 
+    fn schedule_typed<In: Serialize, Out: DeserializeOwned + Send + 'static>(
+        &self,
+        request: Request,
+        input: &In,
+    ) -> DurableFuture<Result<Out, String>> {
+        let value = TypedValue::ActivityResult { activity: request.name.clone() };
+        let scheduled = match self.write(input, || request.input_value()) {
+            Ok(input) => self.schedule(Request { input, ..request }),
+            Err(error) => DurableFuture::settled(&self.journal, Err(error)),
+        };
+        scheduled.map(self.reader(value))
+    }
+
+    async fn retry_typed<In: Serialize, Out: DeserializeOwned>(
+        &self,
+        request: Request,
+        input: &In,
+        policy: RetryPolicy,
+    ) -> Result<Out, String> {
+        let input = self.write(input, || request.input_value())?;
+        let value = TypedValue::ActivityResult { activity: request.name.clone() };
+        self.read(&self.retry(Request { input, ..request }, policy).await?, &value)
+    }
+
     async fn retry(&self, request: Request, policy: RetryPolicy) -> Result<String, String> {
         let Some(total) = policy.total_timeout else { return self.attempts(request, policy).await };
         let deadline = self.schedule_timer(total);
@@ -457,20 +484,31 @@ impl OrchestrationContext {
     }
 
     /// Writes a value of a typed call by the rules of this execution.
-    pub(crate) fn write<T: Serialize>(&self, value: &T) -> Result<String, String> {
+    pub(crate) fn write<T: Serialize>(&self, value: &T, what: impl FnOnce() -> TypedValue) -> Result<String, String> {
         let rules = self.journal.lock().identity.rules;
-        rules.write(value).map_err(|error| format!("the value cannot be written as JSON: {error}"))
+        // Without the lock: a value's own code may use the context.
+        rules.write(value).map_err(|error| rules.unwritten(&what(), &self.instance_id(), &error))
     }
 
-    pub(crate) fn with_text<In: Serialize>(
+    /// Reads a value of a typed call; an error by the rules of this execution.
+    pub(crate) fn read<T: DeserializeOwned>(&self, text: &str, what: &TypedValue) -> Result<T, String> {
+        read_typed(text).map_err(|error| {
+            let state = self.journal.lock();
+            state.identity.rules.unread(what, state.told().instance, &error)
+        })
+    }
+
+    /// [`OrchestrationContext::read`] for the result of a typed call.
+    pub(crate) fn reader<T: DeserializeOwned>(
         &self,
-        input: &In,
-        schedule: impl FnOnce(String) -> DurableFuture<Result<String, String>>,
-    ) -> DurableFuture<Result<String, String>> {
-        match self.write(input) {
-            Ok(input) => schedule(input),
-            Err(error) => DurableFuture::settled(&self.journal, Err(error)),
-        }
+        what: TypedValue,
+    ) -> impl FnOnce(Result<String, String>) -> Result<T, String> + Send + use<T> {
+        let ctx = self.clone();
+        move |result| ctx.read(&result?, &what)
+    }
+
+    fn expect<T: DeserializeOwned>(&self, text: &str, what: &TypedValue) -> T {
+        self.read(text, what).unwrap_or_else(|error| panic!("{error}"))
     }
 }
 
@@ -498,6 +536,10 @@ impl Request {
         Self { name: name.into(), input: input.into(), session_id: None, attempt: 1, first_event: None }
     }
 
+    fn input_value(&self) -> TypedValue {
+        TypedValue::ActivityInput { activity: self.name.clone() }
+    }
+
     fn copy(&self) -> Self {
         Self {
             name: self.name.clone(),
@@ -507,14 +549,6 @@ impl Request {
             first_event: self.first_event,
         }
     }
-}
-
-pub(crate) fn from_text<Out: DeserializeOwned>(result: Result<String, String>) -> Result<Out, String> {
-    result.and_then(|text| read_typed(&text).map_err(|error| format!("result is not the expected JSON: {error}")))
-}
-
-fn expect_text<T: DeserializeOwned>(text: String) -> T {
-    read_typed(&text).unwrap_or_else(|error| panic!("event data is not the expected JSON: {error}"))
 }
 
 pub(crate) fn result(outcome: Outcome) -> Result<String, String> {

@@ -3,8 +3,9 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::context::{from_text, result};
+use crate::context::result;
 use crate::journal::{JournalState, OpKind};
+use crate::typed::TypedValue;
 use crate::{DurableFuture, EventKind, InstanceId, OrchestrationContext, Token};
 
 /// What ids of children begin with, behind their parent's, unless the code has chosen them.
@@ -48,7 +49,7 @@ impl OrchestrationContext {
         name: impl Into<String>,
         input: &In,
     ) -> DurableFuture<Result<Out, String>> {
-        self.with_text(input, |input| self.schedule_sub_orchestration(name, input)).map(from_text)
+        self.child_typed(Child { name: name.into(), version: None, instance: None, input: String::new() }, input)
     }
 
     /// Runs a child under an id of your choice. An id that is taken gives `Err`.
@@ -68,7 +69,8 @@ impl OrchestrationContext {
         instance: impl Into<String>,
         input: &In,
     ) -> DurableFuture<Result<Out, String>> {
-        self.with_text(input, |input| self.schedule_sub_orchestration_with_id(name, instance, input)).map(from_text)
+        let instance = Some(instance.into());
+        self.child_typed(Child { name: name.into(), version: None, instance, input: String::new() }, input)
     }
 
     /// Runs a child on an exact version; `None` lets the registry's policy choose.
@@ -112,7 +114,8 @@ impl OrchestrationContext {
         instance: impl Into<String>,
         input: &In,
     ) {
-        match self.write(input) {
+        let name = name.into();
+        match self.write(input, || TypedValue::OrchestrationInput { orchestration: name.clone() }) {
             Ok(input) => self.schedule_orchestration(name, instance, input),
             Err(error) => self.refuse(error),
         }
@@ -140,10 +143,25 @@ impl OrchestrationContext {
         instance: impl Into<String>,
         input: &In,
     ) {
-        match self.write(input) {
+        let name = name.into();
+        match self.write(input, || TypedValue::OrchestrationInput { orchestration: name.clone() }) {
             Ok(input) => self.schedule_orchestration_versioned(name, version, instance, input),
             Err(error) => self.refuse(error),
         }
+    }
+
+    fn child_typed<In: Serialize, Out: DeserializeOwned + Send + 'static>(
+        &self,
+        child: Child,
+        input: &In,
+    ) -> DurableFuture<Result<Out, String>> {
+        let orchestration = child.name.clone();
+        let scheduled = match self.write(input, || TypedValue::OrchestrationInput { orchestration: child.name.clone() })
+        {
+            Ok(input) => self.child(Child { input, ..child }),
+            Err(error) => DurableFuture::settled(&self.journal, Err(error)),
+        };
+        scheduled.map(self.reader(TypedValue::OrchestrationResult { orchestration }))
     }
 
     fn child(&self, child: Child) -> DurableFuture<Result<String, String>> {

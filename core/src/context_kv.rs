@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::context::from_text;
 use crate::journal::{KvValue, OpKind};
+use crate::typed::TypedValue;
 use crate::{DurableFuture, EventKind, LimitExceeded, Millis, OrchestrationContext, Token};
 
 /// The activity name under which the owner itself reads another instance's value.
@@ -44,7 +44,8 @@ impl OrchestrationContext {
 
     /// [`OrchestrationContext::set_kv_value`] with a typed value.
     pub fn set_kv_value_typed<T: Serialize>(&self, key: impl Into<String>, value: &T) {
-        match self.write(value) {
+        let key = key.into();
+        match self.write(value, || TypedValue::KvValue { key: key.clone() }) {
             Ok(value) => self.set_kv_value(key, value),
             Err(error) => self.refuse(error),
         }
@@ -58,7 +59,9 @@ impl OrchestrationContext {
 
     /// A value of this instance: JSON, or else a text as it is.
     pub fn get_kv_value_typed<T: DeserializeOwned>(&self, key: impl AsRef<str>) -> Result<Option<T>, String> {
-        self.get_kv_value(key).map(|value| from_text(Ok(value))).transpose()
+        let key = key.as_ref();
+        let Some(value) = self.get_kv_value(key) else { return Ok(None) };
+        self.read(&value, &TypedValue::KvValue { key: key.to_owned() }).map(Some)
     }
 
     /// All values. The map has no order: sort before anything durable depends on it.
@@ -109,7 +112,9 @@ impl OrchestrationContext {
         instance: impl Into<String>,
         key: impl Into<String>,
     ) -> DurableFuture<Result<Option<String>, String>> {
-        self.read_kv(instance.into(), key.into()).map(from_text::<Option<String>>)
+        let (instance, key) = (instance.into(), key.into());
+        let value = TypedValue::KvValueOf { instance: instance.clone(), key: key.clone() };
+        self.read_kv(instance, key).map(self.reader(value))
     }
 
     /// [`OrchestrationContext::get_kv_value_from_instance`] with a typed value.
@@ -118,29 +123,35 @@ impl OrchestrationContext {
         instance: impl Into<String>,
         key: impl Into<String>,
     ) -> DurableFuture<Result<Option<T>, String>> {
-        self.read_kv(instance.into(), key.into()).map(|result| {
-            let value: Option<String> = from_text(result)?;
-            value.map(|text| from_text(Ok(text))).transpose()
+        let (ctx, instance, key) = (self.clone(), instance.into(), key.into());
+        let value = TypedValue::KvValueOf { instance: instance.clone(), key: key.clone() };
+        self.read_kv(instance, key).map(move |result| {
+            let text: Option<String> = ctx.read(&result?, &value)?;
+            text.map(|text| ctx.read(&text, &value)).transpose()
         })
     }
 
     fn read_kv(&self, instance: String, key: String) -> DurableFuture<Result<String, String>> {
-        self.with_text(&(instance, key), |input| {
-            let token = {
-                let state = self.journal.lock();
-                Token::derive(state.turn_seed, state.next_event)
-            };
-            let event = EventKind::ActivityScheduled {
-                name: KV_READ_ACTIVITY.to_owned(),
-                input,
-                session_id: None,
-                tag: None,
-                token,
-                attempt: 1,
-                first_event_id: None,
-                timeouts: crate::ActivityTimeouts::default(),
-            };
-            DurableFuture::open(&self.journal, (event, OpKind::Activity { token }), crate::context::result)
-        })
+        let written =
+            self.write(&(&instance, &key), || TypedValue::KvValueOf { instance: instance.clone(), key: key.clone() });
+        let input = match written {
+            Ok(input) => input,
+            Err(error) => return DurableFuture::settled(&self.journal, Err(error)),
+        };
+        let token = {
+            let state = self.journal.lock();
+            Token::derive(state.turn_seed, state.next_event)
+        };
+        let event = EventKind::ActivityScheduled {
+            name: KV_READ_ACTIVITY.to_owned(),
+            input,
+            session_id: None,
+            tag: None,
+            token,
+            attempt: 1,
+            first_event_id: None,
+            timeouts: crate::ActivityTimeouts::default(),
+        };
+        DurableFuture::open(&self.journal, (event, OpKind::Activity { token }), crate::context::result)
     }
 }

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use crate::OrchestrationContext;
-use crate::context::from_text;
+use crate::typed::TypedValue;
 
 /// The running code of an execution.
 pub(crate) type OrchestrationFuture = Pin<Box<dyn Future<Output = Result<String, String>> + Send>>;
@@ -371,11 +371,15 @@ where
     F: Fn(OrchestrationContext, In) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<Out, String>> + Send + 'static,
 {
-    Arc::new(move |ctx, input| match from_text::<In>(Ok(input)) {
-        Ok(input) => {
-            let running = orchestration(ctx.clone(), input);
-            Box::pin(async move { running.await.and_then(|output| ctx.write(&output)) })
+    Arc::new(move |ctx, input| {
+        let value = TypedValue::OrchestrationInput { orchestration: ctx.orchestration_name() };
+        match ctx.read::<In>(&input, &value) {
+            Ok(input) => {
+                let running = orchestration(ctx.clone(), input);
+                let result = TypedValue::OrchestrationResult { orchestration: ctx.orchestration_name() };
+                Box::pin(async move { running.await.and_then(|output| ctx.write(&output, || result)) })
+            }
+            Err(error) => Box::pin(std::future::ready(Err(error))),
         }
-        Err(error) => Box::pin(std::future::ready(Err(format!("orchestration input: {error}")))),
     })
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::typed::TypedValue;
 use crate::{CodeLimits, LimitExceeded, write_typed};
 
 /// The rules that an execution follows to its end, so that replay does as the program did that made the history.
@@ -10,13 +11,14 @@ use crate::{CodeLimits, LimitExceeded, write_typed};
 /// |---|---|
 /// | 0 | |
 /// | 1 | a text is written as it is by typed calls; ids of children and detached starts are refused as those of clients are; what a select holds back is woken when the poll ends; a full KV takes new values of its keys |
+/// | 2 | the error of a typed call whose value does not fit says which value of which instance it is |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Rules(u32);
 
 impl Rules {
     /// Those of new executions.
-    pub const LATEST: Self = Self(1);
+    pub const LATEST: Self = Self(2);
 
     /// Whether these are the first ones, which no event names.
     pub(crate) fn are_first(&self) -> bool {
@@ -26,6 +28,23 @@ impl Rules {
     /// Writes a value of a typed call. The first rules wrote a text as JSON, with quotes.
     pub(crate) fn write<T: Serialize>(self, value: &T) -> Result<String, serde_json::Error> {
         if self.are_first() { serde_json::to_string(value) } else { write_typed(value) }
+    }
+
+    /// The error of a typed call in `instance`, whose value cannot be read. Code may put the text into what it asks for next,
+    /// so an execution keeps the text that it began with.
+    pub(crate) fn unread(self, value: &TypedValue, instance: &str, error: &serde_json::Error) -> String {
+        match self.0 {
+            0 | 1 => format!("{} is not the expected JSON: {error}", value.former_name()),
+            _ => format!("instance {instance:?}: the {value} is not the expected JSON: {error}"),
+        }
+    }
+
+    /// Like [`Rules::unread`], of a value that cannot be written.
+    pub(crate) fn unwritten(self, value: &TypedValue, instance: &str, error: &serde_json::Error) -> String {
+        match self.0 {
+            0 | 1 => format!("the value cannot be written as JSON: {error}"),
+            _ => format!("instance {instance:?}: the {value} cannot be written as JSON: {error}"),
+        }
     }
 
     /// Checks an instance id that the code of instance `own` chose.

@@ -4,6 +4,8 @@
 //! everything else as JSON. What is read is JSON first, and else the text as it is: plain and typed calls meet, whoever wrote.
 //! A text that is itself a JSON string (`"x"`, with its quotes), and `Some("null")`, come back as what that JSON says.
 
+use std::fmt;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -18,6 +20,49 @@ pub fn read_typed<T: DeserializeOwned>(text: &str) -> Result<T, serde_json::Erro
     serde_json::from_str(text)
         // What does not fit either way is told by what the JSON lacks: that is what typed programs exchange.
         .or_else(|no_json| serde_json::from_value(serde_json::Value::from(text)).map_err(|_| no_json))
+}
+
+/// What a typed call of orchestration code reads or writes, for the error when it does not fit.
+#[derive(Clone, Debug)]
+pub(crate) enum TypedValue {
+    ActivityInput { activity: String },
+    ActivityResult { activity: String },
+    OrchestrationInput { orchestration: String },
+    OrchestrationResult { orchestration: String },
+    Event { name: String },
+    QueueMessage { queue: String },
+    KvValue { key: String },
+    KvValueOf { instance: String, key: String },
+}
+
+impl TypedValue {
+    /// What errors called it before [`Rules`](crate::Rules) 2.
+    pub(crate) fn former_name(&self) -> &'static str {
+        match self {
+            Self::OrchestrationInput { .. } => "orchestration input: result",
+            Self::Event { .. } | Self::QueueMessage { .. } => "event data",
+            Self::ActivityInput { .. }
+            | Self::ActivityResult { .. }
+            | Self::OrchestrationResult { .. }
+            | Self::KvValue { .. }
+            | Self::KvValueOf { .. } => "result",
+        }
+    }
+}
+
+impl fmt::Display for TypedValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ActivityInput { activity } => write!(f, "input of activity {activity:?}"),
+            Self::ActivityResult { activity } => write!(f, "result of activity {activity:?}"),
+            Self::OrchestrationInput { orchestration } => write!(f, "input of orchestration {orchestration:?}"),
+            Self::OrchestrationResult { orchestration } => write!(f, "result of orchestration {orchestration:?}"),
+            Self::Event { name } => write!(f, "data of event {name:?}"),
+            Self::QueueMessage { queue } => write!(f, "message of queue {queue:?}"),
+            Self::KvValue { key } => write!(f, "value of key {key:?}"),
+            Self::KvValueOf { instance, key } => write!(f, "value of key {key:?} of instance {instance:?}"),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -161,13 +161,17 @@ impl ActivityRegistryBuilder {
     {
         let handler: ActivityHandler = Arc::new(move |ctx, input| match read_typed::<In>(&input) {
             Ok(input) => {
+                let whose = whose("result", &ctx);
                 let running = activity(ctx, input);
                 Box::pin(async move {
                     let output = running.await?;
-                    write_typed(&output).map_err(|error| format!("output cannot be written as JSON: {error}"))
+                    write_typed(&output).map_err(|error| format!("{whose} cannot be written as JSON: {error}"))
                 })
             }
-            Err(error) => Box::pin(std::future::ready(Err(format!("input is not the expected JSON: {error}")))),
+            Err(error) => {
+                let refused = format!("{} is not the expected JSON: {error}", whose("input", &ctx));
+                Box::pin(std::future::ready(Err(refused)))
+            }
         });
         Self { builder: self.builder.insert(name.into(), version.as_ref(), handler), ..self }
     }
@@ -199,4 +203,9 @@ impl ActivityRegistryBuilder {
     pub fn build_result(self) -> Result<ActivityRegistry, RegistryErrors> {
         Ok(ActivityRegistry { handlers: self.builder.build_result()?, timeouts: Arc::new(self.timeouts) })
     }
+}
+
+/// What a value that does not fit is called.
+fn whose(value: &str, ctx: &ActivityContext) -> String {
+    format!("instance {:?}: the {value} of activity {:?}", ctx.instance_id(), ctx.activity_name())
 }

@@ -38,7 +38,7 @@ fn a_start_with_rules_limits_and_forks_is_read_and_written_in_the_same_form() {
     let (json, hex) = START_WITH_RULES.trim_end().split_once('\t').expect("two columns");
     let kind: EventKind = serde_json::from_str(json).unwrap();
     let EventKind::OrchestrationStarted { rules, limits, forks, .. } = &kind else { panic!("a start") };
-    assert_eq!((*rules, forks.len()), (outlast_core::Rules::LATEST, 1));
+    assert_eq!((serde_json::to_value(rules).unwrap(), forks.len()), (1.into(), 1));
     let limits = limits.expect("they are recorded");
     assert_eq!((limits.payload_bytes_max, limits.name_bytes_max, limits.kv_keys_max), (1_000, 512, 100));
     let written: String = encode(&kind).iter().map(|byte| format!("{byte:02x}")).collect();

@@ -105,3 +105,122 @@ fn a_new_history_has_texts_as_they_are_and_reads_them_as_json_first() {
     assert_eq!(output, "Bob w 5");
     assert_eq!(check_replay(&registry(), &bench.exported()), Ok(()), "by the rules that its first event names");
 }
+
+#[derive(Debug, serde::Deserialize, serde::Serialize)]
+struct Order {
+    x: u32,
+}
+
+/// Reads everything as something that it is not, and puts the errors into the names of activities and a status.
+async fn misfits(ctx: OrchestrationContext, _: String) -> Result<String, String> {
+    ctx.set_kv_value("key", "{}");
+    let value = ctx.get_kv_value_typed::<Order>("key").unwrap_err();
+    let retried = ctx.schedule_activity_with_retry_typed::<_, Order>("Retried", &1, RetryPolicy::new(1));
+    let results = [
+        ctx.schedule_activity_typed::<_, Order>("Charge", &1).await.unwrap_err(),
+        ctx.schedule_activity_on_session_typed::<_, Order>("Pay", &1, "s").await.unwrap_err(),
+        retried.await.unwrap_err(),
+        ctx.schedule_sub_orchestration_typed::<_, Order>("Child", &1).await.unwrap_err(),
+        ctx.schedule_activity_typed::<_, Order>("Unwritten", &unwritable()).await.unwrap_err(),
+    ];
+    // A command that replay compares.
+    ctx.schedule_activity("Report", results.join("\n")).await?;
+    Ok([value].into_iter().chain(results).collect::<Vec<_>>().join("\n"))
+}
+
+/// JSON has no keys like these.
+fn unwritable() -> std::collections::BTreeMap<(u8, u8), u8> {
+    [((0, 0), 0)].into()
+}
+
+/// Runs `misfits` by the rules of `before`, or else by those of new executions.
+fn run_misfits(before: bool) -> (String, Bench) {
+    let mut bench = Bench::new(OrchestrationRegistry::builder().register("misfits", misfits).build());
+    bench.send(start("misfits", ""));
+    if before {
+        let EventKind::OrchestrationStarted { rules, .. } = &mut bench.history[0].kind else { panic!("a start") };
+        *rules = serde_json::from_str("1").unwrap();
+        bench.cold();
+    }
+    for _ in 0..3 {
+        let scheduled = bench.history.iter().rev().find(|e| matches!(e.kind, EventKind::ActivityScheduled { .. }));
+        let result = bench.result(scheduled.unwrap().event_id.0, Ok("{}")).unwrap();
+        bench.turn(vec![result]);
+    }
+    let scheduled = bench.history.iter().find_map(|e| match &e.kind {
+        EventKind::SubOrchestrationScheduled { token, .. } => Some((e.event_id, *token)),
+        _ => None,
+    });
+    let ((event, token), execution) = (scheduled.unwrap(), bench.state.execution);
+    bench.send(MessageKind::ChildDone { execution, event, token, result: Ok("{}".to_owned()) });
+    let report = bench.history.last().unwrap();
+    assert!(matches!(&report.kind, EventKind::ActivityScheduled { name, .. } if name == "Report"), "{report:?}");
+    let result = bench.result(report.event_id.0, Ok("")).unwrap();
+    bench.turn(vec![result]);
+    let OrchestrationStatus::Completed { output, .. } = bench.state.to_status() else {
+        panic!("{:?}", bench.state.output)
+    };
+    (output, bench)
+}
+
+#[test]
+fn the_error_of_a_value_that_does_not_fit_names_instance_direction_and_whose_it_is() {
+    let (output, bench) = run_misfits(false);
+    let json = "is not the expected JSON: missing field `x` at line 1 column 2";
+    let expected = [
+        format!("instance \"i\": the value of key \"key\" {json}"),
+        format!("instance \"i\": the result of activity \"Charge\" {json}"),
+        format!("instance \"i\": the result of activity \"Pay\" {json}"),
+        format!("instance \"i\": the result of activity \"Retried\" {json}"),
+        format!("instance \"i\": the result of orchestration \"Child\" {json}"),
+        "instance \"i\": the input of activity \"Unwritten\" cannot be written as JSON: key must be a string"
+            .to_owned(),
+    ];
+    assert_eq!(output.lines().collect::<Vec<_>>(), expected);
+    assert_eq!(check_replay(&bench.handlers, &bench.exported()), Ok(()));
+}
+
+#[test]
+fn an_execution_of_before_keeps_its_errors_of_typed_values() {
+    let (output, bench) = run_misfits(true);
+    let json = "result is not the expected JSON: missing field `x` at line 1 column 2";
+    let unwritten = "the value cannot be written as JSON: key must be a string";
+    assert_eq!(output.lines().collect::<Vec<_>>(), [json, json, json, json, json, unwritten]);
+    assert_eq!(check_replay(&bench.handlers, &bench.exported()), Ok(()));
+}
+
+#[test]
+fn what_ends_an_orchestration_for_its_input_or_an_event_says_whose_it_was() {
+    let registry = OrchestrationRegistry::builder()
+        .register_typed("Buy", |_: OrchestrationContext, order: Order| async move { Ok(order.x) })
+        .register("Wait", |ctx: OrchestrationContext, _: String| async move {
+            Ok(ctx.schedule_wait_typed::<Order>("word").await.x.to_string())
+        })
+        .register("Dequeue", |ctx: OrchestrationContext, _: String| async move {
+            Ok(ctx.dequeue_event_typed::<Order>("words").await.x.to_string())
+        })
+        .register_typed("Unwritten", |_: OrchestrationContext, _: String| async move { Ok(unwritable()) })
+        .build();
+    let (name, queue, data) = ("word".to_owned(), "words".to_owned(), "{}".to_owned());
+    let raise = MessageKind::Raise { name, data: data.clone() };
+    for (orchestration, message, expected) in [
+        ("Buy", None, "instance \"i\": the input of orchestration \"Buy\" is not the expected JSON: missing field `x`"),
+        ("Wait", Some(raise), "instance \"i\": the data of event \"word\" is not the expected JSON: missing field `x`"),
+        (
+            "Dequeue",
+            Some(MessageKind::Enqueue { queue, data }),
+            "instance \"i\": the message of queue \"words\" is not the expected JSON: missing field `x`",
+        ),
+        ("Unwritten", None, "instance \"i\": the result of orchestration \"Unwritten\" cannot be written as JSON"),
+    ] {
+        let mut bench = Bench::new(registry.clone());
+        bench.send(start(orchestration, "{}"));
+        if let Some(message) = message {
+            bench.send(message);
+        }
+        let OrchestrationStatus::Failed { details, .. } = bench.state.to_status() else {
+            panic!("{orchestration}: {:?}", bench.state.output)
+        };
+        assert!(details.display_message().contains(expected), "{orchestration}: {}", details.display_message());
+    }
+}

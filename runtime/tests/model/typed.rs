@@ -1,6 +1,6 @@
 //! Typed and plain calls meet: a text is written as it is, and read as JSON first and else as it is.
 
-use outlast::{ActivityContext, ActivityRegistry, OrchestrationContext, OrchestrationRegistry};
+use outlast::{ActivityContext, ActivityRegistry, ClientError, OrchestrationContext, OrchestrationRegistry};
 use serde::{Deserialize, Serialize};
 
 use crate::model::world::{SOON, World, activities, orchestration};
@@ -124,4 +124,43 @@ async fn a_typed_start_takes_a_value_or_a_reference() {
     for id in ["a", "b", "c", "d"] {
         assert_eq!(client.wait_for_orchestration_typed::<Order>(id, SOON).await.unwrap(), order);
     }
+}
+
+#[tokio::test]
+async fn a_value_that_does_not_fit_is_told_with_instance_name_and_direction() {
+    let activities = ActivityRegistry::builder()
+        .register_typed("Charge", |_: ActivityContext, order: Order| async move { Ok(order.item) })
+        .register("Plain", |_: ActivityContext, _: String| async { Ok("{}".to_owned()) });
+    let orchestrations = OrchestrationRegistry::builder()
+        .register(
+            "Input",
+            |ctx: OrchestrationContext, _: String| async move { ctx.schedule_activity("Charge", "{}").await },
+        )
+        .register("Result", |ctx: OrchestrationContext, _: String| async move {
+            ctx.set_kv_value("key", "{}");
+            Ok(ctx
+                .schedule_activity_typed::<_, Order>("Plain", &1)
+                .await
+                .map_or_else(|error| error, |order| order.item))
+        })
+        .register_typed("Buy", |_: OrchestrationContext, order: Order| async move { Ok(order) });
+    let world = World::start(activities, orchestrations).await;
+    let json = "is not the expected JSON: missing field `item`";
+    let input = world.run("Input", "").await.unwrap_err().display_message();
+    assert!(input.contains(&format!("instance \"Input-1\": the input of activity \"Charge\" {json}")), "{input}");
+    let result = world.run("Result", "").await.unwrap();
+    assert!(result.starts_with(&format!("instance \"Result-1\": the result of activity \"Plain\" {json}")), "{result}");
+    let bought = world.run("Buy", "{}").await.unwrap_err().display_message();
+    assert!(bought.contains(&format!("instance \"Buy-1\": the input of orchestration \"Buy\" {json}")), "{bought}");
+    let text = |error: ClientError| error.to_string();
+    let client = &world.client;
+    let value = client.wait_for_kv_value_typed::<Order>("Result-1", "key", SOON).await.map_err(text).unwrap_err();
+    assert!(value.contains(&format!("instance \"Result-1\": the value of key \"key\" {json}")), "{value}");
+    let value = client.get_kv_value_typed::<Order>("Result-1", "key").await.map_err(text).unwrap_err();
+    assert!(value.contains(&format!("instance \"Result-1\": the value of key \"key\" {json}")), "{value}");
+    let output = client.wait_for_orchestration_typed::<Order>("Result-1", SOON).await.map_err(text).unwrap_err();
+    assert!(
+        output.contains("instance \"Result-1\": the result of the orchestration is not the expected JSON"),
+        "{output}"
+    );
 }
