@@ -91,9 +91,10 @@ pub struct TelemetryOptions {
     pub attributes: Vec<(String, String)>,
     /// The collector, for OTLP over HTTP without TLS: `http://127.0.0.1:4318`. `None` exports nothing, `/metrics` works.
     pub otlp_endpoint: Option<String>,
-    /// How often metrics are exported to the collector (default 60 s).
+    /// How often metrics are exported to the collector (default 60 s; 0 takes `OTEL_METRIC_EXPORT_INTERVAL`, or else 60 s).
     pub metrics_every: Duration,
-    /// Part of the traces that begin here and are kept (default 1.0: all); for others their beginning has decided.
+    /// Part of the traces that begin here and are kept (default 1.0: all, as for all above; none for 0, for all below and for
+    /// NaN); for others their beginning has decided.
     pub sample_ratio: f64,
     /// Log lines. With `install_subscriber: false` the program adds [`Telemetry::layer`] to a subscriber of its own.
     pub observability: ObservabilityConfig,
