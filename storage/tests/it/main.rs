@@ -12,6 +12,7 @@ mod calls;
 mod clocks;
 mod commits;
 mod fences;
+mod interleavings;
 mod late_rows;
 mod leases;
 mod lives;
