@@ -280,7 +280,8 @@ pub struct ProblemRow {
     pub since: Millis,
 }
 
-/// What clients and people read.
+/// What clients and people read. Nothing is decided on it but the end of a wait, and for that old answers do no harm: who waits has
+/// subscribed to news before it reads, is told of what happens later, and reads again now and then.
 #[async_trait]
 pub trait InspectStore: Send + Sync + 'static {
     /// The row of an instance.
@@ -301,7 +302,8 @@ pub trait InspectStore: Send + Sync + 'static {
     /// One execution's history, in order.
     async fn history(&self, instance: &InstanceId, execution: ExecutionId) -> Result<Vec<HistoryEvent>, Error>;
 
-    /// One event of a history.
+    /// One event of a history. A worker that reads its input here after the event was replaced by one of another life has its report
+    /// refused, as that bears the token of its own.
     async fn event(
         &self,
         instance: &InstanceId,

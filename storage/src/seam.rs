@@ -11,6 +11,9 @@
 //! 6. Inbox sequence numbers rise in commit order per sender; rows leave the inbox only by a turn that consumed them. Reading
 //!    on from a cursor never misses a row, in whichever order transactions commit; it may give rows that were read before.
 //! 7. The store's clock is the only clock in its answers.
+//!
+//! What was read may be older than what is known when it is used: rows become visible late, commits overlap a look, a deletion and
+//! the next life of the id come in between. Each reading method says why that does no harm.
 
 use std::time::Duration;
 
@@ -170,22 +173,28 @@ pub trait TurnStore: Send + Sync + 'static {
     /// Writes the turns of many instances in one durable transaction.
     async fn commit(&self, group: Vec<FencedTurn>) -> Result<CommitReply, Error>;
 
-    /// Reads an instance with its current history and inbox; `None` when there is none.
+    /// Reads an instance with its current history and inbox; `None` when there is none. A turn on an old answer is refused: its
+    /// execution and event, the rows that it consumes or its epoch are not the stored ones.
     async fn load(&self, instance: &InstanceId) -> Result<Option<Loaded>, Error>;
 
-    /// Rows of one inbox after `after`, in order, and from where to read on.
+    /// Rows of one inbox after `after`, in order, and from where to read on. Rows that an old answer lacks are followed by a nudge or
+    /// found by a look at `arrivals`; a turn that consumes one that is gone is refused.
     async fn inbox(&self, instance: &InstanceId, after: InboxCursor) -> Result<(Vec<Incoming>, InboxCursor), Error>;
 
-    /// Running instances of these shards with `wake_at` up to `until`, soonest first, at most `limit`.
+    /// Running instances of these shards with `wake_at` up to `until`, soonest first, at most `limit`. An instance that has gone on
+    /// since is woken too early, which costs a look at it; what a turn has noted since is sooner or stays.
     async fn due(&self, shards: &[ShardId], until: Millis, limit: usize) -> Result<Vec<Due>, Error>;
 
-    /// The soonest `wake_at` later than `after` among running instances of these shards.
+    /// The soonest `wake_at` later than `after` among running instances of these shards. Asked only where a virtual clock stands
+    /// still until it is moved, and nothing runs.
     async fn next_due(&self, shards: &[ShardId], after: Millis) -> Result<Option<Millis>, Error>;
 
-    /// Receivers in these shards with inbox rows after `after`, at most `limit` of them.
+    /// Receivers in these shards with inbox rows after `after`, at most `limit` of them. One that is named in vain reads its inbox and
+    /// finds nothing new; a row that became visible behind a look is found by the next one, which begins at the look's horizon.
     async fn arrivals(&self, shards: &[ShardId], after: InboxCursor, limit: usize) -> Result<Arrivals, Error>;
 
-    /// Running instances of these shards with `pending > 0`, by id after `after`, at most `limit`.
+    /// Running instances of these shards with `pending > 0`, by id after `after`, at most `limit`. Who is named is loaded, and its
+    /// history says what is outstanding; what is scheduled after the look is handed out by the turn that schedules it.
     async fn pending(&self, shards: &[ShardId], after: Option<&InstanceId>, limit: usize) -> Result<Vec<Wake>, Error>;
 
     /// Returns when a process other than this one may have written since `seen`, or after `timeout`; the value is what to
@@ -274,7 +283,8 @@ pub trait LeaseStore: Send + Sync + 'static {
     /// Announces a node. Refused with `Unusable` when another process runs this store and cannot share it.
     async fn join(&self, node: NodeInfo) -> Result<(), Error>;
 
-    /// Renews the node and returns who holds what.
+    /// Renews the node and returns who holds what. A late answer prolongs nothing, as the lease counts from when it was asked for; who
+    /// acts on a shard that has another holder by now is fenced.
     async fn renew(&self, node: &NodeId) -> Result<LeaseView, Error>;
 
     /// Takes those of `shards` that are free, each with its epoch raised.
@@ -292,7 +302,8 @@ pub trait LeaseStore: Send + Sync + 'static {
     /// Takes the session for `worker` unless a live worker has it that used it less than `idle` ago; using it renews it.
     async fn claim_session(&self, session: &str, worker: &WorkerId, idle: Duration) -> Result<SessionClaim, Error>;
 
-    /// The live workers that hold these sessions, in order.
+    /// The live workers that hold these sessions, in order. A worker that is brought an item of a session that it has lost passes
+    /// it on to whoever holds that now.
     async fn session_owners(&self, sessions: &[String]) -> Result<Vec<Option<WorkerId>>, Error>;
 
     /// Frees a session that `worker` holds and no longer uses.
@@ -384,7 +395,8 @@ pub trait CallStore: Send + Sync + 'static {
     /// has its outcome or belongs to another life of the id.
     async fn save_heartbeat(&self, of: HeartbeatOf<'_>, details: String) -> Result<(), Error>;
 
-    /// What an activity said last.
+    /// What an activity said last. Something older is what it had said if its worker had died sooner; nothing is there of another life,
+    /// as heartbeats go with theirs.
     async fn heartbeat(&self, instance: &InstanceId, activity: &str) -> Result<Option<String>, Error>;
 
     /// Makes an instance from a copied beginning; the id must be free.
