@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use outlast_core::{
     ActivityItem, ActivityKey, ActivityOutcome, ActivityRef, AttemptInfo, Beginning, ExecutionId, InstanceId,
-    InstanceState, OrchestrationStatus, RefusedOption, ShardId, TagFilter, Token, Verdict, WorkerId,
+    InstanceState, MessageId, OrchestrationStatus, RefusedOption, ShardId, TagFilter, Token, Verdict, WorkerId,
 };
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -211,6 +211,9 @@ pub struct News {
     pub status: Option<OrchestrationStatus>,
     /// The execution that the status is of: news may be late, and the id may have begun anew.
     pub execution: ExecutionId,
+    /// The start that began that execution, where it was told: the executions of a deleted instance and of its successor have the
+    /// same numbers.
+    pub begun_by: Option<MessageId>,
 }
 
 /// Something that keeps a broker from its work.
@@ -265,6 +268,12 @@ pub trait Broker: Send + Sync + 'static {
 
     /// Tells waiting clients that an instance changed, and to what, when the caller has just committed it.
     fn announce(&self, instance: &InstanceId, state: Option<&InstanceState>);
+
+    /// `announce`, and by which start the execution was begun: whoever made that start need not ask the store whether the news is
+    /// of an earlier life of the id.
+    fn announce_begun(&self, instance: &InstanceId, state: &InstanceState, _begun_by: &MessageId) {
+        self.announce(instance, Some(state));
+    }
 
     /// Subscribes to the status of an instance. Subscribe first, then read.
     fn watch(&self, instance: &InstanceId) -> StatusWatch;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use outlast_broker::StatusWatch;
-use outlast_core::InstanceId;
+use outlast_core::{InstanceId, MessageId};
 
 /// After this a wait looks into the store first: the id may stand for another life by now.
 const KEPT_FOR: Duration = Duration::from_secs(1);
@@ -14,7 +14,15 @@ const KEPT_MAX: usize = 1_024;
 
 /// The newest instances of a client.
 pub(crate) struct Begun {
-    kept: Mutex<LruCache<InstanceId, (StatusWatch, Instant)>>,
+    kept: Mutex<LruCache<InstanceId, (Started, Instant)>>,
+}
+
+/// What a client knows of an instance that it has started.
+pub(crate) struct Started {
+    /// The message that began it, by which its news are told from those of an earlier life of the id.
+    pub(crate) by: MessageId,
+    /// Its news; they were subscribed to before it was started.
+    pub(crate) news: StatusWatch,
 }
 
 impl Default for Begun {
@@ -24,10 +32,10 @@ impl Default for Begun {
 }
 
 impl Begun {
-    /// Keeps the news of an instance that was just started; they were subscribed to before it was.
-    pub(crate) fn note(&self, instance: InstanceId, news: StatusWatch) {
+    /// Keeps the news of an instance that was just started.
+    pub(crate) fn note(&self, instance: InstanceId, started: Started) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.put(instance, (news, Instant::now()));
+        kept.put(instance, (started, Instant::now()));
         while kept.len() > KEPT_MAX || kept.peek_lru().is_some_and(|(_, (_, since))| since.elapsed() > KEPT_FOR) {
             kept.pop_lru();
         }
@@ -39,9 +47,9 @@ impl Begun {
     }
 
     /// All news since the start of an instance, if it was started here and just now.
-    pub(crate) fn take(&self, instance: &InstanceId) -> Option<StatusWatch> {
+    pub(crate) fn take(&self, instance: &InstanceId) -> Option<Started> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let (news, since) = kept.pop(instance)?;
-        (since.elapsed() <= KEPT_FOR).then_some(news)
+        let (started, since) = kept.pop(instance)?;
+        (since.elapsed() <= KEPT_FOR).then_some(started)
     }
 }

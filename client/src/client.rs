@@ -9,7 +9,7 @@ use outlast_core::{InstanceId, Message, MessageId, MessageKind, StartMessage, wr
 use outlast_storage::{Error, StartConflict, StartOutcome, StartRequest, Store};
 use serde::Serialize;
 
-use crate::begun::Begun;
+use crate::begun::{Begun, Started};
 use crate::{ClientError, ClientOptions, Provider, StartOptions};
 
 /// First and longest pause before a call is repeated.
@@ -138,7 +138,7 @@ impl Client {
         let news = self.broker.watch(&instance);
         let receipt = self.insist(|| self.store.start(request.clone())).await?;
         match receipt.seq {
-            Some(_) => self.begun.note(instance, news),
+            Some(_) => self.begun.note(instance, Started { by: request.message.id, news }),
             None => {
                 // What was kept may be of a life that this start has ended.
                 self.begun.take(&instance);

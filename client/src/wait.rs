@@ -112,7 +112,10 @@ impl Client {
         let id = InstanceId::new(instance);
         let begun = self.begun.take(&id).filter(|_| timeout > poll);
         let mut look_now = begun.is_none();
-        let mut news = begun.unwrap_or_else(|| self.broker.watch(&id));
+        let (begun_by, mut news) = match begun {
+            Some(started) => (Some(started.by), started.news),
+            None => (None, self.broker.watch(&id)),
+        };
         let deadline = after(timeout);
         let mut execution = ExecutionId(0);
         loop {
@@ -138,18 +141,20 @@ impl Client {
                     news = self.broker.watch(&id);
                     break;
                 }
-                let (status, of) = {
+                let (status, of, is_of_this_life) = {
                     let news = news.borrow_and_update();
-                    (news.status.clone(), news.execution)
+                    (news.status.clone(), news.execution, begun_by.is_some() && news.begun_by == begun_by)
                 };
                 if status.is_some() && of < execution {
-                    // Late news of a life that is over.
+                    // Late news of an execution that is over.
                     continue;
                 }
                 match status.as_ref().map_or(Told::Look, &told) {
-                    Told::Found(found) => return Ok(found),
+                    Told::Found(found) if is_of_this_life => return Ok(found),
                     Told::NotYet => {}
-                    Told::Look => break,
+                    // The id may have been deleted and started again after this was said, and executions are numbered from 1 in each
+                    // life: the store knows which of them it is.
+                    Told::Found(_) | Told::Look => break,
                 }
             }
         }

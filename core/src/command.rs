@@ -89,6 +89,7 @@ impl WarmInstance {
         }
         if let EventKind::OrchestrationStarted { name, version, .. } = &kind {
             self.parent = parent_link(&kind);
+            self.begun_by.clone_from(&message);
             self.state.orchestration.clone_from(name);
             self.state.version.clone_from(version);
         }

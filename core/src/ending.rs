@@ -116,6 +116,7 @@ impl WarmInstance {
             ..InstanceState::default()
         };
         self.parent = None;
+        self.begun_by = None;
         self.children.clear();
         self.applied.clear();
         self.cold = Vec::new();

@@ -64,6 +64,8 @@ pub struct WarmInstance {
     outside: Option<OutsideWake>,
     shows_data: bool,
     pub(crate) applied: BTreeSet<MessageId>,
+    /// The start that began this execution; `None` when it continues another one, or is a copy.
+    pub(crate) begun_by: Option<MessageId>,
     /// Who waits for this instance's outcome.
     pub(crate) parent: Option<ParentLink>,
     /// Children that this execution has started, by scheduling event.
@@ -83,6 +85,7 @@ impl WarmInstance {
         Self {
             children: children.collect(),
             heartbeats: Heartbeats::of_history(snapshot.state.execution, &snapshot.history),
+            begun_by: snapshot.history.first().and_then(|event| event.message_id.clone()),
             parent: snapshot.history.first().and_then(|event| parent_link(&event.kind)),
             id,
             limits,
@@ -111,6 +114,12 @@ impl WarmInstance {
     /// The row as of the last decided turn.
     pub fn state(&self) -> &InstanceState {
         &self.state
+    }
+
+    /// The start that began the current execution, by which the lives of an id are told apart: their executions are numbered alike.
+    /// `None` when the execution continues another one, or is a copy.
+    pub fn begun_by(&self) -> Option<&MessageId> {
+        self.begun_by.as_ref()
     }
 
     /// Applies messages and due timers. Events, effects and the new row are in the turn; nothing else changed outside.

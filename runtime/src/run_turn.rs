@@ -323,13 +323,17 @@ impl InstanceRun {
     }
 
     fn announce(&self, before: &InstanceState, kv_changed: bool) {
-        let Some(now) = self.warm.as_ref().map(|hydrated| &hydrated.stored) else { return };
+        let Some(hydrated) = &self.warm else { return };
+        let (now, broker) = (&hydrated.stored, &self.node.broker);
         if kv_changed
             || before.status != now.status
             || before.custom_status_version != now.custom_status_version
             || before.execution != now.execution
         {
-            self.node.broker.announce(&self.instance, Some(now));
+            match hydrated.instance.begun_by() {
+                Some(start) => broker.announce_begun(&self.instance, now, start),
+                None => broker.announce(&self.instance, Some(now)),
+            }
         }
     }
 

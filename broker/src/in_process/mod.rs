@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use async_trait::async_trait;
-use outlast_core::{ActivityRef, Beginning, InstanceId, InstanceState, ShardId};
+use outlast_core::{ActivityRef, Beginning, InstanceId, InstanceState, MessageId, ShardId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
@@ -80,6 +80,21 @@ impl InProcessBroker {
 
     fn watches(&self) -> MutexGuard<'_, Watches> {
         self.watches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells those who wait.
+    fn tell(&self, instance: &InstanceId, state: Option<&InstanceState>, begun_by: Option<&MessageId>) {
+        let mut watches = self.watches();
+        let Some(sender) = watches.senders.get(instance) else { return };
+        if sender.receiver_count() == 0 {
+            watches.senders.remove(instance);
+        } else {
+            sender.send_modify(|news| {
+                let execution = state.map_or(news.execution, |state| state.execution);
+                let (version, status) = (news.version + 1, state.map(InstanceState::to_status));
+                *news = News { version, status, execution, begun_by: begun_by.cloned() };
+            });
+        }
     }
 }
 
@@ -156,16 +171,11 @@ impl Broker for InProcessBroker {
     }
 
     fn announce(&self, instance: &InstanceId, state: Option<&InstanceState>) {
-        let mut watches = self.watches();
-        let Some(sender) = watches.senders.get(instance) else { return };
-        if sender.receiver_count() == 0 {
-            watches.senders.remove(instance);
-        } else {
-            sender.send_modify(|news| {
-                let execution = state.map_or(news.execution, |state| state.execution);
-                *news = News { version: news.version + 1, status: state.map(InstanceState::to_status), execution };
-            });
-        }
+        self.tell(instance, state, None);
+    }
+
+    fn announce_begun(&self, instance: &InstanceId, state: &InstanceState, begun_by: &MessageId) {
+        self.tell(instance, Some(state), Some(begun_by));
     }
 
     fn watch(&self, instance: &InstanceId) -> StatusWatch {

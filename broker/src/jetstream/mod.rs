@@ -38,7 +38,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use outlast_core::{ActivityRef, Beginning, InstanceId, InstanceState, ShardId, TagFilter, WorkerId};
+use outlast_core::{ActivityRef, Beginning, InstanceId, InstanceState, MessageId, ShardId, TagFilter, WorkerId};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -187,7 +187,11 @@ impl Broker for JetStreamBroker {
     }
 
     fn announce(&self, instance: &InstanceId, state: Option<&InstanceState>) {
-        self.news.announce(instance, state);
+        self.news.announce(instance, state, None);
+    }
+
+    fn announce_begun(&self, instance: &InstanceId, state: &InstanceState, begun_by: &MessageId) {
+        self.news.announce(instance, Some(state), Some(begun_by));
     }
 
     fn watch(&self, instance: &InstanceId) -> StatusWatch {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use async_nats::Subscriber;
 use futures::StreamExt as _;
-use outlast_core::{InstanceId, InstanceState, decode, encode};
+use outlast_core::{InstanceId, InstanceState, MessageId, decode, encode};
 use tokio::sync::watch;
 
 use super::hub::Hub;
@@ -28,11 +28,11 @@ impl NewsDesk {
     }
 
     /// Says what was committed; those in this process hear it from the server too.
-    pub(crate) fn announce(&self, instance: &InstanceId, state: Option<&InstanceState>) {
+    pub(crate) fn announce(&self, instance: &InstanceId, state: Option<&InstanceState>, begun_by: Option<&MessageId>) {
         if !self.hub.is_up() {
             return;
         }
-        let status = state.map(|state| StatusBody::new(state.to_status(), state.execution));
+        let status = state.map(|state| StatusBody::new(state, begun_by.cloned()));
         let mut body = encode(&NewsBody { status });
         if body.len() > STATUS_BYTES_MAX.min(self.hub.client.max_payload()) {
             body = encode(&NewsBody { status: None });
@@ -106,7 +106,8 @@ async fn listen(desk: Weak<NewsDesk>, hub: Arc<Hub>, instance: InstanceId, sende
 fn tell(sender: &watch::Sender<News>, body: Option<StatusBody>) {
     sender.send_modify(|news| {
         let execution = body.as_ref().map_or(news.execution, |body| body.execution);
-        *news = News { version: news.version + 1, status: body.map(Into::into), execution };
+        let begun_by = body.as_ref().and_then(|body| body.begun_by.clone());
+        *news = News { version: news.version + 1, status: body.map(Into::into), execution, begun_by };
     });
 }
 

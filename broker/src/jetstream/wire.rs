@@ -2,7 +2,7 @@
 
 use outlast_core::{
     ActivityKey, ActivityOutcome, ActivityRef, AttemptInfo, Beginning, ErrorDetails, ExecutionId, InstanceId,
-    OrchestrationStatus, ShardId, Token, Verdict,
+    InstanceState, MessageId, OrchestrationStatus, ShardId, Token, Verdict,
 };
 use serde::{Deserialize, Serialize};
 
@@ -92,6 +92,9 @@ pub(crate) struct StatusBody {
     custom_status: Option<String>,
     custom_status_version: u64,
     pub(crate) execution: ExecutionId,
+    /// Older nodes do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) begun_by: Option<MessageId>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -172,8 +175,9 @@ impl ReplyBody {
 }
 
 impl StatusBody {
-    pub(crate) fn new(status: OrchestrationStatus, execution: ExecutionId) -> Self {
-        let (end, custom_status, custom_status_version) = match status {
+    pub(crate) fn new(state: &InstanceState, begun_by: Option<MessageId>) -> Self {
+        let execution = state.execution;
+        let (end, custom_status, custom_status_version) = match state.to_status() {
             OrchestrationStatus::NotFound => (EndBody::NotFound, None, 0),
             OrchestrationStatus::Running { custom_status, custom_status_version } => {
                 (EndBody::Running, custom_status, custom_status_version)
@@ -185,7 +189,7 @@ impl StatusBody {
                 (EndBody::Failed { details }, custom_status, custom_status_version)
             }
         };
-        Self { end, custom_status, custom_status_version, execution }
+        Self { end, custom_status, custom_status_version, execution, begun_by }
     }
 }
 

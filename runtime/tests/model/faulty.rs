@@ -1,5 +1,5 @@
-//! A provider that panics, refuses or does not answer where a test says so: in a call of its store or its broker. All other
-//! calls go through.
+//! A provider that panics, refuses, does not answer or loses its answer where a test says so: in a call of its store or its
+//! broker. All other calls go through.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -13,7 +13,7 @@ use outlast_broker::{
 };
 use outlast_core::{
     ActivityRef, Beginning, EventId, ExecutionId, Fork, HistoryEvent, Incoming, InstanceId, InstanceState, KvEntry,
-    Message, Millis, NodeId, ShardId, WorkerId,
+    Message, MessageId, Millis, NodeId, ShardId, WorkerId,
 };
 use outlast_storage::{
     Arrivals, CallStore, CommitReply, DeleteInstanceResult, Due, Error, ExecutionInfo, FencedTurn, HeartbeatOf,
@@ -32,6 +32,8 @@ enum Fault {
     Panics(usize),
     Refuses,
     Hangs,
+    /// So many of the next ones are carried out, and then said to have failed.
+    LosesAnswers(usize),
 }
 
 impl Faults {
@@ -50,14 +52,21 @@ impl Faults {
         self.0.lock().unwrap().insert(call, Fault::Hangs);
     }
 
+    /// The next `times` calls of this name are carried out, and the caller is told that the store is away. Only of those that the
+    /// lists below say that their answers can be lost.
+    pub(crate) fn lose_answers(&self, call: &'static str, times: usize) {
+        self.0.lock().unwrap().insert(call, Fault::LosesAnswers(times));
+    }
+
     /// Calls of this name do what they should again.
     pub(crate) fn heal(&self, call: &'static str) {
         self.0.lock().unwrap().remove(call);
     }
 
-    /// How many panics are still to come.
+    /// How many panics or lost answers are still to come.
     pub(crate) fn left(&self, call: &str) -> usize {
-        if let Some(Fault::Panics(left)) = self.0.lock().unwrap().get(call) { *left } else { 0 }
+        let faults = self.0.lock().unwrap();
+        if let Some(Fault::Panics(left) | Fault::LosesAnswers(left)) = faults.get(call) { *left } else { 0 }
     }
 
     fn hit(&self, call: &str) {
@@ -73,6 +82,16 @@ impl Faults {
 
     fn refuses(&self, call: &str) -> bool {
         matches!(self.0.lock().unwrap().get(call), Some(Fault::Refuses))
+    }
+
+    fn loses_answer(&self, call: &str) -> bool {
+        match self.0.lock().unwrap().get_mut(call) {
+            Some(Fault::LosesAnswers(left)) if *left > 0 => {
+                *left -= 1;
+                true
+            }
+            _ => false,
+        }
     }
 
     async fn hangs(&self, call: &str) {
@@ -119,10 +138,11 @@ impl Provider for Faulty {
     }
 }
 
-/// Methods that panic, refuse or hang when they are told to, and are passed on otherwise.
+/// Methods that panic, refuse, hang or lose their answers when they are told to, and are passed on otherwise.
 macro_rules! pass_on {
     ($seam:ident for $faulty:ident {
         $(or $refusal:expr; async fn $refused:ident($($refused_arg:ident: $refused_type:ty),*) -> $refused_reply:ty;)*
+        $(lossy async fn $lossy:ident($($lossy_arg:ident: $lossy_type:ty),*) -> $lossy_reply:ty;)*
         $(async fn $call:ident($($arg:ident: $type:ty),*) -> $reply:ty;)*
         $(fn $sync:ident($($sync_arg:ident: $sync_type:ty),*) -> $sync_reply:ty;)*
     }) => {
@@ -135,6 +155,14 @@ macro_rules! pass_on {
                     return $refusal;
                 }
                 self.inner.$refused($($refused_arg),*).await
+            })*
+            $(async fn $lossy(&self, $($lossy_arg: $lossy_type),*) -> $lossy_reply {
+                self.faults.hit(stringify!($lossy));
+                let answer = self.inner.$lossy($($lossy_arg),*).await;
+                if self.faults.loses_answer(stringify!($lossy)) {
+                    return Err(Error::Unavailable("a test has lost the answer".to_owned()));
+                }
+                answer
             })*
             $(async fn $call(&self, $($arg: $type),*) -> $reply {
                 self.faults.hit(stringify!($call));
@@ -176,12 +204,12 @@ pass_on! { LeaseStore for FaultyStore {
 } }
 
 pass_on! { CallStore for FaultyStore {
+    lossy async fn import(instance: &InstanceId, fork: Fork) -> Result<ShardId, Error>;
+    lossy async fn delete(instance: &InstanceId, force: bool) -> Result<DeleteInstanceResult, Error>;
     async fn start(request: StartRequest) -> Result<StartReceipt, Error>;
     async fn send(instance: &InstanceId, message: Message, queue_messages_max: usize) -> Result<Receipt, Error>;
     async fn save_heartbeat(of: HeartbeatOf<'_>, details: String) -> Result<(), Error>;
     async fn heartbeat(instance: &InstanceId, activity: &str) -> Result<Option<String>, Error>;
-    async fn import(instance: &InstanceId, fork: Fork) -> Result<ShardId, Error>;
-    async fn delete(instance: &InstanceId, force: bool) -> Result<DeleteInstanceResult, Error>;
     async fn delete_bulk(filter: InstanceFilter) -> Result<DeleteInstanceResult, Error>;
     async fn prune(instance: &InstanceId, options: PruneOptions) -> Result<PruneResult, Error>;
     async fn prune_bulk(filter: InstanceFilter, options: PruneOptions) -> Result<PruneResult, Error>;
@@ -217,6 +245,7 @@ pass_on! { Broker for FaultyBroker {
     fn begin(shard: ShardId, beginning: Beginning) -> ();
     fn deleted(shard: ShardId, instance: InstanceId) -> ();
     fn announce(instance: &InstanceId, state: Option<&InstanceState>) -> ();
+    fn announce_begun(instance: &InstanceId, state: &InstanceState, begun_by: &MessageId) -> ();
     fn watch(instance: &InstanceId) -> StatusWatch;
     fn is_shared() -> bool;
     fn is_connected() -> bool;

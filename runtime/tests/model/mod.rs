@@ -12,6 +12,7 @@ mod dropped_calls;
 mod events;
 mod inventory;
 mod limits;
+mod lives;
 mod management;
 mod panics;
 mod pausing;
