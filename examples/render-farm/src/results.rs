@@ -33,7 +33,8 @@ pub(crate) async fn made<In: DeserializeOwned>(
         } else if let EventKind::ActivityCompleted { result, run } = event.kind
             && let Some(input) = event.source_event_id.and_then(|call| inputs.remove(&call))
         {
-            let (input, result) = (serde_json::from_str(&input)?, serde_json::from_str(&result)?);
+            // A typed text is stored as it is, everything else as JSON.
+            let input = serde_json::from_str(&input)?;
             made.push(Made { input, result, worker: run.unwrap_or_default().worker });
         }
     }
