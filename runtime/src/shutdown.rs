@@ -55,7 +55,7 @@ impl Runtime {
             let _whichever = select(all_done, rings).await;
         }
         if !self.node.stopping.is_cancelled() {
-            tracing::error!(target: RUNTIME, "the executor of this runtime has ended or does not run, so nothing could be told to store and broker: shut down inside of it");
+            tracing::error!(target: RUNTIME, "the executor of this runtime has ended or does not run, so it could not be shut down in order; its node leaves the store when the runtime is dropped: shut down inside of the executor");
             self.stop();
         }
     }
