@@ -152,7 +152,9 @@ fn full(worker: &Worker, found: &mut Found) {
     let name = || worker.id.as_str().to_owned();
     let longest = || {
         let running = worker.lock_running();
-        running.keys().next().map_or_else(|| InstanceId::new(""), |activity| activity.key.instance.clone())
+        let begun = running.iter().filter_map(|(activity, running)| Some((running.begun?, activity)));
+        let first = begun.min_by_key(|(begun, _)| *begun);
+        first.map_or_else(|| InstanceId::new(""), |(_, activity)| activity.key.instance.clone())
     };
     for ((), _, age) in worker.troubles.slots.lasting(LASTING).into_iter().filter(|(_, slots, _)| slots.waits) {
         let what = match worker.unwanted() {
