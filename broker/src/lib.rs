@@ -6,6 +6,6 @@ pub mod in_process;
 pub mod jetstream;
 
 pub use seam::{
-    Broker, Control, Delivery, Dispatch, Error, News, Question, Report, ReportReply, ReportResult, Settle, ShardMail,
-    StatusWatch, Trouble, WorkSource, WorkerProfile,
+    Broker, Control, Delivery, Dispatch, Error, Question, Report, ReportReply, ReportResult, Settle, ShardMessage,
+    StatusUpdate, StatusWatch, Trouble, WorkSource, WorkerProfile,
 };

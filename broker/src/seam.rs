@@ -12,22 +12,23 @@
 //!    delivered. It touches no other life of the instance.
 //! 6. Mail from one sender to one shard arrives in order, at its latest owner.
 //! 7. A report is answered by the owner, or with `TryAgain` when there is none or it does not answer.
-//! 8. A watch that has taken hold sees every announcement, or a later one. It takes hold in a moment, and may miss what
+//! 8. A watch that has taken hold sees every update, or a later one. It takes hold in a moment, and may miss what
 //!    comes before or while the broker is away: waiting clients look into the store too.
 //! 9. `losses` rises when work may be lost; after that everything works again, without being set up anew.
 //!
 //! A broker may lose everything at any time; whoever uses it must be able to find all facts in the store.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use outlast_core::{
-    ActivityItem, ActivityKey, ActivityOutcome, ActivityRef, AttemptInfo, Beginning, ExecutionId, InstanceId,
-    InstanceState, MessageId, OrchestrationStatus, RefusedOption, ShardId, TagFilter, Token, Verdict, WorkerId,
+    ActivityItem, ActivityKey, ActivityOutcome, ActivityRef, AttemptInfo, ExecutionId, InstanceId, InstanceState,
+    MessageId, OrchestrationStatus, RefusedOption, ShardId, StartSnapshot, TagFilter, Token, Verdict, WorkerId,
 };
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 /// Failures of a broker.
 #[derive(Clone, Debug, Error)]
@@ -96,11 +97,11 @@ pub struct Question {
 
 /// What a shard's owner receives.
 #[derive(Debug)]
-pub enum ShardMail {
+pub enum ShardMessage {
     /// The inbox of this instance has something new.
     Nudge(InstanceId),
     /// This instance is new.
-    Begin(Box<Beginning>),
+    Begin(Box<StartSnapshot>),
     /// This instance was deleted.
     Deleted(InstanceId),
     /// A worker asks; the answers are in the order of its questions.
@@ -204,8 +205,8 @@ pub trait WorkSource: Send {
 
 /// What was said last about an instance.
 #[derive(Clone, Debug, Default)]
-pub struct News {
-    /// Rises with every announcement.
+pub struct StatusUpdate {
+    /// Rises with every update.
     pub version: u64,
     /// The status that was committed just before; `None` when it has to be read.
     pub status: Option<OrchestrationStatus>,
@@ -226,7 +227,7 @@ pub struct Trouble {
 }
 
 /// Pushed changes of one instance. Their loss costs time only.
-pub type StatusWatch = watch::Receiver<News>;
+pub type StatusWatch = watch::Receiver<StatusUpdate>;
 
 /// Carries work, nudges, reports, cancellations and news of status changes.
 #[async_trait]
@@ -245,16 +246,16 @@ pub trait Broker: Send + Sync + 'static {
     ) -> Result<(Box<dyn WorkSource>, mpsc::UnboundedReceiver<Control>), Error>;
 
     /// Becomes the receiver of mail for these shards, in place of whoever was.
-    async fn own(&self, shards: &[ShardId], mail: mpsc::UnboundedSender<ShardMail>) -> Result<(), Error>;
+    async fn own(&self, shards: &[ShardId], mail: mpsc::UnboundedSender<ShardMessage>) -> Result<(), Error>;
 
     /// Stops receiving mail for these shards, if `mail` is still their receiver.
-    async fn disown(&self, shards: &[ShardId], mail: &mpsc::UnboundedSender<ShardMail>);
+    async fn disown(&self, shards: &[ShardId], mail: &mpsc::UnboundedSender<ShardMessage>);
 
     /// Tells the owner of a shard that an inbox has something new.
     fn nudge(&self, shard: ShardId, instance: InstanceId);
 
     /// Tells the owner of a shard that an instance is new, with all that its first turn needs.
-    fn begin(&self, shard: ShardId, beginning: Beginning);
+    fn begin(&self, shard: ShardId, beginning: StartSnapshot);
 
     /// Tells the owner of a shard that an instance was deleted.
     fn deleted(&self, shard: ShardId, instance: InstanceId);
@@ -267,12 +268,12 @@ pub trait Broker: Send + Sync + 'static {
     async fn ask(&self, shard: ShardId, questions: Vec<Question>) -> Vec<ReportReply>;
 
     /// Tells waiting clients that an instance changed, and to what, when the caller has just committed it.
-    fn announce(&self, instance: &InstanceId, state: Option<&InstanceState>);
+    fn publish_status(&self, instance: &InstanceId, state: Option<&InstanceState>);
 
-    /// `announce`, and by which start the execution was begun: whoever made that start need not ask the store whether the news is
+    /// `publish_status`, and by which start the execution was begun: whoever made that start need not ask the store whether the news is
     /// of an earlier life of the id.
-    fn announce_begun(&self, instance: &InstanceId, state: &InstanceState, _begun_by: &MessageId) {
-        self.announce(instance, Some(state));
+    fn publish_status_of(&self, instance: &InstanceId, state: &InstanceState, _begun_by: &MessageId) {
+        self.publish_status(instance, Some(state));
     }
 
     /// Subscribes to the status of an instance. Subscribe first, then read.

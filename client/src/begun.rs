@@ -1,11 +1,12 @@
 //! Instances that this client has just started, with their news: a wait for one of them has missed nothing and reads nothing.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lru::LruCache;
 use outlast_broker::StatusWatch;
 use outlast_core::{InstanceId, MessageId};
+use tokio::time::Instant;
 
 /// After this a wait looks into the store first: the id may stand for another life by now.
 const KEPT_FOR: Duration = Duration::from_secs(1);

@@ -2,12 +2,13 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use outlast_broker::Broker;
 use outlast_core::{InstanceId, Message, MessageId, MessageKind, StartMessage, write_typed};
 use outlast_storage::{Error, StartConflict, StartOutcome, StartRequest, Store};
 use serde::Serialize;
+use tokio::time::Instant;
 
 use crate::begun::{Begun, Started};
 use crate::{ClientError, ClientOptions, Provider, StartOptions};

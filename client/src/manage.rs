@@ -27,7 +27,7 @@ impl Client {
         for gone in tree.into_iter().map(InstanceId::from) {
             self.broker.deleted(ShardId::of(&gone, self.store.shards()), gone);
         }
-        self.broker.announce(&id, None);
+        self.broker.publish_status(&id, None);
         Ok(deleted)
     }
 

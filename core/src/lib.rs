@@ -59,7 +59,7 @@ pub use limits::{
     LOAD_BYTES_MAX, LimitExceeded, Limits, MAX_CUSTOM_STATUS_BYTES, MAX_KV_KEYS, MAX_KV_VALUE_BYTES, NAME_BYTES_MAX,
     QUEUE_MESSAGES_MAX, TURN_MESSAGE_BYTES_MAX,
 };
-pub use message::{ActivityOutcome, Beginning, Incoming, Message, MessageKind, ParentLink, StartMessage};
+pub use message::{ActivityOutcome, Incoming, Message, MessageKind, ParentLink, StartMessage, StartSnapshot};
 pub use panics::panic_text;
 pub use refused_option::RefusedOption;
 pub use registry::{

@@ -40,7 +40,7 @@ pub struct Incoming {
 /// A new instance as it was stored: enough to run its first turn without reading it. It is memory of a fact, as all that is
 /// warm is: the store refuses a turn on it when somebody else was faster.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Beginning {
+pub struct StartSnapshot {
     /// The instance.
     pub instance: InstanceId,
     /// Its first message, a start.

@@ -3,48 +3,25 @@
 //! An orchestration is a deterministic async function; its progress is a history in a store, and it goes on from there
 //! after any crash. Activities do the real work, on any worker. Start with the README and `docs/guide.md`.
 
-mod activity;
-mod activity_context;
 mod options;
+pub mod runtime;
 
-mod attempt;
-mod committer;
-mod counters;
-mod dispatch;
-mod execute;
-mod heartbeat;
-mod hydrate;
-mod instance_actor;
-mod mailbox;
-mod membership;
-mod meter;
 mod node;
-mod notices;
-mod outstanding;
-mod own_thread;
-mod owner;
-mod presence;
-mod readiness;
-mod renewal;
-mod run_turn;
-mod sessions;
-mod shortages;
-mod shutdown;
-mod spans;
-mod supervision;
-mod tasks;
-mod troubles;
-mod wanted;
-mod warm;
-mod wheel;
+
+mod shards;
+
+mod instances;
+
+mod dispatch;
+
+mod code;
 mod worker;
 
-pub mod client;
-pub mod observability;
-pub mod providers;
-pub mod runtime;
-#[cfg(feature = "telemetry")]
+mod problems;
 pub mod telemetry;
+
+pub mod client;
+pub mod providers;
 pub mod testing;
 
 /// Compiles and runs the samples of the guide.
@@ -57,12 +34,13 @@ struct Guide;
 #[doc = include_str!("../../README.md")]
 struct Readme;
 
-pub use activity::{ActivityHandler, ActivityRegistry, ActivityRegistryBuilder};
-pub use activity_context::ActivityContext;
-pub use observability::{LogFormat, ObservabilityConfig};
+pub use code::activity::{ActivityHandler, ActivityRegistry, ActivityRegistryBuilder};
+pub use code::context::ActivityContext;
+pub use node::readiness::NotReady;
 pub use options::RuntimeOptions;
-pub use readiness::NotReady;
 pub use runtime::{OrchestrationDescriptor, Runtime, StartError};
+pub use telemetry::logging as observability;
+pub use telemetry::logging::{LogFormat, ObservabilityConfig};
 
 pub use outlast_client::*;
 pub use outlast_core::{

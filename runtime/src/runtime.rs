@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use outlast_broker::ShardMail;
+use outlast_broker::ShardMessage;
 use outlast_client::{Client, Provider};
 use outlast_core::{EventId, EventKind, ExecutionId, InstanceId, NodeId, RefusedOption, WorkerId};
 use outlast_storage::{NodeInfo, WorkerInfo};
@@ -12,16 +12,16 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::node::presence::Presence;
+use crate::node::shutdown::Leaving;
+use crate::node::tasks::Tasks;
 use crate::node::{Node, NodeParts, permits};
-use crate::presence::Presence;
 use crate::providers::sqlite::SqliteProvider;
-use crate::sessions::Sessions;
-use crate::shutdown::Leaving;
-use crate::tasks::Tasks;
 use crate::worker::Worker;
+use crate::worker::sessions::Sessions;
 use crate::{ActivityRegistry, OrchestrationRegistry};
 
-pub use crate::counters::MetricsSnapshot;
+pub use crate::telemetry::counters::MetricsSnapshot;
 pub use crate::{
     ActivityHandler, LogFormat, ObservabilityConfig, OrchestrationHandler, OrchestrationRegistryBuilder,
     RuntimeOptions, VersionPolicy, observability,
@@ -68,7 +68,7 @@ pub struct Runtime {
     pub(crate) worker: Arc<Worker>,
     client: Client,
     /// Where mail for this node's shards goes.
-    pub(crate) mail: mpsc::UnboundedSender<ShardMail>,
+    pub(crate) mail: mpsc::UnboundedSender<ShardMessage>,
     pub(crate) tasks: Tasks,
     /// Where all of it runs.
     pub(crate) executor: Handle,
@@ -155,7 +155,7 @@ impl Runtime {
             orchestrations,
             options: options.clone(),
         });
-        crate::meter::watch(&node);
+        crate::telemetry::metrics::watch(&node);
         let id = WorkerId::new(&name);
         let worker = Arc::new(Worker {
             sessions: Sessions::new(id.clone(), Arc::clone(&store), &options),
@@ -167,7 +167,7 @@ impl Runtime {
             client: client.clone(),
             counters: Arc::clone(&node.counters),
             node: Arc::clone(&node),
-            inquiries: crate::wanted::Inquiries::default(),
+            inquiries: crate::worker::wanted::Inquiries::default(),
             running: std::sync::Mutex::default(),
             held: std::sync::Mutex::default(),
             reporting: crate::node::UnderWay::default(),
@@ -184,18 +184,18 @@ impl Runtime {
         let presence = Presence::new(Arc::clone(&node), worker.id.clone(), mail.clone());
         let runtime = Self { node, worker, client, mail, tasks, executor, leaving, presence };
         // From the first await on the runtime is whole: dropped with this future, it leaves nothing behind.
-        crate::presence::announce(&runtime.node, info).await?;
+        crate::node::presence::announce(&runtime.node, info).await?;
         runtime.spawn_tasks(mailbox).await?;
         Ok(Arc::new(runtime))
     }
 
-    async fn spawn_tasks(&self, mailbox: mpsc::UnboundedReceiver<ShardMail>) -> Result<(), StartError> {
+    async fn spawn_tasks(&self, mailbox: mpsc::UnboundedReceiver<ShardMessage>) -> Result<(), StartError> {
         let node = &self.node;
         self.tasks.spawn_reader(node, mailbox);
         // The first share is taken before the call returns: work that follows finds an owner.
-        let renewals = crate::renewal::begin(node).await?;
+        let renewals = crate::shards::renewal::begin(node).await?;
         let first = renewals.borrow().view.clone();
-        crate::membership::share(node, first, &self.mail).await?;
+        crate::shards::membership::share(node, first, &self.mail).await?;
         self.tasks.spawn_owner(node, &self.mail, renewals);
         self.tasks.spawn_report(node, &self.worker);
         if self.worker.options.worker_concurrency > 0 {
@@ -213,7 +213,7 @@ impl Runtime {
         }
         self.node.stopping.cancel();
         self.node.passivate_all();
-        self.node.wheel.clear();
+        self.node.due_queue.clear();
         self.node.outstanding.clear();
     }
 
@@ -224,7 +224,7 @@ impl Runtime {
     }
 
     #[cfg(feature = "telemetry")]
-    pub(crate) fn supervisor(&self) -> &crate::supervision::Supervisor {
+    pub(crate) fn supervisor(&self) -> &crate::node::supervision::Supervisor {
         &self.node.supervisor
     }
 

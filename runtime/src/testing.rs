@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::FutureExt;
 use outlast_client::{Client, ClientError, Provider};
@@ -13,6 +13,7 @@ use outlast_core::{
 };
 use outlast_storage::{Store, VirtualClock};
 use thiserror::Error;
+use tokio::time::Instant;
 
 use crate::providers::sqlite::SqliteProvider;
 use crate::{ActivityRegistry, ErrorDetails, ReplayDifference, Runtime, RuntimeOptions, StartError};

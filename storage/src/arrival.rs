@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use outlast_core::{Beginning, InstanceId, ShardId};
+use outlast_core::{InstanceId, ShardId, StartSnapshot};
 
 use crate::{StartReceipt, StartRequest};
 
@@ -11,7 +11,7 @@ use crate::{StartReceipt, StartRequest};
 #[derive(Clone, Debug)]
 pub enum Arrival {
     /// The instance is new, and this is all that its first turn needs.
-    Begin(ShardId, Beginning),
+    Begin(ShardId, StartSnapshot),
     /// Its inbox has something new.
     Nudge(ShardId, InstanceId),
 }
@@ -21,7 +21,7 @@ impl Arrival {
     pub(crate) fn started(request: Arc<StartRequest>, receipt: &StartReceipt) -> Self {
         let StartRequest { instance, message, .. } = Arc::unwrap_or_clone(request);
         match receipt.seq {
-            Some(seq) => Self::Begin(receipt.shard, Beginning { instance, message, seq }),
+            Some(seq) => Self::Begin(receipt.shard, StartSnapshot { instance, message, seq }),
             None => Self::Nudge(receipt.shard, instance),
         }
     }

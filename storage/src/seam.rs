@@ -19,8 +19,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use outlast_core::{
-    ActivityKey, Beginning, Epoch, Fork, HistoryEvent, InboxSeq, Incoming, InstanceId, InstanceState, Message,
-    MessageKind, Millis, NodeId, ShardId, TagFilter, Turn, WorkerId, encode,
+    ActivityKey, Epoch, Fork, HistoryEvent, InboxSeq, Incoming, InstanceId, InstanceState, Message, MessageKind,
+    Millis, NodeId, ShardId, StartSnapshot, TagFilter, Turn, WorkerId, encode,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -124,7 +124,7 @@ pub struct Loaded {
 
 impl Loaded {
     /// What `load` gives for this instance as long as nothing else has happened to it.
-    pub fn begun(shard: ShardId, beginning: Beginning) -> Option<Self> {
+    pub fn begun(shard: ShardId, beginning: StartSnapshot) -> Option<Self> {
         let MessageKind::Start(start) = &beginning.message.kind else { return None };
         let state = InstanceState::begun(&start.name);
         let mailed = Some(Mailed::new(beginning.seq, &beginning.message));

@@ -7,12 +7,12 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use async_trait::async_trait;
-use outlast_core::{ActivityRef, Beginning, InstanceId, InstanceState, MessageId, ShardId};
+use outlast_core::{ActivityRef, InstanceId, InstanceState, MessageId, ShardId, StartSnapshot};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    Broker, Control, Dispatch, Error, News, Question, Report, ReportReply, ShardMail, StatusWatch, WorkSource,
-    WorkerProfile,
+    Broker, Control, Dispatch, Error, Question, Report, ReportReply, ShardMessage, StatusUpdate, StatusWatch,
+    WorkSource, WorkerProfile,
 };
 use work::{Source, WorkState};
 
@@ -23,7 +23,7 @@ const WATCHES_SWEEP_MIN: usize = 1_024;
 #[derive(Default)]
 pub struct InProcessBroker {
     work: Arc<Work>,
-    mail: RwLock<HashMap<ShardId, mpsc::UnboundedSender<ShardMail>>>,
+    mail: RwLock<HashMap<ShardId, mpsc::UnboundedSender<ShardMessage>>>,
     watches: Mutex<Watches>,
 }
 
@@ -47,7 +47,7 @@ impl Work {
 
 #[derive(Default)]
 struct Watches {
-    senders: HashMap<InstanceId, watch::Sender<News>>,
+    senders: HashMap<InstanceId, watch::Sender<StatusUpdate>>,
     sweep_at: usize,
 }
 
@@ -67,11 +67,11 @@ impl InProcessBroker {
         Self::default()
     }
 
-    fn owner(&self, shard: ShardId) -> Option<mpsc::UnboundedSender<ShardMail>> {
+    fn owner(&self, shard: ShardId) -> Option<mpsc::UnboundedSender<ShardMessage>> {
         self.mail.read().unwrap_or_else(PoisonError::into_inner).get(&shard).cloned()
     }
 
-    fn post(&self, shard: ShardId, mail: ShardMail) {
+    fn post(&self, shard: ShardId, mail: ShardMessage) {
         if let Some(owner) = self.owner(shard) {
             // An owner that is gone is replaced, and its successor looks at every inbox.
             let _gone = owner.send(mail);
@@ -92,7 +92,7 @@ impl InProcessBroker {
             sender.send_modify(|news| {
                 let execution = state.map_or(news.execution, |state| state.execution);
                 let (version, status) = (news.version + 1, state.map(InstanceState::to_status));
-                *news = News { version, status, execution, begun_by: begun_by.cloned() };
+                *news = StatusUpdate { version, status, execution, begun_by: begun_by.cloned() };
             });
         }
     }
@@ -126,13 +126,13 @@ impl Broker for InProcessBroker {
         Ok((Box::new(Source::new(Arc::clone(&self.work), id, wake)), listener))
     }
 
-    async fn own(&self, shards: &[ShardId], mail: mpsc::UnboundedSender<ShardMail>) -> Result<(), Error> {
+    async fn own(&self, shards: &[ShardId], mail: mpsc::UnboundedSender<ShardMessage>) -> Result<(), Error> {
         let mut table = self.mail.write().unwrap_or_else(PoisonError::into_inner);
         table.extend(shards.iter().map(|shard| (*shard, mail.clone())));
         Ok(())
     }
 
-    async fn disown(&self, shards: &[ShardId], mail: &mpsc::UnboundedSender<ShardMail>) {
+    async fn disown(&self, shards: &[ShardId], mail: &mpsc::UnboundedSender<ShardMessage>) {
         let mut table = self.mail.write().unwrap_or_else(PoisonError::into_inner);
         for shard in shards {
             if table.get(shard).is_some_and(|owner| owner.same_channel(mail)) {
@@ -142,21 +142,21 @@ impl Broker for InProcessBroker {
     }
 
     fn nudge(&self, shard: ShardId, instance: InstanceId) {
-        self.post(shard, ShardMail::Nudge(instance));
+        self.post(shard, ShardMessage::Nudge(instance));
     }
 
-    fn begin(&self, shard: ShardId, beginning: Beginning) {
-        self.post(shard, ShardMail::Begin(Box::new(beginning)));
+    fn begin(&self, shard: ShardId, beginning: StartSnapshot) {
+        self.post(shard, ShardMessage::Begin(Box::new(beginning)));
     }
 
     fn deleted(&self, shard: ShardId, instance: InstanceId) {
-        self.post(shard, ShardMail::Deleted(instance));
+        self.post(shard, ShardMessage::Deleted(instance));
     }
 
     async fn report(&self, shard: ShardId, report: Report) -> ReportReply {
         let (answer, answered) = oneshot::channel();
         let Some(owner) = self.owner(shard) else { return ReportReply::TryAgain };
-        if owner.send(ShardMail::Report(Box::new(report), answer)).is_err() {
+        if owner.send(ShardMessage::Report(Box::new(report), answer)).is_err() {
             return ReportReply::TryAgain;
         }
         answered.await.unwrap_or(ReportReply::TryAgain)
@@ -166,22 +166,22 @@ impl Broker for InProcessBroker {
         let Some(owner) = self.owner(shard) else { return Vec::new() };
         let (answer, answered) = oneshot::channel();
         // An owner that is gone drops the answer's sender.
-        let _gone = owner.send(ShardMail::Ask(questions, answer));
+        let _gone = owner.send(ShardMessage::Ask(questions, answer));
         answered.await.unwrap_or_default()
     }
 
-    fn announce(&self, instance: &InstanceId, state: Option<&InstanceState>) {
+    fn publish_status(&self, instance: &InstanceId, state: Option<&InstanceState>) {
         self.tell(instance, state, None);
     }
 
-    fn announce_begun(&self, instance: &InstanceId, state: &InstanceState, begun_by: &MessageId) {
+    fn publish_status_of(&self, instance: &InstanceId, state: &InstanceState, begun_by: &MessageId) {
         self.tell(instance, Some(state), Some(begun_by));
     }
 
     fn watch(&self, instance: &InstanceId) -> StatusWatch {
         let mut watches = self.watches();
         watches.sweep();
-        watches.senders.entry(instance.clone()).or_insert_with(|| watch::channel(News::default()).0).subscribe()
+        watches.senders.entry(instance.clone()).or_insert_with(|| watch::channel(StatusUpdate::default()).0).subscribe()
     }
 
     fn activity_counter(&self) -> Option<Arc<AtomicUsize>> {

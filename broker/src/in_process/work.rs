@@ -3,11 +3,11 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
 
 use async_trait::async_trait;
 use outlast_core::{ActivityItem, ActivityRef, TagFilter, WorkerId};
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 
 use super::Work;
 use crate::{Control, Delivery, Dispatch, Settle, WorkSource, WorkerProfile};

@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use async_nats::{Message, Request, Subscriber};
 use futures::{FutureExt as _, StreamExt as _};
-use outlast_core::{Beginning, InstanceId, ShardId, decode, encode};
+use outlast_core::{InstanceId, ShardId, StartSnapshot, decode, encode};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::hub::{Hub, unavailable};
 use super::upkeep::{keep, note_panic};
 use super::wire::{Letter, Mail, ReplyBody, ReportBody};
-use crate::{Error, Question, Report, ReportReply, ShardMail};
+use crate::{Error, Question, Report, ReportReply, ShardMessage};
 
 /// How long the answer to a report may take.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -32,7 +32,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long a letter that the server has delivered may lie before it is read.
 const DELIVERED_WITHIN: Duration = Duration::from_millis(500);
 
-type Receiver = mpsc::UnboundedSender<ShardMail>;
+type Receiver = mpsc::UnboundedSender<ShardMessage>;
 
 /// Who receives what in this process, and the subscriptions behind it.
 pub(crate) struct MailRoom {
@@ -137,7 +137,7 @@ impl MailRoom {
 
     pub(crate) fn nudge(&self, shard: ShardId, instance: InstanceId) {
         if let Some(owner) = self.owner(shard)
-            && owner.send(ShardMail::Nudge(instance.clone())).is_ok()
+            && owner.send(ShardMessage::Nudge(instance.clone())).is_ok()
         {
             return;
         }
@@ -146,17 +146,17 @@ impl MailRoom {
 
     pub(crate) fn deleted(&self, shard: ShardId, instance: InstanceId) {
         if let Some(owner) = self.owner(shard)
-            && owner.send(ShardMail::Deleted(instance.clone())).is_ok()
+            && owner.send(ShardMessage::Deleted(instance.clone())).is_ok()
         {
             return;
         }
         self.post(shard, || encode(&Mail::Deleted(instance)));
     }
 
-    pub(crate) fn begin(&self, shard: ShardId, beginning: Beginning) {
+    pub(crate) fn begin(&self, shard: ShardId, beginning: StartSnapshot) {
         let beginning = Box::new(beginning);
         if let Some(owner) = self.owner(shard)
-            && owner.send(ShardMail::Begin(beginning.clone())).is_ok()
+            && owner.send(ShardMessage::Begin(beginning.clone())).is_ok()
         {
             return;
         }
@@ -255,15 +255,15 @@ impl MailRoom {
             Ok(Mail::Nudge(instance)) => {
                 let Some(owner) = owner else { return };
                 // An owner that is gone is replaced, and its successor looks at every inbox.
-                let _gone = owner.send(ShardMail::Nudge(instance));
+                let _gone = owner.send(ShardMessage::Nudge(instance));
             }
             Ok(Mail::Begin(beginning)) => {
                 let Some(owner) = owner else { return };
-                let _gone = owner.send(ShardMail::Begin(beginning));
+                let _gone = owner.send(ShardMessage::Begin(beginning));
             }
             Ok(Mail::Deleted(instance)) => {
                 let Some(owner) = owner else { return };
-                let _gone = owner.send(ShardMail::Deleted(instance));
+                let _gone = owner.send(ShardMessage::Deleted(instance));
             }
             Ok(Mail::Report(body)) => {
                 let Some(answer_to) = letter.reply else { return };
@@ -351,14 +351,14 @@ async fn answer_of<T>(answer: Option<oneshot::Receiver<T>>) -> Option<T> {
 fn pass_on(owner: &Receiver, questions: Vec<Question>) -> oneshot::Receiver<Vec<ReportReply>> {
     let (answer, answered) = oneshot::channel();
     // Without an owner the answer's sender is dropped.
-    let _gone = owner.send(ShardMail::Ask(questions, answer));
+    let _gone = owner.send(ShardMessage::Ask(questions, answer));
     answered
 }
 
 fn deliver(owner: &Receiver, report: Report) -> oneshot::Receiver<ReportReply> {
     let (answer, answered) = oneshot::channel();
     // Without an owner the answer's sender is dropped.
-    let _gone = owner.send(ShardMail::Report(Box::new(report), answer));
+    let _gone = owner.send(ShardMessage::Report(Box::new(report), answer));
     answered
 }
 

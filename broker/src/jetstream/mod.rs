@@ -38,7 +38,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use outlast_core::{ActivityRef, Beginning, InstanceId, InstanceState, MessageId, ShardId, TagFilter, WorkerId};
+use outlast_core::{ActivityRef, InstanceId, InstanceState, MessageId, ShardId, StartSnapshot, TagFilter, WorkerId};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -54,7 +54,7 @@ use self::source::{Shelf, Source};
 use self::subjects::{Lane, Subjects};
 use self::upkeep::keep;
 use crate::{
-    Broker, Control, Dispatch, Error, Question, Report, ReportReply, ShardMail, StatusWatch, Trouble, WorkSource,
+    Broker, Control, Dispatch, Error, Question, Report, ReportReply, ShardMessage, StatusWatch, Trouble, WorkSource,
     WorkerProfile,
 };
 
@@ -158,11 +158,11 @@ impl Broker for JetStreamBroker {
         Ok((Box::new(Source { hub, shelf, cancelled, holdings, own, puller, open, look_from: 0 }), listener))
     }
 
-    async fn own(&self, shards: &[ShardId], mail: mpsc::UnboundedSender<ShardMail>) -> Result<(), Error> {
+    async fn own(&self, shards: &[ShardId], mail: mpsc::UnboundedSender<ShardMessage>) -> Result<(), Error> {
         self.mail.own(shards, &mail).await
     }
 
-    async fn disown(&self, shards: &[ShardId], mail: &mpsc::UnboundedSender<ShardMail>) {
+    async fn disown(&self, shards: &[ShardId], mail: &mpsc::UnboundedSender<ShardMessage>) {
         self.mail.disown(shards, mail).await;
     }
 
@@ -170,7 +170,7 @@ impl Broker for JetStreamBroker {
         self.mail.nudge(shard, instance);
     }
 
-    fn begin(&self, shard: ShardId, beginning: Beginning) {
+    fn begin(&self, shard: ShardId, beginning: StartSnapshot) {
         self.mail.begin(shard, beginning);
     }
 
@@ -186,12 +186,12 @@ impl Broker for JetStreamBroker {
         self.mail.ask(shard, questions).await
     }
 
-    fn announce(&self, instance: &InstanceId, state: Option<&InstanceState>) {
-        self.news.announce(instance, state, None);
+    fn publish_status(&self, instance: &InstanceId, state: Option<&InstanceState>) {
+        self.news.publish_status(instance, state, None);
     }
 
-    fn announce_begun(&self, instance: &InstanceId, state: &InstanceState, begun_by: &MessageId) {
-        self.news.announce(instance, Some(state), Some(begun_by));
+    fn publish_status_of(&self, instance: &InstanceId, state: &InstanceState, begun_by: &MessageId) {
+        self.news.publish_status(instance, Some(state), Some(begun_by));
     }
 
     fn watch(&self, instance: &InstanceId) -> StatusWatch {

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::hub::Hub;
 use super::upkeep::keep;
 use super::wire::{NewsBody, StatusBody};
-use crate::{News, StatusWatch};
+use crate::{StatusUpdate, StatusWatch};
 
 /// A larger status is read from the store.
 const STATUS_BYTES_MAX: usize = 64 << 10;
@@ -19,7 +19,7 @@ const STATUS_BYTES_MAX: usize = 64 << 10;
 /// Who waits for news of what.
 pub(crate) struct NewsDesk {
     hub: Arc<Hub>,
-    watched: Mutex<HashMap<InstanceId, watch::Sender<News>>>,
+    watched: Mutex<HashMap<InstanceId, watch::Sender<StatusUpdate>>>,
 }
 
 impl NewsDesk {
@@ -28,7 +28,12 @@ impl NewsDesk {
     }
 
     /// Says what was committed; those in this process hear it from the server too.
-    pub(crate) fn announce(&self, instance: &InstanceId, state: Option<&InstanceState>, begun_by: Option<&MessageId>) {
+    pub(crate) fn publish_status(
+        &self,
+        instance: &InstanceId,
+        state: Option<&InstanceState>,
+        begun_by: Option<&MessageId>,
+    ) {
         if !self.hub.is_up() {
             return;
         }
@@ -45,7 +50,7 @@ impl NewsDesk {
         if let Some(sender) = watched.get(instance) {
             return sender.subscribe();
         }
-        let (sender, receiver) = watch::channel(News::default());
+        let (sender, receiver) = watch::channel(StatusUpdate::default());
         watched.insert(instance.clone(), sender.clone());
         drop(watched);
         let (desk, hub, instance) = (Arc::downgrade(self), Arc::clone(&self.hub), instance.clone());
@@ -56,7 +61,7 @@ impl NewsDesk {
     }
 
     /// Forgets an instance unless somebody has begun to wait again.
-    fn forget(&self, instance: &InstanceId, sender: &watch::Sender<News>) -> bool {
+    fn forget(&self, instance: &InstanceId, sender: &watch::Sender<StatusUpdate>) -> bool {
         let mut watched = self.lock();
         let forgotten = sender.receiver_count() == 0;
         if forgotten {
@@ -65,13 +70,13 @@ impl NewsDesk {
         forgotten
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<InstanceId, watch::Sender<News>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<InstanceId, watch::Sender<StatusUpdate>>> {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Passes news on while somebody waits. After a reconnect everyone is told to look, as news may have been missed.
-async fn listen(desk: Weak<NewsDesk>, hub: Arc<Hub>, instance: InstanceId, sender: watch::Sender<News>) {
+async fn listen(desk: Weak<NewsDesk>, hub: Arc<Hub>, instance: InstanceId, sender: watch::Sender<StatusUpdate>) {
     let mut letters = hub.client.subscribe(hub.subjects.status(&instance)).await.ok();
     let mut link = hub.link.clone();
     let mut connects = link.borrow_and_update().connects;
@@ -103,11 +108,11 @@ async fn listen(desk: Weak<NewsDesk>, hub: Arc<Hub>, instance: InstanceId, sende
     }
 }
 
-fn tell(sender: &watch::Sender<News>, body: Option<StatusBody>) {
+fn tell(sender: &watch::Sender<StatusUpdate>, body: Option<StatusBody>) {
     sender.send_modify(|news| {
         let execution = body.as_ref().map_or(news.execution, |body| body.execution);
         let begun_by = body.as_ref().and_then(|body| body.begun_by.clone());
-        *news = News { version: news.version + 1, status: body.map(Into::into), execution, begun_by };
+        *news = StatusUpdate { version: news.version + 1, status: body.map(Into::into), execution, begun_by };
     });
 }
 

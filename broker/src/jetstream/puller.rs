@@ -3,13 +3,14 @@
 use std::collections::{BTreeSet, HashMap};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_nats::header::HeaderMap;
 use async_nats::{Message, StatusCode, Subscriber};
 use futures::{FutureExt as _, StreamExt as _};
 use outlast_core::{DecodeError, TagFilter, decode, encode};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio::time::Interval;
 
 use super::hub::{ANSWER_TIMEOUT, Hub};

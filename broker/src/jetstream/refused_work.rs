@@ -6,11 +6,12 @@
 use std::error::Error as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::stream::Info;
+use tokio::time::Instant;
 
 use super::connection::Link;
 use super::hub::{Hub, unavailable, within};

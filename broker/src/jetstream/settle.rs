@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_nats::jetstream::consumer::pull;
 use async_nats::{Message, Subject};
@@ -11,6 +11,7 @@ use futures::StreamExt as _;
 use outlast_core::{ActivityItem, WorkerId, decode};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::hub::{Hub, unavailable};
 use super::puller::Origin;
@@ -244,7 +245,7 @@ async fn write(
                     batch.clear();
                 }
                 for decision in batch.drain(..) {
-                    carry_out(&hub, decision, &mut forwards).await;
+                    apply_decision(&hub, decision, &mut forwards).await;
                 }
                 while forwards.try_join_next().is_some() {}
             }
@@ -268,7 +269,7 @@ async fn write(
     }
 }
 
-async fn carry_out(hub: &Arc<Hub>, decision: Decision, forwards: &mut JoinSet<()>) {
+async fn apply_decision(hub: &Arc<Hub>, decision: Decision, forwards: &mut JoinSet<()>) {
     match decision {
         Decision::Ack(answer_to) => tell(hub, answer_to, b"+ACK".to_vec()).await,
         Decision::Nak(answer_to) => tell(hub, answer_to, b"-NAK".to_vec()).await,

@@ -6,10 +6,11 @@
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::FutureExt as _;
 use outlast_core::panic_text;
+use tokio::time::Instant;
 
 use super::troubles::Troubles;
 

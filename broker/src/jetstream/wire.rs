@@ -1,8 +1,8 @@
 //! The bodies of messages: a version byte, then MessagePack. A body with a newer version is for newer nodes.
 
 use outlast_core::{
-    ActivityKey, ActivityOutcome, ActivityRef, AttemptInfo, Beginning, ErrorDetails, ExecutionId, InstanceId,
-    InstanceState, MessageId, OrchestrationStatus, ShardId, Token, Verdict,
+    ActivityKey, ActivityOutcome, ActivityRef, AttemptInfo, ErrorDetails, ExecutionId, InstanceId, InstanceState,
+    MessageId, OrchestrationStatus, ShardId, StartSnapshot, Token, Verdict,
 };
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +13,7 @@ use crate::{Question, Report, ReportReply, ReportResult};
 pub(crate) enum Mail {
     Nudge(InstanceId),
     Report(Box<ReportBody>),
-    Begin(Box<Beginning>),
+    Begin(Box<StartSnapshot>),
     Deleted(InstanceId),
 }
 

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use outlast_broker::{Control, Dispatch, Question, Report, ReportReply, ReportResult, Settle, ShardMail};
+use outlast_broker::{Control, Dispatch, Question, Report, ReportReply, ReportResult, Settle, ShardMessage};
 use outlast_core::{
-    Beginning, InboxSeq, InstanceId, InstanceState, Message, MessageKind, OrchestrationStatus, ShardId, StartMessage,
-    TagFilter, Token, Verdict, WorkerId,
+    InboxSeq, InstanceId, InstanceState, Message, MessageKind, OrchestrationStatus, ShardId, StartMessage,
+    StartSnapshot, TagFilter, Token, Verdict, WorkerId,
 };
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -329,7 +329,7 @@ async fn mail_reaches_the_latest_owner_in_order(world: World) {
     }
     for number in 0..100 {
         match timeout(SOON, letters.recv()).await.unwrap().unwrap() {
-            ShardMail::Nudge(instance) => assert_eq!(instance.as_str(), format!("i{number}")),
+            ShardMessage::Nudge(instance) => assert_eq!(instance.as_str(), format!("i{number}")),
             other => panic!("only nudges were sent, not {other:?}"),
         }
     }
@@ -340,24 +340,24 @@ async fn mail_reaches_the_latest_owner_in_order(world: World) {
     world.there.begin(ShardId(63), large.clone());
     for sent in [small, large] {
         match timeout(SOON, letters.recv()).await.unwrap().unwrap() {
-            ShardMail::Begin(beginning) => assert_eq!(*beginning, sent),
-            ShardMail::Nudge(instance) => assert!(instance == sent.instance && sent.seq == InboxSeq(1 << 20)),
-            ShardMail::Deleted(_) | ShardMail::Ask(..) | ShardMail::Report(..) => panic!("it was not sent"),
+            ShardMessage::Begin(beginning) => assert_eq!(*beginning, sent),
+            ShardMessage::Nudge(instance) => assert!(instance == sent.instance && sent.seq == InboxSeq(1 << 20)),
+            ShardMessage::Deleted(_) | ShardMessage::Ask(..) | ShardMessage::Report(..) => panic!("it was not sent"),
         }
     }
     world.there.deleted(ShardId(63), InstanceId::new("gone"));
     let sent = timeout(SOON, letters.recv()).await.unwrap();
-    assert!(matches!(&sent, Some(ShardMail::Deleted(instance)) if instance.as_str() == "gone"), "{sent:?}");
+    assert!(matches!(&sent, Some(ShardMessage::Deleted(instance)) if instance.as_str() == "gone"), "{sent:?}");
     world.here.disown(&shards, &owner).await;
     world.there.nudge(ShardId(63), InstanceId::new("late"));
     assert!(timeout(NEVER, letters.recv()).await.is_err());
     assert!(dead_letters.try_recv().is_err());
 }
 
-fn beginning(input: String) -> Beginning {
+fn beginning(input: String) -> StartSnapshot {
     let (instance, seq) = (InstanceId::new("new"), InboxSeq(input.len() as i64));
     let start = StartMessage { name: "order".to_owned(), version: None, input, parent: None, traceparent: None };
-    Beginning { instance, message: Message { id: "m".into(), kind: MessageKind::Start(start) }, seq }
+    StartSnapshot { instance, message: Message { id: "m".into(), kind: MessageKind::Start(start) }, seq }
 }
 
 fn report() -> Report {
@@ -378,7 +378,7 @@ async fn reports_get_the_owners_answer(world: World) {
     let owner = async {
         for answer in answers {
             match letters.recv().await.unwrap() {
-                ShardMail::Report(report, reply) => {
+                ShardMessage::Report(report, reply) => {
                     assert_eq!((report.key, report.token), (key("a", 1), Token(1)));
                     reply.send(answer).unwrap();
                 }
@@ -420,7 +420,7 @@ async fn questions_are_answered_one_by_one(world: World) {
         let (questions, expected) = (asked.clone(), answers[..count].to_vec());
         let owner = async {
             match letters.recv().await.unwrap() {
-                ShardMail::Ask(questions, reply) => {
+                ShardMessage::Ask(questions, reply) => {
                     assert_eq!(questions, asked);
                     reply.send(expected.clone()).unwrap();
                 }
@@ -443,14 +443,14 @@ async fn a_watch_sees_what_is_announced(world: World) {
     let state = InstanceState { custom_status: Some("half".to_owned()), ..InstanceState::default() };
     // A watch takes hold in a moment; what is announced before may be missed.
     tokio::time::sleep(NEVER).await;
-    world.there.announce(&InstanceId::new("other"), Some(&state));
-    world.there.announce(&instance, Some(&state));
+    world.there.publish_status(&InstanceId::new("other"), Some(&state));
+    world.there.publish_status(&instance, Some(&state));
     timeout(SOON, watch.changed()).await.unwrap().unwrap();
     timeout(SOON, second.changed()).await.unwrap().unwrap();
     let status = watch.borrow_and_update().status.clone();
     assert_eq!(status, Some(state.to_status()));
     assert!(matches!(status, Some(OrchestrationStatus::Running { .. })));
-    world.there.announce(&instance, None);
+    world.there.publish_status(&instance, None);
     timeout(SOON, watch.changed()).await.unwrap().unwrap();
     assert_eq!(watch.borrow_and_update().status, None);
     // Whoever waits again, after nobody did, hears of it too.
@@ -458,7 +458,7 @@ async fn a_watch_sees_what_is_announced(world: World) {
     tokio::time::sleep(Duration::from_millis(50)).await;
     let mut watch = world.here.watch(&instance);
     tokio::time::sleep(NEVER).await;
-    world.there.announce(&instance, Some(&state));
+    world.there.publish_status(&instance, Some(&state));
     timeout(SOON, watch.changed()).await.unwrap().unwrap();
 }
 

@@ -200,7 +200,7 @@ async fn calls_end_while_the_server_is_away() {
     assert!(matches!(published, Err(Error::Unavailable(_))), "{published:?}");
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     broker.nudge(outlast_core::ShardId(1), "i".into());
-    broker.announce(&"i".into(), None);
+    broker.publish_status(&"i".into(), None);
     broker.cancel(&activity("a", 5)).await.unwrap();
     assert!(take_within(&mut source, Duration::from_millis(300)).await.is_none());
     server.start();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::{self, consumer, stream};
 use outlast_broker::jetstream::JetStreamBroker;
-use outlast_broker::{Broker, Control, Dispatch, Report, ReportReply, ReportResult, ShardMail};
+use outlast_broker::{Broker, Control, Dispatch, Report, ReportReply, ReportResult, ShardMessage};
 use outlast_core::{ActivityItem, ShardId, TagFilter, Token, Verdict};
 use tokio::sync::mpsc;
 
@@ -270,7 +270,7 @@ async fn dropped_subscriptions_are_made_again(denied: &str) {
     broker.own(&[ShardId(3)], mail).await.unwrap();
     tokio::spawn(async move {
         while let Some(letter) = letters.recv().await {
-            let ShardMail::Report(_, answer) = letter else { continue };
+            let ShardMessage::Report(_, answer) = letter else { continue };
             let _gone = answer.send(ReportReply::Settled(Verdict::Applied));
         }
     });

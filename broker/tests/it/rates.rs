@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use outlast_broker::{Broker, Dispatch, Report, ReportReply, ReportResult, Settle, ShardMail};
+use outlast_broker::{Broker, Dispatch, Report, ReportReply, ReportResult, Settle, ShardMessage};
 use outlast_core::{ShardId, TagFilter, Token, Verdict};
 use tokio::sync::mpsc;
 
@@ -95,7 +95,7 @@ async fn rates_of_reports() {
     owner.own(&[ShardId(1)], mail).await.unwrap();
     tokio::spawn(async move {
         while let Some(letter) = letters.recv().await {
-            if let ShardMail::Report(_, answer) = letter {
+            if let ShardMessage::Report(_, answer) = letter {
                 answer.send(ReportReply::Settled(Verdict::Applied)).unwrap();
             }
         }

@@ -8,12 +8,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use outlast::providers::Provider;
 use outlast_broker::{
-    Broker, Control, Dispatch, Question, Report, ReportReply, ShardMail, StatusWatch, Trouble, WorkSource,
+    Broker, Control, Dispatch, Question, Report, ReportReply, ShardMessage, StatusWatch, Trouble, WorkSource,
     WorkerProfile,
 };
 use outlast_core::{
-    ActivityRef, Beginning, EventId, ExecutionId, Fork, HistoryEvent, Incoming, InstanceId, InstanceState, KvEntry,
-    Message, MessageId, Millis, NodeId, ShardId, WorkerId,
+    ActivityRef, EventId, ExecutionId, Fork, HistoryEvent, Incoming, InstanceId, InstanceState, KvEntry, Message,
+    MessageId, Millis, NodeId, ShardId, StartSnapshot, WorkerId,
 };
 use outlast_storage::{
     Arrivals, CallStore, CommitReply, DeleteInstanceResult, Due, Error, ExecutionInfo, FencedTurn, HeartbeatOf,
@@ -237,15 +237,15 @@ pass_on! { Broker for FaultyBroker {
     or ReportReply::TryAgain; async fn report(shard: ShardId, report: Report) -> ReportReply;
     async fn cancel(activity: &ActivityRef) -> Result<(), outlast_broker::Error>;
     async fn pull(worker: WorkerProfile) -> Result<Opened, outlast_broker::Error>;
-    async fn own(shards: &[ShardId], mail: mpsc::UnboundedSender<ShardMail>) -> Result<(), outlast_broker::Error>;
-    async fn disown(shards: &[ShardId], mail: &mpsc::UnboundedSender<ShardMail>) -> ();
+    async fn own(shards: &[ShardId], mail: mpsc::UnboundedSender<ShardMessage>) -> Result<(), outlast_broker::Error>;
+    async fn disown(shards: &[ShardId], mail: &mpsc::UnboundedSender<ShardMessage>) -> ();
     async fn ask(shard: ShardId, questions: Vec<Question>) -> Vec<ReportReply>;
     async fn forget_worker(worker: &WorkerId) -> ();
     fn nudge(shard: ShardId, instance: InstanceId) -> ();
-    fn begin(shard: ShardId, beginning: Beginning) -> ();
+    fn begin(shard: ShardId, beginning: StartSnapshot) -> ();
     fn deleted(shard: ShardId, instance: InstanceId) -> ();
-    fn announce(instance: &InstanceId, state: Option<&InstanceState>) -> ();
-    fn announce_begun(instance: &InstanceId, state: &InstanceState, begun_by: &MessageId) -> ();
+    fn publish_status(instance: &InstanceId, state: Option<&InstanceState>) -> ();
+    fn publish_status_of(instance: &InstanceId, state: &InstanceState, begun_by: &MessageId) -> ();
     fn watch(instance: &InstanceId) -> StatusWatch;
     fn is_shared() -> bool;
     fn is_connected() -> bool;

@@ -1,6 +1,6 @@
 //! Guarantees 4 and 5: what comes from outside is durable when the call returns, and applied at most once.
 
-use outlast_core::{Beginning, EventKind, ExecutionId, Fork, KvEntry, MessageId, ShardId};
+use outlast_core::{EventKind, ExecutionId, Fork, KvEntry, MessageId, ShardId, StartSnapshot};
 use outlast_storage::{
     Error, InstanceFilter, Loaded, PruneOptions, StartConflict, StartOutcome, StartRequest, Store, TurnOutcome,
 };
@@ -47,7 +47,7 @@ async fn a_new_instance_is_known_without_a_read(store: &dyn Store) {
     let receipts = futures::future::join_all((0..5).map(|n| start(store, ["a", "b", "c", "d", "e"][n]))).await;
     for (instance, receipt) in ["a", "b", "c", "d", "e"].into_iter().zip(receipts) {
         let message = start_message(&format!("start {instance}"), "orchestration");
-        let beginning = Beginning { instance: id(instance), message, seq: receipt.seq.unwrap() };
+        let beginning = StartSnapshot { instance: id(instance), message, seq: receipt.seq.unwrap() };
         let (known, read) = (Loaded::begun(receipt.shard, beginning).unwrap(), store.load(&id(instance)).await);
         let read = read.unwrap().unwrap();
         assert_eq!((&known.state, known.shard, &known.inbox), (&read.state, read.shard, &read.inbox));

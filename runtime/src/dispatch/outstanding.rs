@@ -1,0 +1,492 @@
+//! Activities that this node has to hand to the broker, until their outcome is in a history.
+//!
+//! For each tag the broker holds at most a window of them; the rest waits here, and in the store, until some have ended.
+//! A broker that many processes share may lose them. Handing out again is harmless: a broker that still has an item refuses
+//! the second one. So nothing has to be known about what was lost; after a while everything is offered again, the longer it
+//! has been outstanding the more rarely.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use outlast_core::{
+    ActivityItem, ActivityKey, ActivityRef, AppErrorKind, Epoch, ErrorDetails, EventId, EventKind, ExecutionId,
+    HistoryEvent, InstanceId, Millis, ShardId, Token, WorkerId,
+};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::dispatch::strip_input;
+use crate::node::Node;
+use crate::telemetry::logging::RUNTIME;
+
+/// How often what is outstanding is looked through.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often is looked for what nobody has begun in time.
+const LATE_EVERY: Duration = Duration::from_millis(100);
+/// When an item is offered again for the first time.
+const FIRST_OFFER: Duration = Duration::from_secs(8);
+/// Longest time between two offers.
+const OFFER_MAX: Duration = Duration::from_secs(300);
+/// Items that are offered in one publish.
+const OFFERS: usize = 1_000;
+/// A larger input is not kept here; the worker reads it from the history.
+const KEPT_INPUT_BYTES_MAX: usize = 1_024;
+
+/// What has no outcome yet, and when it is offered again.
+pub(crate) struct Outstanding {
+    items: Mutex<Items>,
+    /// A tag has room for more.
+    room: Notify,
+}
+
+struct Items {
+    window: usize,
+    /// In the order of instances, so that those of one are found together.
+    entries: BTreeMap<ActivityKey, Entry>,
+    /// Given up, as nobody has begun them in time; until that is in the history they may still turn out to be wanted.
+    late: BTreeMap<ActivityKey, Entry>,
+    /// Each entry's `begin_by`, soonest first.
+    deadlines: BTreeSet<(Instant, ActivityKey)>,
+    tags: HashMap<Option<String>, Tag>,
+}
+
+/// The activities of one tag.
+#[derive(Default)]
+struct Tag {
+    /// How many the broker has been given.
+    given: usize,
+    /// What waits for room, and perhaps what has gone since.
+    waiting: VecDeque<ActivityKey>,
+}
+
+/// By what right this node looks after an activity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) shard: ShardId,
+    pub(crate) epoch: Epoch,
+    /// Since when the store has not gone back.
+    pub(crate) generation: u64,
+}
+
+struct Entry {
+    item: ActivityItem,
+    place: Place,
+    worker: Option<WorkerId>,
+    since: Instant,
+    /// When it is given up unless a worker has begun it.
+    begin_by: Option<Instant>,
+    /// The broker has not been given it yet.
+    waits: bool,
+    /// It may have been run: a former owner may have given it.
+    again: bool,
+    offer_at: Instant,
+    pause: Duration,
+}
+
+impl Items {
+    fn new(window: usize) -> Self {
+        let (entries, late) = (BTreeMap::new(), BTreeMap::new());
+        Self { window: window.max(1), entries, late, deadlines: BTreeSet::new(), tags: HashMap::new() }
+    }
+
+    /// Takes one in; `true` when the broker may have it now.
+    fn add(&mut self, item: &ActivityItem, (place, time): (Place, Millis), again: bool) -> bool {
+        let now = Instant::now();
+        self.late.remove(&item.key);
+        if let Some(known) = self.entries.get_mut(&item.key).filter(|known| known.item.token == item.token) {
+            (known.place, known.offer_at, known.pause) = (place, now + FIRST_OFFER, FIRST_OFFER);
+            return !known.waits;
+        }
+        // Of an earlier life, if there is one.
+        self.remove(&item.key);
+        let tag = self.tags.entry(item.tag.clone()).or_default();
+        let waits = tag.given >= self.window;
+        if waits {
+            tag.waiting.push_back(item.key.clone());
+        } else {
+            tag.given += 1;
+        }
+        // Counted from its scheduling, also by an owner that takes over.
+        let waited = Duration::from_millis(time.0.saturating_sub(item.scheduled_at.0));
+        let limit = item.timeouts.get_schedule_to_start();
+        let begin_by = limit.map(|limit| now + limit.saturating_sub(waited));
+        self.deadlines.extend(begin_by.map(|at| (at, item.key.clone())));
+        let (offer_at, pause) = (now + FIRST_OFFER, FIRST_OFFER);
+        let item = strip_input(item, KEPT_INPUT_BYTES_MAX);
+        let entry = Entry { item, place, worker: None, since: now, begin_by, waits, again, offer_at, pause };
+        self.entries.insert(entry.item.key.clone(), entry);
+        !waits
+    }
+
+    fn remove(&mut self, key: &ActivityKey) -> Option<Entry> {
+        let entry = self.entries.remove(key)?;
+        self.drop_deadline(key, entry.begin_by);
+        if let Some(tag) = self.tags.get_mut(&entry.item.tag) {
+            tag.given -= usize::from(!entry.waits);
+            if tag.given == 0 && tag.waiting.is_empty() {
+                self.tags.remove(&entry.item.tag);
+            }
+        }
+        Some(entry)
+    }
+
+    fn drop_deadline(&mut self, key: &ActivityKey, begin_by: Option<Instant>) {
+        if let Some(at) = begin_by {
+            self.deadlines.remove(&(at, key.clone()));
+        }
+    }
+
+    /// Whether a tag has so much room that what waits should be given: an eighth of the window, so that it goes in batches.
+    fn has_room(&self) -> bool {
+        let low = self.window - self.window.div_ceil(8);
+        self.tags.values().any(|tag| tag.given <= low && !tag.waiting.is_empty())
+    }
+
+    /// What has waited and has room now, and whether it may have been run.
+    fn take_waiting(&mut self) -> Vec<(ActivityItem, bool)> {
+        let now = Instant::now();
+        let mut taken = Vec::new();
+        self.tags.retain(|_, tag| {
+            while tag.given < self.window
+                && let Some(key) = tag.waiting.pop_front()
+            {
+                if let Some(entry) = self.entries.get_mut(&key).filter(|entry| entry.waits) {
+                    (entry.waits, entry.offer_at) = (false, now + FIRST_OFFER);
+                    tag.given += 1;
+                    taken.push((entry.item.clone(), entry.again));
+                }
+            }
+            tag.given > 0 || !tag.waiting.is_empty()
+        });
+        taken
+    }
+
+    /// Keeps the entries that match.
+    fn retain(&mut self, matches: impl Fn(&Entry) -> bool) {
+        let gone: Vec<ActivityKey> =
+            self.entries.iter().filter(|(_, entry)| !matches(entry)).map(|(key, _)| key.clone()).collect();
+        for key in gone {
+            self.remove(&key);
+        }
+        self.late.retain(|_, entry| matches(entry));
+    }
+}
+
+impl Entry {
+    /// What a worker has to be told when it is not wanted; nothing when no worker can have it.
+    fn into_stop(self) -> Option<ActivityRef> {
+        (!self.waits || self.again).then(|| self.item.activity())
+    }
+}
+
+/// All keys of an instance.
+fn keys_of(instance: &InstanceId) -> RangeInclusive<ActivityKey> {
+    let key =
+        |number| ActivityKey { instance: instance.clone(), execution: ExecutionId(number), event: EventId(number) };
+    key(0)..=key(u64::MAX)
+}
+
+impl Outstanding {
+    /// At most `window` items of a tag are with the broker at a time.
+    pub(crate) fn new(window: usize) -> Self {
+        Self { items: Mutex::new(Items::new(window)), room: Notify::new() }
+    }
+
+    /// Takes items in and returns those that the broker may have now; the others follow when there is room.
+    pub(crate) fn admit(&self, mut new: Vec<ActivityItem>, place: (Place, Millis), again: bool) -> Vec<ActivityItem> {
+        let mut items = self.lock();
+        new.retain(|item| items.add(item, place, again));
+        new
+    }
+
+    /// The item, if it is still outstanding.
+    pub(crate) fn find(&self, activity: &ActivityRef) -> Option<ActivityItem> {
+        let items = self.lock();
+        let entry = items.entries.get(&activity.key).filter(|entry| entry.item.token == activity.token);
+        entry.map(|entry| entry.item.clone())
+    }
+
+    /// By what right this node says that each of these is wanted; `None` for what it does not know to be outstanding.
+    pub(crate) fn places<'a>(&self, asked: impl Iterator<Item = &'a ActivityRef>) -> Vec<Option<Place>> {
+        let items = self.lock();
+        let place = |activity: &ActivityRef| {
+            let entry = items.entries.get(&activity.key)?;
+            (entry.item.token == activity.token).then_some(entry.place)
+        };
+        asked.map(place).collect()
+    }
+
+    /// A worker had no use for it: it is handed out again after `delay`, not sooner.
+    pub(crate) fn postpone(&self, key: &ActivityKey, delay: Duration) {
+        if let Some(entry) = self.lock().entries.get_mut(key) {
+            let soonest = Instant::now() + FIRST_OFFER;
+            // A delay that no clock can count is one for ever: then whatever else hands it out again does.
+            entry.offer_at = soonest.checked_add(delay).unwrap_or(soonest + OFFER_MAX);
+        }
+    }
+
+    /// A worker has begun it.
+    pub(crate) fn begun(&self, ActivityRef { key, token }: &ActivityRef) {
+        let mut items = self.lock();
+        let entry = items.entries.get_mut(key).filter(|entry| entry.item.token == *token);
+        let begin_by = entry.and_then(|entry| entry.begin_by.take());
+        items.drop_deadline(key, begin_by);
+    }
+
+    /// Takes out what nobody has begun in time.
+    fn take_late(&self) -> Vec<ActivityItem> {
+        let (now, mut items) = (Instant::now(), self.lock());
+        let mut late = Vec::new();
+        while let Some((_, key)) = items.deadlines.first().filter(|(at, _)| *at <= now).cloned() {
+            let Some(entry) = items.remove(&key) else { continue };
+            late.push(entry.item.clone());
+            items.late.insert(key, entry);
+        }
+        self.tell_room(&items);
+        late
+    }
+
+    /// Shows each item and since when it is outstanding.
+    pub(crate) fn each_since(&self, mut show: impl FnMut(&ActivityItem, Instant)) {
+        self.lock().entries.values().for_each(|entry| show(&entry.item, entry.since));
+    }
+
+    /// An item goes to the worker that holds its session.
+    pub(crate) fn brought_to(&self, key: &ActivityKey, worker: Option<&WorkerId>) {
+        if let Some(entry) = self.lock().entries.get_mut(key) {
+            entry.worker = worker.cloned();
+        }
+    }
+
+    /// Nothing is outstanding for these any more, as their outcome is committed. Returns what is to be stopped: what was given up
+    /// before anybody had begun it, and may have been begun since.
+    pub(crate) fn remove(&self, keys: &[ActivityKey]) -> Vec<ActivityRef> {
+        if keys.is_empty() {
+            return Vec::new();
+        }
+        let mut items = self.lock();
+        for key in keys {
+            items.remove(key);
+        }
+        let late = keys.iter().filter_map(|key| items.late.remove(key)).filter_map(Entry::into_stop).collect();
+        self.tell_room(&items);
+        late
+    }
+
+    /// It is not wanted any more; returns what is to be stopped.
+    pub(crate) fn cancel(&self, key: &ActivityKey) -> Option<ActivityRef> {
+        let mut items = self.lock();
+        let entry = items.remove(key).or_else(|| items.late.remove(key));
+        self.tell_room(&items);
+        entry?.into_stop()
+    }
+
+    /// Another node looks after these shards now.
+    pub(crate) fn forget(&self, shards: &[ShardId]) {
+        let mut items = self.lock();
+        items.retain(|entry| !shards.contains(&entry.place.shard));
+        self.tell_room(&items);
+    }
+
+    /// Another node looks after this instance now.
+    pub(crate) fn hand_over(&self, instance: &InstanceId) {
+        let mut items = self.lock();
+        let known = items.entries.range(keys_of(instance)).chain(items.late.range(keys_of(instance)));
+        for key in known.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+            items.remove(&key);
+            items.late.remove(&key);
+        }
+        self.tell_room(&items);
+    }
+
+    /// These alone are outstanding of an instance, as the store has just said. Returns what is to be stopped: of a life that was
+    /// deleted or replaced, or ended by a commit whose answer was lost.
+    pub(crate) fn keep_of(&self, instance: &InstanceId, outstanding: &[ActivityItem]) -> Vec<ActivityRef> {
+        let mut items = self.lock();
+        let Items { entries, late, .. } = &*items;
+        let known = entries.range(keys_of(instance)).chain(late.range(keys_of(instance)));
+        let wanted: HashMap<&ActivityKey, Token> = outstanding.iter().map(|item| (&item.key, item.token)).collect();
+        let is_wanted = |entry: &Entry| wanted.get(&entry.item.key) == Some(&entry.item.token);
+        let gone: Vec<ActivityKey> = known.filter(|(_, entry)| !is_wanted(entry)).map(|(key, _)| key.clone()).collect();
+        let mut to_stop = Vec::new();
+        for key in gone {
+            let entry = items.remove(&key).or_else(|| items.late.remove(&key));
+            to_stop.extend(entry.and_then(Entry::into_stop));
+        }
+        self.tell_room(&items);
+        to_stop
+    }
+
+    /// A turn that was under way while its shard was given up has added to what another node looks after.
+    fn keep_only(&self, is_held: impl Fn(Place) -> bool) {
+        let mut items = self.lock();
+        items.retain(|entry| is_held(entry.place));
+        self.tell_room(&items);
+    }
+
+    pub(crate) fn clear(&self) {
+        self.lock().retain(|_| false);
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.lock().entries.len()
+    }
+
+    /// Whatever matches is offered at the next look.
+    fn mark_due(&self, matches: impl Fn(&Entry) -> bool) {
+        let now = Instant::now();
+        for entry in self.lock().entries.values_mut().filter(|entry| matches(entry)) {
+            entry.offer_at = now;
+            entry.pause = FIRST_OFFER / 2;
+        }
+    }
+
+    /// Takes note of an offer of all that is due, and returns it.
+    fn due(&self) -> Vec<ActivityItem> {
+        let now = Instant::now();
+        let mut items = self.lock();
+        let due = items.entries.values_mut().filter(|entry| !entry.waits && entry.offer_at <= now);
+        due.map(|entry| {
+            entry.pause = (entry.pause * 2).min(OFFER_MAX);
+            entry.offer_at = now + entry.pause;
+            entry.item.clone()
+        })
+        .collect()
+    }
+
+    /// What has waited and may be given to the broker now; waits until there is something.
+    async fn admitted(&self) -> Vec<(ActivityItem, bool)> {
+        loop {
+            self.room.notified().await;
+            let admitted = self.lock().take_waiting();
+            if !admitted.is_empty() {
+                return admitted;
+            }
+        }
+    }
+
+    fn tell_room(&self, items: &Items) {
+        if items.has_room() {
+            self.room.notify_one();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Items> {
+        self.items.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The activities whose outcomes are among these events.
+pub(crate) fn outcomes(instance: &InstanceId, events: &[(ExecutionId, HistoryEvent)]) -> Vec<ActivityKey> {
+    let outcomes = events.iter().filter(|(_, event)| {
+        matches!(event.kind, EventKind::ActivityCompleted { .. } | EventKind::ActivityFailed { .. })
+    });
+    let key = |(execution, event): &(ExecutionId, HistoryEvent)| {
+        Some(ActivityKey { instance: instance.clone(), execution: *execution, event: event.source_event_id? })
+    };
+    outcomes.filter_map(key).collect()
+}
+
+impl Node {
+    /// Tells workers of activities that are not wanted.
+    pub(crate) async fn stop_activities(&self, activities: Vec<ActivityRef>) {
+        for activity in activities {
+            self.registered(&activity);
+            if let Err(error) = self.broker.cancel(&activity).await {
+                tracing::warn!(target: RUNTIME, %error, "a cancellation was not sent: its worker will ask");
+            }
+        }
+    }
+
+    /// Workers that others see no more: what was brought to them alone is handed out again.
+    pub(crate) async fn workers_lost(&self, workers: &[WorkerId]) {
+        for worker in workers {
+            tracing::warn!(target: RUNTIME, %worker, "a worker is gone, its work is handed out again");
+            self.broker.forget_worker(worker).await;
+        }
+        if !workers.is_empty() {
+            // Another worker may have passed an item on to the one that is gone, of which this node does not know.
+            self.outstanding.mark_due(|entry| entry.item.session_id.is_some());
+        }
+    }
+}
+
+/// Offers all that the broker has been given again, once: what was on its way to it when a task ended may not have arrived.
+pub(crate) async fn offer_all(node: &Arc<Node>) {
+    node.outstanding.mark_due(|_| true);
+    for items in node.outstanding.due().chunks(OFFERS) {
+        node.hand_out(items.to_vec(), true).await;
+    }
+}
+
+/// Offers what is outstanding again: after a loss at once, otherwise after a while.
+pub(crate) async fn offer_again(node: Arc<Node>) {
+    let mut losses = node.broker.losses();
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    let mut told = true;
+    loop {
+        tokio::select! {
+            _ = look.tick() => {}
+            changed = losses.changed(), if told => {
+                told = changed.is_ok();
+                if told {
+                    let count = node.outstanding.len();
+                    tracing::warn!(target: RUNTIME, count, "the broker may have lost work, all that is outstanding is offered again");
+                    node.outstanding.mark_due(|_| true);
+                }
+            }
+            () = node.stopping.cancelled() => return,
+        }
+        let generation = node.generation();
+        node.outstanding
+            .keep_only(|place| node.epoch(place.shard) == Some(place.epoch) && place.generation == generation);
+        for items in node.outstanding.due().chunks(OFFERS) {
+            if let Err(error) = node.publish(items, true).await {
+                tracing::warn!(target: RUNTIME, %error, count = items.len(), "activities were not offered again");
+                break;
+            }
+            crate::telemetry::metrics::redispatched(items);
+        }
+    }
+}
+
+/// Gives the broker what has waited for room.
+pub(crate) async fn give_waiting(node: Arc<Node>) {
+    loop {
+        let admitted = tokio::select! {
+            admitted = node.outstanding.admitted() => admitted,
+            () = node.stopping.cancelled() => return,
+        };
+        let (again, new): (Vec<_>, Vec<_>) = admitted.into_iter().partition(|(_, again)| *again);
+        for (items, again) in [(new, false), (again, true)] {
+            let items: Vec<ActivityItem> = items.into_iter().map(|(item, _)| item).collect();
+            for items in items.chunks(OFFERS) {
+                node.hand_out(items.to_vec(), again).await;
+            }
+        }
+    }
+}
+
+/// Ends activities that no worker has begun in time.
+pub(crate) async fn end_late(node: Arc<Node>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LATE_EVERY) => {}
+            () = node.stopping.cancelled() => return,
+        }
+        let late = node.outstanding.take_late();
+        // All outcomes before the first await: what was taken out above is known to nobody else in memory.
+        for item in &late {
+            let limit = item.timeouts.get_schedule_to_start().unwrap_or_default();
+            let message = format!("timeout: no worker has begun the activity within {limit:?} (schedule_to_start)");
+            let details = ErrorDetails::application(AppErrorKind::ActivityFailed, message);
+            // Stopped when that is committed: until then it may turn out that it had ended just before.
+            node.settle_activity(&item.key, item.token, Err(details));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,156 @@
+//! Bringing an instance into memory, and new messages to it. Memory is a cache of what the store says under the epoch by which
+//! this node holds the shard; under another one it is read again.
+
+use std::sync::Arc;
+
+use outlast_broker::ReportReply;
+use outlast_core::{Incoming, MessageKind, ShardId, Snapshot, Verdict, WarmInstance};
+use outlast_storage::Loaded;
+use tokio::time::Instant;
+
+use crate::dispatch::outstanding::Place;
+use crate::instances::mailbox::Inbound;
+use crate::instances::run_turn::{Asked, Hydrated, InstanceRun, Obstacle};
+use crate::telemetry::counters::Counters;
+
+impl InstanceRun {
+    /// Reads what is missing in memory: everything when cold, the new inbox rows when warm.
+    pub(crate) async fn load(&mut self, inbound: Vec<Inbound>) -> Result<(), Obstacle> {
+        self.forget_if_moved();
+        let mut direct = Vec::new();
+        let (mut nudged, mut begun) = (false, None);
+        for inbound in inbound {
+            match inbound {
+                Inbound::Nudge => nudged = true,
+                Inbound::Begin(beginning) if self.warm.is_none() => begun = Some(*beginning),
+                Inbound::Begin(_) => nudged = true,
+                Inbound::Wake => {}
+                Inbound::Reread => {
+                    self.forget();
+                    direct.clear();
+                    nudged = true;
+                }
+                Inbound::Ask { key, token, answer } => self.asked.push(Asked { key, token, answer }),
+                Inbound::Direct(message, answer) => {
+                    self.answers.insert(message.id.clone(), answer);
+                    direct.push(Incoming { seq: None, message });
+                }
+            }
+        }
+        // A beginning may be late, and a worker's question is answered by what is known now.
+        let begun = begun.filter(|_| !nudged && self.asked.is_empty()).and_then(|begun| {
+            let shard = ShardId::of(&begun.instance, self.node.store.shards());
+            Loaded::begun(shard, begun)
+        });
+        match self.warm.as_ref().map(|hydrated| hydrated.cursor) {
+            None => match begun {
+                Some(loaded) => self.take_in(loaded, self.node.generation()).await?,
+                None => self.hydrate().await?,
+            },
+            Some(after) if nudged => {
+                let read = self.node.store.inbox(&self.instance, after).await;
+                let (rows, cursor) = read.map_err(|error| self.again(&error))?;
+                // The id was deleted and started again: what is in memory was another life, even if it has not begun either.
+                let is_new = |row: &Incoming| {
+                    let known = |hydrated: &Hydrated| row.seq.is_some_and(|seq| hydrated.waiting.contains(&seq));
+                    matches!(row.message.kind, MessageKind::Start(_)) && !self.warm.as_ref().is_some_and(known)
+                };
+                if rows.iter().any(is_new) {
+                    self.hydrate().await?;
+                } else if let Some(hydrated) = self.warm.as_mut() {
+                    hydrated.cursor = cursor;
+                    let new = rows.into_iter().filter(|row| row.seq.is_none_or(|seq| hydrated.waiting.insert(seq)));
+                    self.backlog.extend(new);
+                }
+            }
+            Some(_) => {}
+        }
+        self.backlog.extend(direct);
+        let hydrated = self.warm.as_ref().filter(|hydrated| self.node.speaks_for(hydrated.shard, hydrated.epoch));
+        for Asked { key, token, answer } in self.asked.drain(..) {
+            let reply = hydrated.map_or(ReportReply::TryAgain, |hydrated| {
+                let same = hydrated.stored.execution == key.execution;
+                let wanted = same && hydrated.instance.awaits(key.event, token);
+                ReportReply::Settled(if wanted { Verdict::Applied } else { Verdict::Unknown })
+            });
+            let _gone = answer.send(reply);
+        }
+        Ok(())
+    }
+
+    /// What was decided for a shard that another node may have had since is not the truth any more.
+    fn forget_if_moved(&mut self) {
+        let warm = self.warm.as_ref();
+        let generation = self.node.generation();
+        let is_stale = |hydrated: &Hydrated| {
+            self.node.epoch(hydrated.shard) != Some(hydrated.epoch) || hydrated.generation != generation
+        };
+        if warm.is_some_and(is_stale) {
+            self.forget();
+        }
+    }
+
+    fn forget(&mut self) {
+        self.warm = None;
+        self.backlog.clear();
+        self.again = false;
+        for (_, answer) in self.answers.drain() {
+            let _gone = answer.send(ReportReply::TryAgain);
+        }
+    }
+
+    /// The instance as the store has it, read after its shard was taken: before that, its former owner may still write.
+    async fn read(&mut self) -> Result<(Loaded, u64), Obstacle> {
+        loop {
+            let (asked, generation) = (Instant::now(), self.node.generation());
+            let loaded = self.node.store.load(&self.instance).await.map_err(|error| self.again(&error))?;
+            let loaded = loaded.ok_or(Obstacle::Missing)?;
+            if self.node.epoch(loaded.shard).is_none() {
+                return Err(Obstacle::Elsewhere(loaded.shard));
+            }
+            if self.node.held_before(loaded.shard, asked) {
+                return Ok((loaded, generation));
+            }
+        }
+    }
+
+    pub(crate) async fn hydrate(&mut self) -> Result<(), Obstacle> {
+        let (loaded, generation) = self.read().await?;
+        Counters::count(&self.node.counters.hydrations);
+        self.take_in(loaded, generation).await
+    }
+
+    /// Makes the instance warm, with what was read under this generation.
+    async fn take_in(&mut self, loaded: Loaded, generation: u64) -> Result<(), Obstacle> {
+        self.trace = crate::telemetry::spans::InstanceTrace::of(&loaded);
+        let Loaded { shard, state, history, inbox, cursor, mailed } = loaded;
+        let Some(epoch) = self.node.epoch(shard) else { return Err(Obstacle::Elsewhere(shard)) };
+        let waiting = inbox.iter().filter_map(|row| row.seq).collect();
+        self.again = state.wake_at.is_some() && state.waits == "next execution";
+        let stored = state.clone();
+        let mut instance =
+            WarmInstance::hydrate(self.instance.clone(), Snapshot { state, history }, Arc::clone(&self.node.limits));
+        if self.node.options.show_data_in_errors {
+            instance.show_data_in_errors();
+        }
+        let (node, id) = (Arc::downgrade(&self.node), self.instance.clone());
+        instance.when_woken_outside(Arc::new(move || {
+            if let Some(node) = node.upgrade() {
+                node.deliver(&id, Inbound::Wake);
+            }
+        }));
+        // Whatever has no outcome is handed out again; the broker knows what it still carries. What was outstanding and is not is
+        // stopped: memory had missed why.
+        let outstanding = instance.outstanding();
+        let to_stop = self.node.outstanding.keep_of(&self.instance, &outstanding);
+        self.node.stop_activities(to_stop).await;
+        // In process there is nobody else who could write mail.
+        let mailed = mailed.filter(|_| self.node.broker.is_shared());
+        self.warm = Some(Hydrated { instance, shard, epoch, generation, cursor, waiting, stored, mailed });
+        self.backlog = inbox.into();
+        if !outstanding.is_empty() {
+            self.node.dispatch(outstanding, Place { shard, epoch, generation }, true).await;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,9 @@
+//! The instances in memory: what waits for each, how it gets there, and its turns from end to end.
+
+pub(crate) mod actor;
+pub(crate) mod committer;
+pub(crate) mod due_queue;
+pub(crate) mod hydrate;
+pub(crate) mod mailbox;
+pub(crate) mod run_turn;
+pub(crate) mod warm;

@@ -1,0 +1,411 @@
+//! A turn from end to end: load, decide, commit, dispatch.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use outlast_broker::ReportReply;
+use outlast_core::{
+    ActivityKey, AppErrorKind, Decision, Epoch, ErrorDetails, EventKind, InboxSeq, Incoming, InstanceId, InstanceState,
+    InstanceStatus, Limits, MessageId, ShardId, TURN_MESSAGE_BYTES_MAX, Token, Turn, TurnInput, Verdict, WarmInstance,
+};
+use outlast_storage::{FencedTurn, InboxCursor, Mailed, TurnOutcome};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use crate::dispatch::Shown;
+use crate::dispatch::outstanding::Place;
+use crate::instances::committer::Committed;
+use crate::instances::mailbox::Inbound;
+use crate::node::Node;
+use crate::telemetry::counters::{Counters, Tally};
+use crate::telemetry::logging::{ORCHESTRATION, RUNTIME};
+
+/// Pause after a turn whose outcome is unknown, so that a store that is away is not hammered.
+const RETRY_DELAY: Duration = Duration::from_millis(50);
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(1);
+/// Characters of a failure in its log line.
+const FAILURE_SHOWN: usize = 1_000;
+
+/// Whether the actor is still of use.
+pub(crate) enum After {
+    /// Keep it warm.
+    Stay,
+    /// The instance has ended, is not here, or must be read again from the store.
+    Leave,
+}
+
+/// The state of an instance's actor.
+pub(crate) struct InstanceRun {
+    pub(crate) node: Arc<Node>,
+    pub(crate) instance: InstanceId,
+    pub(crate) warm: Option<Hydrated>,
+    /// Read from the inbox and not applied yet.
+    pub(crate) backlog: VecDeque<Incoming>,
+    pub(crate) answers: HashMap<MessageId, oneshot::Sender<ReportReply>>,
+    pub(crate) asked: Vec<Asked>,
+    pub(crate) trace: crate::telemetry::spans::InstanceTrace,
+    pub(crate) again: bool,
+    pub(crate) failures: u32,
+}
+
+/// A worker's question whether an activity is wanted.
+pub(crate) struct Asked {
+    pub(crate) key: ActivityKey,
+    pub(crate) token: Token,
+    pub(crate) answer: oneshot::Sender<ReportReply>,
+}
+
+/// An instance in memory and the right by which it is run.
+pub(crate) struct Hydrated {
+    pub(crate) instance: WarmInstance,
+    pub(crate) shard: ShardId,
+    pub(crate) epoch: Epoch,
+    /// Which past of the store it was read from.
+    pub(crate) generation: u64,
+    /// From where the inbox is read on.
+    pub(crate) cursor: InboxCursor,
+    /// Rows that were read and are still in the inbox: reading on may give them again.
+    pub(crate) waiting: HashSet<InboxSeq>,
+    /// The row as the store has it.
+    pub(crate) stored: InstanceState,
+    /// The start that came with the broker's mail, until a commit has compared it with its row.
+    pub(crate) mailed: Option<Mailed>,
+}
+
+/// Why a turn could not be made.
+pub(crate) enum Obstacle {
+    /// The instance does not exist.
+    Missing,
+    /// Another node has it.
+    Elsewhere(ShardId),
+    /// The store did not answer, or answered that memory is stale.
+    Again,
+}
+
+impl InstanceRun {
+    pub(crate) fn new(node: Arc<Node>, instance: InstanceId) -> Self {
+        let (backlog, answers, asked) = (VecDeque::new(), HashMap::new(), Vec::new());
+        let trace = crate::telemetry::spans::InstanceTrace::default();
+        Self { node, instance, warm: None, backlog, answers, asked, trace, again: false, failures: 0 }
+    }
+
+    /// Whether there is work that no mailbox announces.
+    pub(crate) fn has_backlog(&self) -> bool {
+        self.again || !self.backlog.is_empty()
+    }
+
+    /// One turn. What must be durable is durable before anything is shown to the outside.
+    pub(crate) async fn turn(&mut self, inbound: Vec<Inbound>) -> After {
+        let result = self.try_turn(inbound).await;
+        let obstacle = match result {
+            Ok(after) => {
+                self.failures = 0;
+                self.node.troubles.turns.end(&self.instance);
+                return after;
+            }
+            Err(obstacle) => obstacle,
+        };
+        if !matches!(obstacle, Obstacle::Again) {
+            self.node.troubles.turns.end(&self.instance);
+        }
+        self.warm = None;
+        self.backlog.clear();
+        self.again = false;
+        let reply = match obstacle {
+            Obstacle::Missing => {
+                let to_stop = self.node.outstanding.keep_of(&self.instance, &[]);
+                self.node.stop_activities(to_stop).await;
+                ReportReply::Settled(Verdict::Unknown)
+            }
+            Obstacle::Elsewhere(shard) => {
+                self.node.broker.nudge(shard, self.instance.clone());
+                ReportReply::Moved(shard)
+            }
+            Obstacle::Again => {
+                self.back_off().await;
+                ReportReply::TryAgain
+            }
+        };
+        let asked = self.asked.drain(..).map(|asked| asked.answer);
+        for answer in self.answers.drain().map(|(_, answer)| answer).chain(asked) {
+            let _gone = answer.send(reply);
+        }
+        After::Leave
+    }
+
+    async fn try_turn(&mut self, inbound: Vec<Inbound>) -> Result<After, Obstacle> {
+        self.load(inbound).await?;
+        let room = Arc::clone(&self.node.turns).acquire_owned().await.expect("it is never closed");
+        let Some(hydrated) = self.warm.as_mut() else { return Err(Obstacle::Missing) };
+        self.trace.turn_begins();
+        let input = TurnInput {
+            now: self.node.store.now(),
+            seed: crate::dispatch::random_bits(),
+            messages: take_messages(&mut self.backlog, &self.node.limits),
+        };
+        let decision = {
+            let _deciding = self.node.decides(&self.instance);
+            let handlers = &self.node.orchestrations;
+            // The code's own awaits must not meet the executor's budget for polls.
+            tokio::task::coop::unconstrained(async { hydrated.instance.decide(input, handlers) }).await
+        };
+        let (turn, move_to) = match decision {
+            Decision::Turn(turn) => (*turn, None),
+            Decision::Unregistered { name, version, messages } => self.without_code(name, version, messages),
+        };
+        self.commit(turn, move_to, room).await
+    }
+
+    /// Nobody here has the code: move to a node that has it, or wait, or give up after so many tries.
+    fn without_code(
+        &mut self,
+        name: String,
+        version: Option<String>,
+        messages: Vec<Incoming>,
+    ) -> (Turn, Option<ShardId>) {
+        let node = &self.node;
+        let now = node.store.now();
+        let hydrated = self.warm.as_mut().expect("decided just now");
+        if let Some(shard) = node.shard_that_serves(&name, version.as_deref()) {
+            return (hydrated.instance.stall(now, Duration::ZERO, ("moving", messages)), Some(shard));
+        }
+        let tries = hydrated.instance.state().stalled;
+        let wanted = version.map_or(name.clone(), |version| format!("{name} {version}"));
+        let due = hydrated.instance.state().wake_at.is_none_or(|at| at <= now);
+        if due && tries + 1 >= node.options.max_attempts {
+            let details = ErrorDetails::Poison {
+                attempt_count: tries + 1,
+                max_attempts: node.options.max_attempts,
+                message_type: format!("orchestration {wanted}"),
+                message: "no node has registered it: register it, or check its name and version".to_owned(),
+            };
+            let input = TurnInput { now, seed: crate::dispatch::random_bits(), messages };
+            return (hydrated.instance.fail(input, details), None);
+        }
+        let missing = format!("no node has registered orchestration {wanted}");
+        if node.notices.is_due(&missing) {
+            tracing::warn!(
+                target: ORCHESTRATION, instance = %self.instance, tries,
+                "{missing}: register it, or check its name and version; instances wait for it and fail after {} tries",
+                node.options.max_attempts
+            );
+        }
+        let delay = node.options.unregistered_backoff.delay(tries + 1);
+        (hydrated.instance.stall(now, delay, ("unregistered orchestration", messages)), None)
+    }
+
+    async fn commit(
+        &mut self,
+        mut turn: Turn,
+        move_to: Option<ShardId>,
+        room: OwnedSemaphorePermit,
+    ) -> Result<After, Obstacle> {
+        let hydrated = self.warm.as_mut().expect("decided just now");
+        let mut shown = Shown {
+            instance: self.instance.clone(),
+            place: Place {
+                shard: move_to.unwrap_or(hydrated.shard),
+                epoch: hydrated.epoch,
+                generation: hydrated.generation,
+            },
+            execution: turn.expected.execution,
+            orchestration: turn.state.orchestration.clone(),
+            logs: std::mem::take(&mut turn.logs),
+            effects: std::mem::take(&mut turn.effects),
+        };
+        let (verdicts, reload) = (std::mem::take(&mut turn.verdicts), turn.reload);
+        self.again = turn.again;
+        if turn.is_empty(&hydrated.stored) && move_to.is_none() {
+            if !verdicts.is_empty() && !self.node.speaks_for(hydrated.shard, hydrated.epoch) {
+                // A successor may know better by now; it will be asked.
+                return Err(Obstacle::Again);
+            }
+        } else {
+            let span = self.trace.turn(&mut shown, &mut turn);
+            let before = std::mem::replace(&mut hydrated.stored, turn.state.clone());
+            let (held, kv) = (!turn.held.is_empty(), !turn.kv.is_empty());
+            let stalled = turn.state.stalled > 0;
+            for seq in &turn.consumed {
+                hydrated.waiting.remove(seq);
+            }
+            let (shard, epoch) = (hydrated.shard, hydrated.epoch);
+            let instance = self.instance.clone();
+            let outcomes = crate::dispatch::outstanding::outcomes(&self.instance, &turn.events);
+            let (tally, failure) = (Tally::of(&turn), failure_of(&turn));
+            let mailed = hydrated.mailed.take_if(|mailed| turn.consumed.contains(&mailed.seq));
+            let fenced = FencedTurn { instance, shard, epoch, before: before.clone(), turn, move_to, mailed };
+            let outcome = self.node.committer.commit(fenced).await;
+            self.check(outcome).await?;
+            span.committed();
+            crate::telemetry::metrics::turn_committed();
+            let late = self.node.outstanding.remove(&outcomes);
+            self.node.stop_activities(late).await;
+            self.node.mended(&self.instance);
+            self.node.note_stalled(&self.instance, move_to.is_none() && stalled);
+            self.node.counters.committed(tally);
+            if let Some(details) = failure {
+                self.log_failure(&shown, &details);
+            }
+            if held {
+                self.node.broker.nudge(move_to.unwrap_or(shard), self.instance.clone());
+            }
+            self.publish_status(&before, kv);
+        }
+        drop(room);
+        for (id, verdict) in verdicts {
+            if let Some(answer) = self.answers.remove(&id) {
+                let _gone = answer.send(ReportReply::Settled(verdict));
+            }
+        }
+        self.node.apply_effects(shown).await;
+        if reload {
+            self.warm = None;
+            self.backlog.clear();
+            self.node.deliver(&self.instance, Inbound::Nudge);
+            return Ok(After::Leave);
+        }
+        self.after(move_to)
+    }
+
+    /// One line about an instance that has failed, by default: its starter may not be there any more to ask.
+    fn log_failure(&self, shown: &Shown, details: &ErrorDetails) {
+        let why: String = details.display_message().chars().take(FAILURE_SHOWN).collect();
+        let (instance, execution, orchestration) = (&self.instance, shown.execution.0, &shown.orchestration);
+        if let ErrorDetails::Application { kind: AppErrorKind::Cancelled { .. }, .. } = details {
+            tracing::info!(target: ORCHESTRATION, %instance, execution, %orchestration, "orchestration was {why}");
+        } else {
+            tracing::error!(target: ORCHESTRATION, %instance, execution, %orchestration, "orchestration failed: {why}");
+        }
+    }
+
+    /// What the commit came to; anything but success means that memory is not the truth any more.
+    async fn check(&mut self, committed: Committed) -> Result<(), Obstacle> {
+        match committed {
+            Committed::Outcome(TurnOutcome::Committed { .. }) => return Ok(()),
+            Committed::Outcome(TurnOutcome::Conflict) => self.note_failure("the store has another state of it"),
+            Committed::Outcome(TurnOutcome::Fenced) => self.note_failure("another node has its shard"),
+            Committed::Unknown => self.note_failure("whether it was written is not known"),
+            Committed::Outcome(TurnOutcome::Refused(reason)) => {
+                tracing::error!(target: RUNTIME, instance = %self.instance, %reason, "the store refused a turn for good");
+                self.fail_refused(reason).await;
+            }
+        }
+        Counters::count(&self.node.counters.commits_failed);
+        self.again_later();
+        Err(Obstacle::Again)
+    }
+
+    /// A turn that no store takes would be decided again and again; the instance fails instead.
+    async fn fail_refused(&mut self, reason: String) {
+        self.warm = None;
+        if self.hydrate().await.is_err() {
+            return;
+        }
+        let Some(hydrated) = self.warm.as_mut() else { return };
+        let details =
+            ErrorDetails::Infrastructure { operation: "commit a turn".to_owned(), message: reason, retryable: false };
+        let input = TurnInput {
+            now: self.node.store.now(),
+            seed: crate::dispatch::random_bits(),
+            messages: self.backlog.drain(..).collect(),
+        };
+        let mut turn = hydrated.instance.fail(input, details);
+        turn.effects.clear();
+        let (shard, epoch, instance) = (hydrated.shard, hydrated.epoch, self.instance.clone());
+        let before = hydrated.stored.clone();
+        let fenced = FencedTurn { instance, shard, epoch, before, turn, move_to: None, mailed: None };
+        let outcome = self.node.committer.commit(fenced).await;
+        tracing::error!(target: RUNTIME, instance = %self.instance, ?outcome, "the instance was failed for it");
+        if let Committed::Outcome(TurnOutcome::Refused(reason)) = outcome {
+            self.node.damaged(&self.instance, format!("stored data is damaged: {reason}"));
+        }
+        self.node.broker.publish_status(&self.instance, None);
+    }
+
+    fn publish_status(&self, before: &InstanceState, kv_changed: bool) {
+        let Some(hydrated) = &self.warm else { return };
+        let (now, broker) = (&hydrated.stored, &self.node.broker);
+        if kv_changed
+            || before.status != now.status
+            || before.custom_status_version != now.custom_status_version
+            || before.execution != now.execution
+        {
+            match hydrated.instance.begun_by() {
+                Some(start) => broker.publish_status_of(&self.instance, now, start),
+                None => broker.publish_status(&self.instance, Some(now)),
+            }
+        }
+    }
+
+    fn after(&mut self, move_to: Option<ShardId>) -> Result<After, Obstacle> {
+        let Some(hydrated) = &self.warm else { return Ok(After::Leave) };
+        if let Some(shard) = move_to {
+            self.node.due_queue.set(&self.instance, None);
+            // Its new owner offers what is outstanding, and this node will not hear of the outcomes.
+            self.node.outstanding.hand_over(&self.instance);
+            return Err(Obstacle::Elsewhere(shard));
+        }
+        let state = hydrated.instance.state();
+        self.node.due_queue.set(&self.instance, if self.again { None } else { state.wake_at });
+        if state.status == InstanceStatus::Running { Ok(After::Stay) } else { Ok(After::Leave) }
+    }
+
+    pub(crate) fn again(&self, error: &outlast_storage::Error) -> Obstacle {
+        Counters::count(&self.node.counters.reads_failed);
+        match error {
+            outlast_storage::Error::Corrupt { .. } => {
+                self.node.damaged(&self.instance, error.to_string());
+                tracing::error!(target: RUNTIME, instance = %self.instance, %error, "the instance cannot be read; it waits until that is mended");
+            }
+            other => {
+                tracing::warn!(target: RUNTIME, instance = %self.instance, error = %other, "the store could not be read")
+            }
+        }
+        self.note_failure(&error.to_string());
+        self.again_later();
+        Obstacle::Again
+    }
+
+    /// It is a problem only if it lasts.
+    fn note_failure(&self, how: &str) {
+        self.node.troubles.turns.note(self.instance.clone(), how.to_owned());
+    }
+
+    /// Whatever the lost turn was about is found in the store, so looking again is enough.
+    fn again_later(&self) {
+        let (node, instance) = (Arc::clone(&self.node), self.instance.clone());
+        let delay = self.retry_delay();
+        tokio::spawn(async move {
+            tokio::time::sleep(delay).await;
+            node.deliver(&instance, Inbound::Nudge);
+        });
+    }
+
+    fn retry_delay(&self) -> Duration {
+        RETRY_DELAY.saturating_mul(1 << self.failures.min(5)).min(RETRY_DELAY_MAX)
+    }
+
+    async fn back_off(&mut self) {
+        self.failures += 1;
+        tokio::time::sleep(self.retry_delay()).await;
+    }
+}
+
+/// Why the instance ends in this turn, if it fails.
+fn failure_of(turn: &Turn) -> Option<ErrorDetails> {
+    turn.events.iter().rev().find_map(|(_, event)| match &event.kind {
+        EventKind::OrchestrationFailed { details } => Some(details.clone()),
+        _ => None,
+    })
+}
+
+fn take_messages(backlog: &mut VecDeque<Incoming>, limits: &Limits) -> Vec<Incoming> {
+    let mut bytes = 0;
+    let fits = |incoming: &&Incoming| {
+        let before = bytes;
+        bytes += incoming.message.payload_bytes();
+        before < TURN_MESSAGE_BYTES_MAX
+    };
+    let count = backlog.iter().take(limits.messages_per_turn_max).take_while(fits).count();
+    backlog.drain(..count).collect()
+}

@@ -1,0 +1,5 @@
+//! What stands still or goes wrong, and who is told of it.
+
+pub(crate) mod lasting;
+pub(crate) mod notices;
+pub(crate) mod report;

@@ -1,0 +1,101 @@
+//! Renewing leases, on a thread of its own.
+//!
+//! User code may keep every thread of its executor busy for longer than a lease. What a renewal shows is acted upon by
+//! `membership`, on the executor; the renewal itself waits for nobody.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use outlast_storage::{Error, LeaseView};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::node::Node;
+use crate::node::dedicated_thread::RENEWALS;
+use crate::node::supervision::NodeTask;
+use crate::telemetry::logging::RUNTIME;
+
+/// Longest time between two renewals; a lease is renewed three times in its life.
+const RENEW_EVERY_MAX: Duration = Duration::from_millis(500);
+/// Between two renewals of a lease that cannot end: it lies in memory, and looking is how others' leaving is seen.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Pause after a renewal that failed.
+const AGAIN_AFTER: Duration = Duration::from_millis(200);
+
+/// A renewal that succeeded.
+#[derive(Clone)]
+pub(crate) struct Renewal {
+    /// When the store was asked.
+    pub(crate) sent: Instant,
+    pub(crate) view: LeaseView,
+}
+
+/// Renews at once, then again and again until the node stops; returns what each renewal shows, beginning with the first.
+pub(crate) async fn begin(node: &Arc<Node>) -> Result<watch::Receiver<Renewal>, Error> {
+    let first = RENEWALS.spawn(renew(Arc::clone(node))).await;
+    let first = first.unwrap_or_else(|_| Err(Error::Unavailable("the renewal of the lease panicked".to_owned())))?;
+    let (renewals, shown) = watch::channel(first);
+    let (kept, renewals) = (Arc::clone(node), Arc::new(renewals));
+    let asked = node.stopping.clone();
+    RENEWALS.spawn(
+        Arc::clone(&node.supervisor)
+            .keep(NodeTask::Renewal, asked, move || keep_renewing(Arc::clone(&kept), Arc::clone(&renewals))),
+    );
+    Ok(shown)
+}
+
+async fn keep_renewing(node: Arc<Node>, renewals: Arc<watch::Sender<Renewal>>) {
+    let mut pause = pause_of(&renewals.borrow().view);
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = node.stopping.cancelled() => return leave_abandoned(&node).await,
+        }
+        match renew(Arc::clone(&node)).await {
+            Ok(renewal) => {
+                // From when it was sent: the lease counts from there, so one that took long is followed at once.
+                pause = pause_of(&renewal.view).saturating_sub(renewal.sent.elapsed());
+                renewals.send_replace(renewal);
+            }
+            Err(error) => {
+                tracing::warn!(target: RUNTIME, %error, "the lease could not be renewed, trying again");
+                pause = AGAIN_AFTER;
+            }
+        }
+    }
+}
+
+/// The executor of the node has ended without a shutdown, and nobody else is left to say so to the store. Where leases end
+/// by themselves, the store may as well not hear it.
+async fn leave_abandoned(node: &Node) {
+    if node.supervisor.is_abandoned()
+        && let Err(error) = node.store.leave(&node.id).await
+    {
+        tracing::warn!(target: RUNTIME, %error, "shards were not released; others take them when the lease has ended");
+    }
+}
+
+async fn renew(node: Arc<Node>) -> Result<Renewal, Error> {
+    let gone = node.gone.lock().await;
+    if *gone {
+        return Err(crate::node::presence::has_left());
+    }
+    let sent = Instant::now();
+    let view = node.store.renew(&node.id).await?;
+    node.renewed(sent, view.lease);
+    if let Some(reason) = &view.set_back {
+        // Here and not where shards are shared out: that may be busy, and a later renewal takes this one's place.
+        tracing::error!(
+            target: RUNTIME,
+            %reason,
+            "the store went back to an older state; all that is in memory is dropped and read again; \
+             what was acknowledged after that state is lost"
+        );
+        node.begin_generation();
+    }
+    Ok(Renewal { sent, view })
+}
+
+fn pause_of(view: &LeaseView) -> Duration {
+    if view.lease == Duration::MAX { LOOK_EVERY } else { (view.lease / 3).min(RENEW_EVERY_MAX) }
+}

@@ -1,0 +1,291 @@
+//! One attempt of an activity: run, report until the owner has committed, ack.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use outlast_broker::{Delivery, Question, Report, ReportReply, ReportResult, Settle};
+use outlast_core::{
+    ActivityItem, ActivityRef, AttemptInfo, EventKind, HistoryEvent, Message, MessageKind, Millis, ShardId,
+};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::code::heartbeat::Heartbeat;
+use crate::dispatch::result_id;
+use crate::node::supervision::text_of;
+use crate::problems::lasting::Untaken;
+use crate::telemetry::counters::Counters;
+use crate::worker::execute::{Call, Executed, execute};
+use crate::worker::sessions::{Claim, SessionUse};
+use crate::worker::wanted::Wanted;
+use crate::worker::{Slot, Worker};
+
+/// Pause before a report is repeated.
+const REPORT_AGAIN: Duration = Duration::from_millis(20);
+const REPORT_AGAIN_MAX: Duration = Duration::from_secs(1);
+/// How often the owner is told that an item begins.
+const ASK_TRIES: u32 = 5;
+/// An item that was scheduled so lately begins without a question: should its instance end, it has not begun much later. Less
+/// than a second, as the store's clock is known here with some delay.
+const FRESH: Duration = Duration::from_millis(500);
+/// How long an owner's word holds.
+const SURE: Duration = Duration::from_millis(900);
+/// Questions before an item begins; when answers take longer than they hold, nobody knows better.
+const SURE_TRIES: usize = 3;
+/// An item whose owner does not answer for so long gives its slot to others.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+/// How long it stays away.
+const STAND_BACK: Duration = Duration::from_secs(3);
+/// How long the store may take to keep a result that no owner has taken.
+const SPILL_MAX: Duration = Duration::from_millis(1_500);
+
+/// What one attempt takes up of its worker.
+pub(crate) struct Admission {
+    /// Taken until the code has ended.
+    pub(crate) slot: Slot,
+    /// The permit to have an unsettled result.
+    pub(crate) report: OwnedSemaphorePermit,
+    pub(crate) session: Option<Arc<SessionUse>>,
+}
+
+/// Runs it, and settles every copy of the item that was delivered meanwhile.
+pub(crate) async fn run(worker: Arc<Worker>, delivery: Delivery, cancelled: CancellationToken, admission: Admission) {
+    let Delivery { item, queued_ms, redelivered, settle } = delivery;
+    let activity = item.activity();
+    let attempt = attempt(&worker, item, (queued_ms, redelivered, cancelled), admission);
+    let decision = match AssertUnwindSafe(attempt).catch_unwind().await {
+        Ok(decision) => decision,
+        Err(panic) => {
+            // User code is caught where it runs, so this is a fault of ours. Left in the tables below, the item would never
+            // run again here: whatever came of it would count as a copy.
+            let reason = text_of(panic.as_ref());
+            tracing::error!(target: crate::telemetry::logging::RUNTIME, instance = %activity.key.instance, reason, "an attempt panicked outside of user code, it is made again");
+            tokio::time::sleep(REPORT_AGAIN_MAX).await;
+            Settle::Requeue
+        }
+    };
+    let copies = worker.lock_held().remove(&activity).unwrap_or_default();
+    for settle in copies.into_iter().chain([settle]) {
+        settle(decision.clone());
+    }
+}
+
+async fn attempt(
+    worker: &Arc<Worker>,
+    mut item: ActivityItem,
+    (queued_ms, redelivered, cancelled): (u64, bool, CancellationToken),
+    Admission { slot, report, session }: Admission,
+) -> Settle {
+    let activity = item.activity();
+    let heartbeat = match prepare(worker, &mut item, (redelivered, &cancelled), session.as_deref()).await {
+        Ok(heartbeat) => heartbeat,
+        Err(instead) => return instead,
+    };
+    let item = Arc::new(item);
+    crate::telemetry::metrics::begun(&item, queued_ms, redelivered);
+    Counters::count(&worker.counters.taken);
+    let started = Instant::now();
+    if let Some(running) = worker.lock_running().get_mut(&activity) {
+        running.begun = Some(started);
+    }
+    let result = match worker.activities.resolve_handler(&item.name) {
+        None => {
+            drop(slot);
+            tracing::warn!(target: crate::telemetry::logging::RUNTIME, activity = %item.name, worker = %worker.id, "activity is not registered");
+            ReportResult::Unregistered { activity: item.name.clone() }
+        }
+        Some((_, handler)) => {
+            if item.timeouts.get_schedule_to_start().is_some() {
+                tokio::spawn(tell_begun(Arc::clone(worker), activity.clone()));
+            }
+            let call = Call { handler, cancelled, heartbeat, redelivered, slot, session: session.clone() };
+            let Executed { outcome, heartbeat } = execute(worker, &item, call).await;
+            crate::telemetry::metrics::ran(&item, started.elapsed());
+            worker.counters.ran(&outcome);
+            let ran_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let worker = worker.id.as_str().to_owned();
+            let run = AttemptInfo { worker, attempt: item.attempt, queued_ms, ran_ms, heartbeat };
+            ReportResult::Done { outcome, run }
+        }
+    };
+    let reporting = worker.reporting.begin();
+    // An attempt that this worker's own end has cut short has failed nobody: it runs again elsewhere.
+    let cut_short = worker.stopped.is_cancelled() && matches!(&result, ReportResult::Done { outcome: Err(_), .. });
+    let settled = !cut_short && deliver_report(worker, &item, result).await;
+    // Not before: whoever had the session next would be told that the item is wanted.
+    drop(session);
+    drop((report, reporting));
+    if settled { Settle::Ack } else { Settle::Requeue }
+}
+
+/// Makes sure that the item is wanted, its session is held here, its input and what an earlier attempt said are at hand, and
+/// that the worker has not been told to stop meanwhile; otherwise says where it goes instead.
+async fn prepare(
+    worker: &Arc<Worker>,
+    item: &mut ActivityItem,
+    (redelivered, cancelled): (bool, &CancellationToken),
+    session: Option<&SessionUse>,
+) -> Result<Heartbeat, Settle> {
+    // How long nothing can have happened that forbids to begin. A first run of what comes again may have ended and be committed.
+    let fresh_until = if redelivered { Millis(0) } else { item.scheduled_at.plus(FRESH) };
+    let fresh_for = Duration::from_millis(fresh_until.0.saturating_sub(worker.store.now().0)).min(FRESH);
+    let mut sure_until = Instant::now() + fresh_for;
+    if fresh_for.is_zero() {
+        sure_until = make_sure(worker, item, cancelled).await?;
+    }
+    if let Some(session) = session {
+        match session.claim().await {
+            Claim::Mine => {}
+            Claim::Other(owner) => return Err(Settle::Forward(owner)),
+            Claim::Unknown => {
+                tokio::time::sleep(REPORT_AGAIN).await;
+                return Err(Settle::Requeue);
+            }
+        }
+    }
+    read_input(worker, item).await?;
+    let heartbeat = Heartbeat::begin(worker, item, redelivered).await;
+    // Sessions, inputs and heartbeats come from the store, which may have been away.
+    for _ in 0..SURE_TRIES {
+        if Instant::now() < sure_until {
+            break;
+        }
+        sure_until = make_sure(worker, item, cancelled).await?;
+    }
+    match (worker.draining.is_cancelled(), cancelled.is_cancelled()) {
+        (true, _) => Err(Settle::Requeue),
+        (false, true) => Err(Settle::Ack),
+        (false, false) => Ok(heartbeat),
+    }
+}
+
+/// Asks the owner whether the item is wanted, and until when that is certain. Without an owner nothing begins: no result would be
+/// taken either.
+async fn make_sure(
+    worker: &Arc<Worker>,
+    item: &ActivityItem,
+    cancelled: &CancellationToken,
+) -> Result<Instant, Settle> {
+    let since = Instant::now();
+    let mut pause = REPORT_AGAIN;
+    loop {
+        let asked = Instant::now();
+        let wanted = tokio::select! {
+            wanted = worker.is_wanted(Question { activity: item.activity(), begun: false }) => wanted,
+            () = tokio::time::sleep(ANSWER_PATIENCE) => Wanted::Silence,
+            () = worker.draining.cancelled() => return Err(Settle::Requeue),
+            () = cancelled.cancelled() => return Err(Settle::Ack),
+        };
+        match wanted {
+            Wanted::Yes => return Ok(asked + SURE),
+            Wanted::No => return Err(Settle::Ack),
+            Wanted::Unsure if since.elapsed() < ANSWER_PATIENCE => tokio::time::sleep(pause).await,
+            Wanted::Unsure | Wanted::Silence => return Err(Settle::Later(STAND_BACK)),
+        }
+        pause *= 2;
+    }
+}
+
+/// Tells the owner that an activity has begun, which must be in time.
+async fn tell_begun(worker: Arc<Worker>, activity: ActivityRef) {
+    let mut pause = REPORT_AGAIN;
+    for _ in 0..ASK_TRIES {
+        let known = worker.is_wanted(Question { activity: activity.clone(), begun: true }).await;
+        if matches!(known, Wanted::Yes | Wanted::No) {
+            return;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(REPORT_AGAIN_MAX);
+    }
+}
+
+async fn read_input(worker: &Arc<Worker>, item: &mut ActivityItem) -> Result<(), Settle> {
+    if !item.input_stored {
+        return Ok(());
+    }
+    let key = &item.key;
+    match worker.store.event(&key.instance, key.execution, key.event).await {
+        Ok(Some(HistoryEvent { kind: EventKind::ActivityScheduled { input, .. }, .. })) => {
+            item.input = input;
+            Ok(())
+        }
+        // Deleted since: nobody waits for it.
+        Ok(_) => Err(Settle::Ack),
+        Err(error) => {
+            tracing::warn!(target: crate::telemetry::logging::RUNTIME, activity = %item.name, %error, "input was not read, trying again");
+            tokio::time::sleep(REPORT_AGAIN_MAX).await;
+            Err(Settle::Requeue)
+        }
+    }
+}
+
+/// A result that is too large for a message, by what the server takes at this moment.
+fn is_large(worker: &Worker, result: &ReportResult) -> bool {
+    let bytes = match result {
+        ReportResult::Done { outcome: Ok(output), .. } => output.len(),
+        ReportResult::Done { outcome: Err(details), .. } => outlast_core::encode(details).len(),
+        ReportResult::Unregistered { .. } => 0,
+    };
+    bytes > worker.broker.payload_bytes_max()
+}
+
+/// Lays a result down in the inbox, where its owner finds it; tries until the store takes it. `false` for what is no result.
+async fn spill(worker: &Arc<Worker>, item: &ActivityItem, result: &ReportResult) -> bool {
+    let ReportResult::Done { outcome, run } = result else { return false };
+    let (execution, event, token) = (item.key.execution, item.key.event, item.token);
+    let (outcome, run) = (outcome.clone(), Some(run.clone()));
+    let kind = MessageKind::ActivityDone { execution, event, token, outcome, run };
+    let message = Message { id: result_id(&item.key, item.token), kind };
+    loop {
+        match worker.store.send(&item.key.instance, message.clone(), usize::MAX).await {
+            Ok(_) => return true,
+            // Deleted since: nobody waits for it.
+            Err(outlast_storage::Error::InstanceNotFound(_)) => return true,
+            Err(error) => {
+                tracing::warn!(target: crate::telemetry::logging::RUNTIME, activity = %item.name, %error, "result was not stored, trying again");
+            }
+        }
+        tokio::time::sleep(REPORT_AGAIN_MAX).await;
+    }
+}
+
+/// Repeats the report until its owner, whoever that is by then, has settled it. When this process ends first, the result is
+/// left in the inbox, so that what has run does not run again; `false` when the store does not take it either.
+async fn deliver_report(worker: &Arc<Worker>, item: &ActivityItem, result: ReportResult) -> bool {
+    tokio::select! {
+        settled = settle_report(worker, item, &result) => return settled,
+        () = worker.stopped.cancelled() => {}
+    }
+    worker.troubles.results.end(&item.key);
+    let kept = tokio::time::timeout(SPILL_MAX, spill(worker, item, &result)).await;
+    kept.unwrap_or(false)
+}
+
+async fn settle_report(worker: &Arc<Worker>, item: &ActivityItem, result: &ReportResult) -> bool {
+    let mut shard = ShardId::of(&item.key.instance, worker.shards);
+    let mut pause = REPORT_AGAIN;
+    loop {
+        if is_large(worker, result) {
+            return spill(worker, item, result).await;
+        }
+        let report = Report { key: item.key.clone(), token: item.token, result: result.clone() };
+        match worker.broker.report(shard, report).await {
+            ReportReply::Settled(_) => {
+                worker.troubles.results.end(&item.key);
+                return true;
+            }
+            ReportReply::Moved(to) if to != shard => {
+                shard = to;
+                continue;
+            }
+            ReportReply::Moved(_) | ReportReply::TryAgain => {}
+        }
+        let untaken = Untaken { activity: item.name.clone(), orchestration: item.orchestration.clone() };
+        worker.troubles.results.note(item.key.clone(), untaken);
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(REPORT_AGAIN_MAX);
+    }
+}

@@ -1,0 +1,184 @@
+//! Running user code: what it may do wrong, and how long it may take.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use outlast_core::{ActivityItem, ActivityOutcome, ActivityTimeouts, AppErrorKind, ErrorDetails};
+use tokio::task::{JoinError, JoinHandle};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::ActivityContext;
+use crate::code::activity::ActivityHandler;
+use crate::code::heartbeat::Heartbeat;
+use crate::telemetry::logging::RUNTIME;
+use crate::worker::sessions::SessionUse;
+use crate::worker::{Slot, Worker};
+
+/// How long code may take to end when its worker stops, once it is told and before it is aborted.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+/// Code that has not ended so long after it was aborted blocks its thread.
+const ABORT_MAX: Duration = Duration::from_secs(1);
+
+/// What came of a run.
+pub(crate) struct Executed {
+    pub(crate) outcome: ActivityOutcome,
+    /// A heartbeat of the activity may be stored.
+    pub(crate) heartbeat: bool,
+}
+
+/// Code to run, and what is taken until it has ended.
+pub(crate) struct Call {
+    pub(crate) handler: ActivityHandler,
+    pub(crate) cancelled: CancellationToken,
+    pub(crate) heartbeat: Heartbeat,
+    pub(crate) redelivered: bool,
+    pub(crate) slot: Slot,
+    pub(crate) session: Option<Arc<SessionUse>>,
+}
+
+/// Runs user code. A panic is an error, a missed deadline and an abort after the grace period are too. Then code may run on when
+/// this returns; slot and session stay taken until it is gone.
+pub(crate) async fn execute(
+    worker: &Arc<Worker>,
+    item: &Arc<ActivityItem>,
+    Call { handler, cancelled, heartbeat, redelivered, slot, session }: Call,
+) -> Executed {
+    let heartbeat = Arc::new(heartbeat);
+    let shared = (worker.client.clone(), Arc::clone(&heartbeat));
+    let context = ActivityContext::new(Arc::clone(item), worker.id.as_str().to_owned(), cancelled.clone(), shared);
+    let span = tracing::info_span!(
+        target: crate::telemetry::logging::ACTIVITY,
+        "activity",
+        instance = %item.key.instance,
+        execution = item.key.execution.0,
+        orchestration = %item.orchestration,
+        activity = %item.name,
+        worker = %worker.id,
+        attempt = item.attempt,
+    );
+    let attempt = crate::telemetry::spans::attempt(item, &worker.id);
+    let input = item.input.clone();
+    // The closure itself may panic before it returns its future, so it is called inside the task.
+    let call = async move {
+        // Dropped with the code itself, however it ends.
+        let _taken = (slot, session);
+        handler(context, input).await
+    };
+    let mut code = Code(tokio::spawn(call.instrument(attempt.clone()).instrument(span)));
+    let grace = worker.options.activity_cancellation_grace_period;
+    let timeouts = item.timeouts.or(worker.activities.timeouts(&item.name));
+    let ended = CancellationToken::new();
+    let keeping = heartbeat.keep(worker, item, ended.clone());
+    let running = async {
+        let _ended = ended.drop_guard();
+        tokio::select! {
+        result = &mut code.0 => match result {
+            Ok(Ok(output)) => check_size(worker, output),
+            Ok(Err(error)) => Err(application(worker.options.limits.cut_error(error))),
+            Err(join) => Err(application(worker.options.limits.cut_error(panic_message(join)))),
+        },
+        missed = deadline(timeouts, &heartbeat) => {
+            // Nobody waits for it any more; it gets the grace period to notice.
+            worker.cancel(&item.activity());
+            cancelled.cancel();
+            tokio::spawn(see_out(code, (Arc::clone(worker), Arc::clone(item)), grace));
+            Err(application(missed))
+        }
+        () = overdue(worker, &cancelled, grace) => {
+            tokio::spawn(see_out(code, (Arc::clone(worker), Arc::clone(item)), Duration::ZERO));
+            Err(application("activity was cancelled and aborted after its grace period".to_owned()))
+        }
+        }
+    };
+    let (outcome, ()) = tokio::join!(running, keeping);
+    crate::telemetry::spans::attempt_ended(&attempt, &outcome);
+    if outcome.is_err() {
+        heartbeat.save(worker, item).await;
+    }
+    Executed { outcome, heartbeat: heartbeat.may_be_stored(item, redelivered) }
+}
+
+/// The task of user code.
+struct Code(JoinHandle<Result<String, String>>);
+
+impl Drop for Code {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Stays with code whose outcome is known already: it may notice, then it is aborted. Code that blocks its thread goes on all the
+/// same; its slot is taken, and people are told.
+async fn see_out(mut code: Code, (worker, item): (Arc<Worker>, Arc<ActivityItem>), grace: Duration) {
+    tokio::select! {
+        _ended = &mut code.0 => return,
+        () = patience(&worker, grace) => code.0.abort(),
+    }
+    if tokio::time::timeout(ABORT_MAX, &mut code.0).await.is_err() {
+        let (activity, instance) = (&item.name, &item.key.instance);
+        tracing::warn!(target: RUNTIME, %activity, %instance, "an activity blocks its thread: nobody waits for it, and its slot is taken until it ends");
+        // Its result, or that it was aborted, is of no interest.
+        let _ended = (&mut code.0).await;
+    }
+}
+
+/// Ends when code that was told to end has had its time, which is short when the worker stops.
+async fn patience(worker: &Worker, grace: Duration) {
+    let stopped = async {
+        worker.stopped.cancelled().await;
+        tokio::time::sleep(LAST_WORDS).await;
+    };
+    tokio::select! {
+        () = tokio::time::sleep(grace) => {}
+        () = stopped => {}
+    }
+}
+
+/// Ends when a deadline is missed, with what to say about it.
+async fn deadline(timeouts: ActivityTimeouts, heartbeat: &Heartbeat) -> String {
+    let close = async {
+        match timeouts.get_start_to_close() {
+            Some(limit) => {
+                tokio::time::sleep(limit).await;
+                format!("timeout: the activity has not ended within {limit:?} (start_to_close)")
+            }
+            None => std::future::pending().await,
+        }
+    };
+    let silent = async {
+        match timeouts.get_heartbeat() {
+            Some(limit) => {
+                heartbeat.silent_for(limit).await;
+                format!("timeout: the activity has sent no heartbeat for {limit:?}")
+            }
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        missed = close => missed,
+        missed = silent => missed,
+    }
+}
+
+async fn overdue(worker: &Worker, cancelled: &CancellationToken, grace: Duration) {
+    cancelled.cancelled().await;
+    patience(worker, grace).await;
+}
+
+fn check_size(worker: &Worker, output: String) -> ActivityOutcome {
+    match worker.options.limits.check_payload("activity result", &output) {
+        Ok(()) => Ok(output),
+        Err(refused) => Err(application(refused.to_string())),
+    }
+}
+
+fn application(message: String) -> ErrorDetails {
+    ErrorDetails::application(AppErrorKind::ActivityFailed, message)
+}
+
+fn panic_message(join: JoinError) -> String {
+    let Ok(panic) = join.try_into_panic() else { return "activity was aborted".to_owned() };
+    let text = outlast_core::panic_text(panic);
+    format!("activity panicked: {}", text.unwrap_or_else(|| "without a message".to_owned()))
+}

@@ -1,0 +1,338 @@
+//! A worker: pulls activities that its filter takes, runs as many at once as it has slots, reports, then acks.
+
+pub(crate) mod attempt;
+pub(crate) mod execute;
+pub(crate) mod sessions;
+pub(crate) mod wanted;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use outlast_broker::{Broker, Control, Delivery, Settle, WorkSource, WorkerProfile};
+use outlast_client::Client;
+use outlast_core::{ActivityRef, WorkerId};
+use outlast_storage::Store;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::node::{Node, UnderWay};
+use crate::problems::lasting::{Full, Since, Troubles};
+use crate::telemetry::counters::Counters;
+use crate::worker::attempt::Admission;
+use crate::worker::sessions::Sessions;
+use crate::worker::wanted::Inquiries;
+use crate::{ActivityRegistry, RuntimeOptions};
+
+/// How long results of activities that have ended may take after the worker was told to give up.
+const LAST_REPORTS_MAX: Duration = Duration::from_millis(1_500);
+/// How often a worker without room for sessions looks whether one can give way.
+const LOOK_FOR_ROOM: Duration = Duration::from_millis(100);
+/// How often a worker that is full asks whether anything waits.
+const LOOK_FOR_WAITING_EVERY: Duration = Duration::from_secs(1);
+/// Most items that are pulled at once.
+const PULL_MAX: usize = 256;
+
+/// Takes the decision on a delivery.
+pub(crate) type SettleItem = Box<dyn FnOnce(Settle) + Send + Sync>;
+
+/// An attempt that takes a slot.
+pub(crate) struct Running {
+    activity: String,
+    pub(crate) cancelled: CancellationToken,
+    /// When its code was called.
+    pub(crate) begun: Option<Instant>,
+    /// Since when it is known not to be wanted.
+    unwanted: Option<Instant>,
+}
+
+/// A slot of a worker, from the delivery of an item until its code has really ended; the result may be known before.
+pub(crate) struct Slot {
+    worker: Arc<Worker>,
+    activity: ActivityRef,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.worker.lock_running().remove(&self.activity);
+    }
+}
+
+/// What all attempts of a worker share.
+pub(crate) struct Worker {
+    pub(crate) id: WorkerId,
+    pub(crate) activities: ActivityRegistry,
+    pub(crate) options: RuntimeOptions,
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) shards: u16,
+    pub(crate) client: Client,
+    pub(crate) counters: Arc<Counters>,
+    /// The node of this process, which knows who holds which shard.
+    pub(crate) node: Arc<Node>,
+    pub(crate) inquiries: Inquiries,
+    pub(crate) running: Mutex<HashMap<ActivityRef, Running>>,
+    /// Items with an attempt under way, and what else was delivered of them meanwhile.
+    pub(crate) held: Mutex<HashMap<ActivityRef, Vec<SettleItem>>>,
+    /// Attempts whose code has ended and whose result is not settled.
+    pub(crate) reporting: UnderWay,
+    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) slots: Arc<Semaphore>,
+    /// Results that wait for their commit; when it is full, pulling stops.
+    pub(crate) reports: Arc<Semaphore>,
+    pub(crate) attempts: TaskTracker,
+    /// What goes wrong here and lasts; its node reports it.
+    pub(crate) troubles: Arc<Troubles>,
+    /// No new work.
+    pub(crate) draining: CancellationToken,
+    /// Give up reporting: the process ends.
+    pub(crate) stopped: CancellationToken,
+}
+
+impl Worker {
+    /// Works until told to stop, and leaves.
+    pub(crate) async fn run(self: Arc<Self>) {
+        let profile = WorkerProfile {
+            id: self.id.clone(),
+            filter: self.options.worker_tag_filter.clone(),
+            sessions_max: self.options.max_sessions_per_runtime,
+        };
+        let (source, control) = loop {
+            match self.broker.pull(profile.clone()).await {
+                Ok(opened) => break opened,
+                Err(_) if self.draining.is_cancelled() => return,
+                Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+            }
+        };
+        let mut source = source;
+        let work = async {
+            self.pull(source.as_mut()).await;
+            self.leave(source.as_mut()).await;
+        };
+        // A worker that pulls and hears of no cancellation is set up anew, as one that hears and does not pull.
+        let hear = async {
+            Arc::clone(&self).listen(control).await;
+            if self.draining.is_cancelled() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let ask = async {
+            Arc::clone(&self).ask_about_running().await;
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = work => {}
+            () = hear => {}
+            () = ask => unreachable!("what runs is asked about for ever"),
+            () = self.sessions.keep() => unreachable!("sessions are kept for ever"),
+        }
+    }
+
+    /// Hands back what was not begun, waits for what runs, and goes when the broker knows of all that was settled.
+    async fn leave(&self, source: &mut dyn WorkSource) {
+        self.sessions.leave().await;
+        source.close().await;
+        loop {
+            self.sessions.take_ended().iter().for_each(|session| source.release_session(session));
+            tokio::select! {
+                () = self.sessions.changed() => {}
+                () = self.attempts.wait() => break,
+                () = self.stopped.cancelled() => break,
+            }
+        }
+        let reported = async {
+            while !self.reporting.is_none() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        // What is not reported by then runs again elsewhere.
+        let _late = tokio::time::timeout(LAST_REPORTS_MAX, reported).await;
+        source.finish().await;
+    }
+
+    /// Pulls until told to stop.
+    async fn pull(self: &Arc<Self>, source: &mut dyn WorkSource) {
+        loop {
+            self.sessions.take_ended().iter().for_each(|session| source.release_session(session));
+            let has_room = self.sessions.has_room(&|session| source.waits_for(session));
+            source.admit_sessions(has_room);
+            if has_room {
+                self.troubles.sessions.end(&());
+            } else if self.slots.available_permits() > 0 {
+                // With a slot free, what waits all the same waits for a session.
+                note_full(&self.troubles.sessions, source).await;
+            }
+            let slots = Arc::clone(&self.slots);
+            let reports = Arc::clone(&self.reports);
+            let next = async {
+                let slot = self.free_slot(source).await?;
+                let mut permits = vec![(slot, reports.clone().acquire_owned().await.ok()?)];
+                let free =
+                    || Some((slots.clone().try_acquire_owned().ok()?, reports.clone().try_acquire_owned().ok()?));
+                permits.extend(std::iter::from_fn(free).take(PULL_MAX - 1));
+                source.next(permits.len()).await.map(|deliveries| (deliveries, permits))
+            };
+            let (deliveries, permits) = tokio::select! {
+                biased;
+                () = self.draining.cancelled() => return,
+                next = next => match next {
+                    Some(next) => next,
+                    None => return,
+                },
+                () = self.sessions.changed() => continue,
+                // What was known to wait for an idle session may have gone elsewhere.
+                () = tokio::time::sleep(LOOK_FOR_ROOM), if !has_room => continue,
+            };
+            // Permits that nothing came for are free again.
+            for (delivery, permits) in deliveries.into_iter().zip(permits) {
+                self.begin(source, delivery, permits);
+            }
+        }
+    }
+
+    /// Waits for a free slot; while that takes long, asks the source whether anything waits for one.
+    async fn free_slot(&self, source: &mut dyn WorkSource) -> Option<OwnedSemaphorePermit> {
+        let mut slot = Arc::clone(&self.slots).try_acquire_owned().ok();
+        while slot.is_none() {
+            let look = async {
+                note_full(&self.troubles.slots, &mut *source).await;
+                tokio::time::sleep(LOOK_FOR_WAITING_EVERY).await;
+            };
+            // The answer may take long, and a slot that comes free does not wait for it.
+            tokio::select! {
+                biased;
+                free = Arc::clone(&self.slots).acquire_owned() => slot = Some(free.ok()?),
+                () = look => {}
+            }
+        }
+        self.troubles.slots.end(&());
+        slot
+    }
+
+    fn begin(
+        self: &Arc<Self>,
+        source: &mut dyn WorkSource,
+        delivery: Delivery,
+        (permit, report): (OwnedSemaphorePermit, OwnedSemaphorePermit),
+    ) {
+        let activity = delivery.item.activity();
+        if let Some(copies) = self.lock_held().get_mut(&activity) {
+            // A second copy, handed out before the session had a holder or after the broker took this one for lost.
+            return copies.push(delivery.settle);
+        }
+        let mut session_use = None;
+        if let Some(session) = &delivery.item.session_id {
+            let entered = self.sessions.enter(session, &|session| source.waits_for(session));
+            let Some(entered) = entered else { return (delivery.settle)(Settle::Unclaimed) };
+            source.hold_session(session);
+            session_use = Some(Arc::new(entered));
+        }
+        self.lock_held().insert(activity.clone(), Vec::new());
+        let cancelled = CancellationToken::new();
+        let (name, begun, unwanted) = (delivery.item.name.clone(), None, None);
+        let running = Running { activity: name, cancelled: cancelled.clone(), begun, unwanted };
+        self.lock_running().insert(activity.clone(), running);
+        let worker = Arc::clone(self);
+        let slot = Slot { worker: Arc::clone(self), activity, _permit: permit };
+        let admission = Admission { slot, report, session: session_use };
+        self.attempts.spawn(crate::worker::attempt::run(worker, delivery, cancelled, admission));
+    }
+
+    /// Passes cancellations on to the attempts that they are for.
+    async fn listen(self: Arc<Self>, mut control: mpsc::UnboundedReceiver<Control>) {
+        while let Some(control) = control.recv().await {
+            match control {
+                Control::Cancel(activity) => drop(self.cancel(&activity)),
+                Control::Check(key) => {
+                    let running = self.lock_running().keys().filter(|activity| activity.key == key).cloned().collect();
+                    // Answers take their time, and other cancellations come meanwhile.
+                    let worker = Arc::clone(&self);
+                    tokio::spawn(async move { worker.check(running).await });
+                }
+            }
+        }
+    }
+
+    /// An activity whose code was told to stop and has not.
+    pub(crate) fn unwanted(&self) -> Option<String> {
+        let running = self.lock_running();
+        let unwanted = running.values().find(|running| running.begun.is_some() && running.cancelled.is_cancelled());
+        unwanted.map(|running| running.activity.clone())
+    }
+
+    /// How many activities run user code, also when their outcome is known already.
+    pub(crate) fn code_running(&self) -> usize {
+        self.lock_running().values().filter(|running| running.begun.is_some()).count()
+    }
+
+    /// Returns when no user code runs any more; after `limit`, says which does.
+    pub(crate) async fn code_ended(&self, limit: Duration) {
+        let ended = async {
+            while self.code_running() > 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        if tokio::time::timeout(limit, ended).await.is_ok() {
+            return;
+        }
+        for (running_as, running) in self.lock_running().iter().filter(|(_, running)| running.begun.is_some()) {
+            let (activity, instance) = (&running.activity, &running_as.key.instance);
+            tracing::warn!(target: crate::telemetry::logging::RUNTIME, %activity, %instance, "an activity blocks its thread and has not ended at shutdown");
+        }
+    }
+
+    /// Tells an attempt that it is not wanted; `false` when it knows, or is not here.
+    pub(crate) fn cancel(&self, activity: &ActivityRef) -> bool {
+        let mut running = self.lock_running();
+        let Some(running) = running.get_mut(activity).filter(|running| running.unwanted.is_none()) else {
+            return false;
+        };
+        running.unwanted = Some(Instant::now());
+        running.cancelled.cancel();
+        true
+    }
+
+    /// When every slot has been taken for so long by activities that nobody wants: one that does not end, since when it was not
+    /// wanted, and how many there are.
+    pub(crate) fn stuck_for(&self, least: Duration) -> Option<(ActivityRef, Duration, usize)> {
+        let running = self.lock_running();
+        let unwanted = running.iter().filter_map(|(activity, running)| Some((activity, running.unwanted?.elapsed())));
+        let stuck: Vec<_> = unwanted.filter(|(_, age)| *age >= least).collect();
+        let (activity, age) = stuck.iter().max_by_key(|(_, age)| *age)?;
+        (stuck.len() >= self.options.worker_concurrency).then(|| ((*activity).clone(), *age, stuck.len()))
+    }
+
+    /// What runs for so long and may be wanted still.
+    pub(crate) fn running_for(&self, least: Duration) -> Vec<ActivityRef> {
+        let running = self.lock_running();
+        let is_long = |running: &Running| {
+            running.unwanted.is_none() && running.begun.is_some_and(|begun| begun.elapsed() >= least)
+        };
+        running.iter().filter(|(_, running)| is_long(running)).map(|(activity, _)| activity.clone()).collect()
+    }
+
+    pub(crate) fn lock_running(&self) -> std::sync::MutexGuard<'_, HashMap<ActivityRef, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn lock_held(&self) -> std::sync::MutexGuard<'_, HashMap<ActivityRef, Vec<SettleItem>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Notes that a worker is full, and asks now and then whether anything waits for it all the same.
+async fn note_full(full: &Since<(), Full>, source: &mut dyn WorkSource) {
+    match full.get(&()) {
+        Some(known) if known.asked.elapsed() < LOOK_FOR_WAITING_EVERY => {}
+        Some(_) => {
+            let waits = source.has_waiting().await;
+            full.note((), Full { waits, asked: Instant::now() });
+        }
+        None => {
+            full.note((), Full { waits: false, asked: Instant::now() });
+        }
+    }
+}

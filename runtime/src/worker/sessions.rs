@@ -1,0 +1,446 @@
+//! Which sessions this worker uses, and what the store knows of it.
+//!
+//! The store says who holds a session; here is counted what runs in it. Whatever this worker and the store have to say to
+//! each other about one session is said one thing at a time: a claim never overtakes a release.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use outlast_core::WorkerId;
+use outlast_storage::{SessionClaim, Store};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use crate::RuntimeOptions;
+use crate::telemetry::logging::RUNTIME;
+
+/// A claim is renewed in the store at least so often while something of the session runs.
+const RENEW_EVERY_MAX: Duration = Duration::from_secs(60);
+/// A worker that lives keeps an unused session at least so long, should it not release it itself.
+const CLAIM_MIN: Duration = Duration::from_secs(1);
+/// How often idle sessions are looked for at most.
+const LOOK_MIN: Duration = Duration::from_millis(50);
+
+/// The sessions that a worker uses.
+pub(crate) struct Sessions {
+    worker: WorkerId,
+    store: Arc<dyn Store>,
+    max: usize,
+    idle: Duration,
+    look_every: Duration,
+    table: Mutex<Table>,
+    /// There is room again, or a session is not used any more.
+    changed: Notify,
+    /// The store has to be told something.
+    due: Notify,
+}
+
+#[derive(Default)]
+struct Table {
+    sessions: HashMap<String, Session>,
+    lives: u64,
+    /// The worker takes no more: what is idle is released at once.
+    leaving: bool,
+    /// Not used any more, and the broker does not know it yet.
+    ended: Vec<String>,
+}
+
+struct Session {
+    /// Tells a session from an earlier use of the same id here.
+    life: u64,
+    /// Items of it that run here, or wait for the store's answer.
+    users: usize,
+    used: Instant,
+    /// When the store was asked last, if it answered that this worker holds the session.
+    confirmed: Option<Instant>,
+    /// It gives way to another one.
+    evicted: bool,
+    /// A claim or release under way. Closed without an answer, the next one may begin.
+    talk: Option<watch::Receiver<Option<Claim>>>,
+}
+
+/// Whether an item of a session may run here.
+#[derive(Clone, Debug)]
+pub(crate) enum Claim {
+    /// The session is this worker's.
+    Mine,
+    /// It is that one's.
+    Other(WorkerId),
+    /// The store did not answer.
+    Unknown,
+}
+
+/// One item's use of a session, until it is dropped.
+pub(crate) struct SessionUse {
+    sessions: Arc<Sessions>,
+    session: String,
+    life: u64,
+}
+
+/// What the store has to be told.
+enum Talk {
+    Renew(SessionUse, watch::Sender<Option<Claim>>),
+    Release(String, watch::Sender<Option<Claim>>),
+}
+
+/// What an item of a session does next.
+enum Turn {
+    Known(Claim),
+    Ask(watch::Sender<Option<Claim>>),
+    Wait(watch::Receiver<Option<Claim>>),
+}
+
+impl Session {
+    fn talks(&self) -> bool {
+        self.talk.as_ref().is_some_and(|talk| talk.has_changed().is_ok())
+    }
+
+    /// Whether it takes up room.
+    fn counts(&self) -> bool {
+        self.users > 0 || !self.evicted
+    }
+
+    fn begin_talk(&mut self) -> watch::Sender<Option<Claim>> {
+        let (answer, talk) = watch::channel(None);
+        self.talk = Some(talk);
+        answer
+    }
+}
+
+impl Table {
+    fn is_full(&self, max: usize) -> bool {
+        self.sessions.len() >= max && self.sessions.values().filter(|session| session.counts()).count() >= max
+    }
+
+    /// The session that has been idle for longest and for which nothing waits here.
+    fn least_used(&self, waits: &dyn Fn(&str) -> bool) -> Option<String> {
+        let idle = self.sessions.iter().filter(|(_, session)| session.users == 0 && !session.evicted);
+        let idle = idle.filter(|(name, _)| !waits(name));
+        idle.min_by_key(|(_, session)| session.used).map(|(name, _)| name.clone())
+    }
+
+    /// The broker need not bring items of it any more.
+    fn end(&mut self, session: &str) {
+        self.sessions.remove(session);
+        self.ended.push(session.to_owned());
+    }
+}
+
+impl Sessions {
+    pub(crate) fn new(worker: WorkerId, store: Arc<dyn Store>, options: &RuntimeOptions) -> Arc<Self> {
+        let idle = options.session_idle_timeout;
+        let look_every = options.session_cleanup_interval.min(idle).min(renew_every(idle) / 2).max(LOOK_MIN);
+        let (table, changed, due) = (Mutex::default(), Notify::new(), Notify::new());
+        let max = options.max_sessions_per_runtime;
+        Arc::new(Self { worker, store, max, idle, look_every, table, changed, due })
+    }
+
+    /// Whether a session that nobody holds has room here, or would have when an idle one gave way.
+    pub(crate) fn has_room(&self, waits: &dyn Fn(&str) -> bool) -> bool {
+        let table = self.lock();
+        !table.is_full(self.max) || table.least_used(waits).is_some()
+    }
+
+    /// Counts one more item of a session, before it runs; `None` when there is no room for the session. When the cap is met, the
+    /// session that has been idle for longest gives way; `waits` says for which ones something waits.
+    pub(crate) fn enter(self: &Arc<Self>, session: &str, waits: &dyn Fn(&str) -> bool) -> Option<SessionUse> {
+        let mut table = self.lock();
+        if !table.sessions.get(session).is_some_and(Session::counts) && table.is_full(self.max) {
+            let least_used = table.least_used(waits)?;
+            if let Some(idle) = table.sessions.get_mut(&least_used) {
+                idle.evicted = true;
+                self.due.notify_one();
+            }
+        }
+        table.lives += 1;
+        let life = table.lives;
+        let new = || Session { life, users: 0, used: Instant::now(), confirmed: None, evicted: false, talk: None };
+        let entry = table.sessions.entry(session.to_owned()).or_insert_with(new);
+        entry.users += 1;
+        // Unless the store is being told already, it stays.
+        entry.evicted &= entry.talks();
+        Some(SessionUse { sessions: Arc::clone(self), session: session.to_owned(), life: entry.life })
+    }
+
+    /// Returns when there may be room again, or a session is not used any more.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// The sessions that are not used any more since the last call.
+    pub(crate) fn take_ended(&self) -> Vec<String> {
+        std::mem::take(&mut self.lock().ended)
+    }
+
+    /// Tells the store, for ever: releases what is idle, renews what is used. Other work goes on meanwhile.
+    pub(crate) async fn keep(self: &Arc<Self>) {
+        let mut look = tokio::time::interval(self.look_every);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut talks = FuturesUnordered::new();
+        loop {
+            talks.extend(self.take_due().into_iter().map(|talk| self.tell(talk)));
+            tokio::select! {
+                Some(()) = talks.next(), if !talks.is_empty() => {}
+                () = self.due.notified() => {}
+                _ = look.tick() => {}
+            }
+        }
+    }
+
+    /// The worker takes no more: every session is released as soon as nothing of it runs. Returns when the idle ones are.
+    pub(crate) async fn leave(self: &Arc<Self>) {
+        self.lock().leaving = true;
+        let releases: FuturesUnordered<_> = self.take_due().into_iter().map(|talk| self.tell(talk)).collect();
+        releases.collect::<()>().await;
+    }
+
+    fn take_due(self: &Arc<Self>) -> Vec<Talk> {
+        let mut table = self.lock();
+        let (leaving, half) = (table.leaving, renew_every(self.idle) / 2);
+        let mut talks = Vec::new();
+        for (name, session) in table.sessions.iter_mut().filter(|(_, session)| !session.talks()) {
+            let is_idle = session.evicted || leaving || session.used.elapsed() >= self.idle;
+            if session.users == 0 && is_idle {
+                // From now on it is on its way out: whoever comes claims it anew after this.
+                session.evicted = true;
+                session.confirmed = None;
+                talks.push(Talk::Release(name.clone(), session.begin_talk()));
+            } else if session.users > 0 && session.confirmed.is_some_and(|at| at.elapsed() >= half) {
+                session.users += 1;
+                let used = SessionUse { sessions: Arc::clone(self), session: name.clone(), life: session.life };
+                talks.push(Talk::Renew(used, session.begin_talk()));
+            }
+        }
+        talks
+    }
+
+    async fn tell(&self, talk: Talk) {
+        match talk {
+            Talk::Renew(used, answer) => drop(self.ask(&used, answer).await),
+            Talk::Release(session, answer) => {
+                if let Err(error) = self.store.release_session(&session, &self.worker).await {
+                    tracing::warn!(target: RUNTIME, session, %error, "session stays claimed until it is idle");
+                }
+                let mut table = self.lock();
+                match table.sessions.get_mut(&session) {
+                    // Somebody has come meanwhile, and claims it anew.
+                    Some(entry) if entry.users > 0 => (entry.evicted, entry.talk) = (false, None),
+                    Some(_) => table.end(&session),
+                    None => {}
+                }
+                self.tell_worker(&table);
+                drop(table);
+                drop(answer);
+            }
+        }
+    }
+
+    /// Asks the store whose session it is, and tells all who wait for the answer.
+    async fn ask(&self, used: &SessionUse, answer: watch::Sender<Option<Claim>>) -> Claim {
+        // By the clock of this worker: what the store counts from is not earlier.
+        let asked = Instant::now();
+        let claim = match self.store.claim_session(&used.session, &self.worker, self.idle.max(CLAIM_MIN)).await {
+            Ok(SessionClaim::Mine) => Claim::Mine,
+            Ok(SessionClaim::Other(worker)) => Claim::Other(worker),
+            Err(error) => {
+                tracing::warn!(target: RUNTIME, session = used.session, %error, "session was not claimed");
+                Claim::Unknown
+            }
+        };
+        let mut table = self.lock();
+        if let Some(session) = table.sessions.get_mut(&used.session).filter(|session| session.life == used.life) {
+            session.talk = None;
+            match &claim {
+                Claim::Mine => session.confirmed = Some(asked),
+                // What runs in it here goes on; what comes goes to the new holder.
+                Claim::Other(_) => table.end(&used.session),
+                // What the store said before counts for as long as it did.
+                Claim::Unknown => {}
+            }
+        }
+        self.tell_worker(&table);
+        drop(table);
+        // Nobody may wait for it.
+        let _unheard = answer.send(Some(claim.clone()));
+        claim
+    }
+
+    fn tell_worker(&self, table: &Table) {
+        if !table.ended.is_empty() || table.is_full(self.max) {
+            self.changed.notify_one();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl SessionUse {
+    /// Makes sure that this worker holds the session. Items that come together wait for one answer of the store.
+    pub(crate) async fn claim(&self) -> Claim {
+        loop {
+            match self.turn() {
+                Turn::Known(claim) => return claim,
+                Turn::Ask(answer) => return self.sessions.ask(self, answer).await,
+                // Closed without an answer: it was a release, or whoever asked is gone.
+                Turn::Wait(mut talk) => {
+                    if let Ok(answer) = talk.wait_for(Option::is_some).await
+                        && let Some(claim) = answer.clone()
+                    {
+                        return claim;
+                    }
+                }
+            }
+        }
+    }
+
+    fn turn(&self) -> Turn {
+        let mut table = self.sessions.lock();
+        let session = table.sessions.get_mut(&self.session).filter(|session| session.life == self.life);
+        // Lost to another worker since: given back, the item comes to its holder.
+        let Some(session) = session else { return Turn::Known(Claim::Unknown) };
+        if let Some(talk) = session.talk.clone().filter(|_| session.talks()) {
+            return Turn::Wait(talk);
+        }
+        let trusted = renew_every(self.sessions.idle);
+        match session.confirmed {
+            Some(at) if at.elapsed() < trusted => Turn::Known(Claim::Mine),
+            _ => Turn::Ask(session.begin_talk()),
+        }
+    }
+}
+
+impl Drop for SessionUse {
+    fn drop(&mut self) {
+        let mut table = self.sessions.lock();
+        let Some(session) = table.sessions.get_mut(&self.session).filter(|session| session.life == self.life) else {
+            return;
+        };
+        session.users -= 1;
+        if session.users > 0 {
+            return;
+        }
+        session.used = Instant::now();
+        // The store was not asked, or has not said that it is this worker's.
+        if session.confirmed.is_none() && !session.talks() {
+            table.end(&self.session);
+        }
+        if table.leaving {
+            self.sessions.due.notify_one();
+        }
+        self.sessions.tell_worker(&table);
+    }
+}
+
+/// How long the store's word is trusted. Nobody else is given the session for four times as long.
+fn renew_every(idle: Duration) -> Duration {
+    RENEW_EVERY_MAX.min(idle.max(CLAIM_MIN) / 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use futures::FutureExt as _;
+    use outlast_client::Provider as _;
+    use outlast_core::{NodeId, WorkerId};
+    use outlast_storage::{NodeInfo, SessionClaim, Store};
+
+    use super::{Claim, SessionUse, Sessions, Turn};
+    use crate::RuntimeOptions;
+    use crate::providers::sqlite::SqliteProvider;
+
+    /// A worker that may hold two sessions, and the store.
+    async fn sessions() -> (Arc<Sessions>, Arc<dyn Store>) {
+        let provider = SqliteProvider::new_in_memory().await.expect("a store in memory opens");
+        let store = provider.store();
+        for id in ["here", "there"] {
+            let node = NodeInfo { id: NodeId::new(id), handlers: Vec::new(), worker: None };
+            store.join(node).await.expect("a store in memory answers");
+        }
+        let options = RuntimeOptions { max_sessions_per_runtime: 2, ..RuntimeOptions::default() };
+        (Sessions::new(WorkerId::new("here"), Arc::clone(&store), &options), store)
+    }
+
+    fn enter(sessions: &Arc<Sessions>, session: &str) -> SessionUse {
+        sessions.enter(session, &|_| false).expect("there is room")
+    }
+
+    async fn held(store: &Arc<dyn Store>, names: [&str; 3]) -> [bool; 3] {
+        let owners = store.session_owners(&names.map(str::to_owned)).await.expect("a store in memory answers");
+        [0, 1, 2].map(|index| owners[index].is_some())
+    }
+
+    #[tokio::test]
+    async fn the_least_recently_used_idle_session_gives_way() {
+        let (sessions, store) = sessions().await;
+        for name in ["a", "b", "a"] {
+            assert!(matches!(enter(&sessions, name).claim().await, Claim::Mine));
+        }
+        let c = enter(&sessions, "c");
+        assert!(matches!(c.claim().await, Claim::Mine));
+        for talk in sessions.take_due() {
+            sessions.tell(talk).await;
+        }
+        assert_eq!(held(&store, ["a", "b", "c"]).await, [true, false, true]);
+        assert_eq!(sessions.take_ended(), ["b"]);
+        // One that something waits for does not give way, nor does one in use.
+        assert!(sessions.enter("d", &|session| session == "a").is_none());
+        assert!(!sessions.has_room(&|session| session == "a") && sessions.has_room(&|_| false));
+    }
+
+    #[tokio::test]
+    async fn items_that_come_together_wait_for_one_answer() {
+        let (sessions, _) = sessions().await;
+        let (first, second) = (enter(&sessions, "s"), enter(&sessions, "s"));
+        let Turn::Ask(answer) = first.turn() else { panic!("nobody has asked the store yet") };
+        let mut waiting = std::pin::pin!(second.claim());
+        assert!(waiting.as_mut().now_or_never().is_none(), "the store has not answered");
+        sessions.ask(&first, answer).await;
+        assert!(matches!(waiting.as_mut().now_or_never(), Some(Claim::Mine)));
+    }
+
+    #[tokio::test]
+    async fn when_another_worker_wins_all_that_waited_are_told() {
+        let (sessions, store) = sessions().await;
+        let (first, second) = (enter(&sessions, "s"), enter(&sessions, "s"));
+        let Turn::Ask(answer) = first.turn() else { panic!("nobody has asked the store yet") };
+        let mut waiting = std::pin::pin!(second.claim());
+        assert!(waiting.as_mut().now_or_never().is_none());
+        let there = WorkerId::new("there");
+        let claim = store.claim_session("s", &there, Duration::from_secs(60)).await;
+        assert_eq!(claim.expect("a store in memory answers"), SessionClaim::Mine);
+        assert!(matches!(sessions.ask(&first, answer).await, Claim::Other(holder) if holder == there));
+        assert!(matches!(waiting.as_mut().now_or_never(), Some(Claim::Other(holder)) if holder == there));
+        drop(first);
+        assert!(sessions.lock().sessions.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_claim_waits_for_a_release_under_way() {
+        let (sessions, store) = sessions().await;
+        drop(enter(&sessions, "s").claim().await);
+        sessions.lock().leaving = true;
+        let mut release = sessions.take_due();
+        let again = enter(&sessions, "s");
+        let mut claiming = std::pin::pin!(again.claim());
+        assert!(claiming.as_mut().now_or_never().is_none());
+        sessions.tell(release.pop().expect("an idle session is released")).await;
+        assert!(matches!(claiming.await, Claim::Mine));
+        assert_eq!(held(&store, ["s", "a", "b"]).await, [true, false, false]);
+    }
+
+    #[tokio::test]
+    async fn an_asker_that_is_gone_holds_nobody_up() {
+        let (sessions, _) = sessions().await;
+        let (first, second) = (enter(&sessions, "s"), enter(&sessions, "s"));
+        let Turn::Ask(answer) = first.turn() else { panic!("nobody has asked the store yet") };
+        drop((answer, first));
+        assert!(matches!(second.claim().await, Claim::Mine));
+    }
+}

@@ -1,0 +1,240 @@
+//! Whether an activity is wanted: workers ask before they begin what they cannot know about, and now and then about what they
+//! run; owners answer. A cancellation that was lost on its way, or never sent as its owner died, costs a few seconds so.
+//!
+//! Questions to one owner that come up while another is under way go together, so their number is bounded by round trips
+//! and not by activities.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::future::join_all;
+use outlast_broker::{Question, ReportReply};
+use outlast_core::{ActivityRef, InstanceId, NodeId, ShardId, Verdict};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::dispatch::outstanding::Place;
+use crate::instances::mailbox::Inbound;
+use crate::node::Node;
+use crate::telemetry::logging::RUNTIME;
+use crate::worker::Worker;
+
+/// Most questions that go together.
+const QUESTIONS_MAX: usize = 500;
+/// How long an answer may take.
+const ANSWER_MAX: Duration = Duration::from_secs(3);
+/// How long an owner that has not answered is taken for silent before it is asked again.
+const SILENT_FOR: Duration = Duration::from_secs(1);
+/// How long it is remembered.
+const SILENT_KEPT: Duration = Duration::from_secs(60);
+/// How often is asked about what runs.
+const ASK_EVERY: Duration = Duration::from_secs(3);
+/// What has run for less is not asked about.
+const LONG: Duration = Duration::from_secs(2);
+/// How often a question follows an instance that has moved.
+const MOVES_MAX: usize = 3;
+
+/// Whom a question goes to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Owner {
+    /// The node that holds the shard, as far as is known.
+    Node(NodeId),
+    /// Whoever holds it.
+    Shard(ShardId),
+}
+
+/// A question, where it goes, and where its answer goes.
+struct Waiting {
+    question: Question,
+    shard: ShardId,
+    answer: oneshot::Sender<Option<ReportReply>>,
+}
+
+/// What is known about an activity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    Yes,
+    No,
+    /// Its owner cannot say now.
+    Unsure,
+    /// Its owner does not answer.
+    Silence,
+}
+
+/// The questions of a worker.
+#[derive(Default)]
+pub(crate) struct Inquiries {
+    owners: Mutex<Owners>,
+}
+
+#[derive(Default)]
+struct Owners {
+    /// What waits for questions under way; an owner is here as long as there are some to it.
+    waiting: HashMap<Owner, Vec<Waiting>>,
+    /// Who has not answered, and when it was asked last.
+    silent: HashMap<Owner, Instant>,
+}
+
+impl Owners {
+    /// Whether to take it for silent without asking again: slots must not wait for one owner after the other item.
+    fn is_silent(&self, owner: &Owner) -> bool {
+        let asked = self.silent.get(owner);
+        asked.is_some_and(|asked| asked.elapsed() < SILENT_FOR || self.waiting.contains_key(owner))
+    }
+}
+
+impl Inquiries {
+    /// Adds a question; `Some(true)` when none is under way, so that somebody must send it, `None` when its owner is silent.
+    fn add(&self, owner: &Owner, waiting: Waiting) -> Option<bool> {
+        let mut owners = self.lock();
+        if owners.is_silent(owner) {
+            return None;
+        }
+        let idle = !owners.waiting.contains_key(owner);
+        owners.waiting.entry(owner.clone()).or_default().push(waiting);
+        Some(idle)
+    }
+
+    /// The next questions to send; without any, none is under way.
+    fn take(&self, owner: &Owner) -> Vec<Waiting> {
+        let mut owners = self.lock();
+        let Some(waiting) = owners.waiting.get_mut(owner) else { return Vec::new() };
+        let count = waiting.len().min(QUESTIONS_MAX);
+        let taken: Vec<Waiting> = waiting.drain(..count).collect();
+        if taken.is_empty() {
+            owners.waiting.remove(owner);
+        }
+        taken
+    }
+
+    fn note(&self, owner: &Owner, has_answered: bool) {
+        let mut owners = self.lock();
+        if has_answered {
+            owners.silent.remove(owner);
+        } else {
+            // Those that are gone are asked no more.
+            owners.silent.retain(|_, asked| asked.elapsed() < SILENT_KEPT);
+            owners.silent.insert(owner.clone(), Instant::now());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Owners> {
+        self.owners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Worker {
+    /// Whether the activity is wanted.
+    pub(crate) async fn is_wanted(self: &Arc<Self>, question: Question) -> Wanted {
+        let mut shard = ShardId::of(&question.activity.key.instance, self.shards);
+        let mut owner = self.owner(shard);
+        for _ in 0..MOVES_MAX {
+            match self.ask(owner, shard, question.clone()).await {
+                Some(ReportReply::Settled(Verdict::Applied)) => return Wanted::Yes,
+                Some(ReportReply::Settled(Verdict::AlreadyDone | Verdict::Unknown)) => return Wanted::No,
+                Some(ReportReply::Moved(to)) => (owner, shard) = (Owner::Shard(to), to),
+                Some(ReportReply::TryAgain) => return Wanted::Unsure,
+                None => return Wanted::Silence,
+            }
+        }
+        Wanted::Unsure
+    }
+
+    fn owner(&self, shard: ShardId) -> Owner {
+        self.node.holder(shard).map_or(Owner::Shard(shard), Owner::Node)
+    }
+
+    async fn ask(self: &Arc<Self>, owner: Owner, shard: ShardId, question: Question) -> Option<ReportReply> {
+        let (answer, answered) = oneshot::channel();
+        match self.inquiries.add(&owner, Waiting { question, shard, answer }) {
+            Some(true) => drop(tokio::spawn(Arc::clone(self).send_questions(owner))),
+            Some(false) => {}
+            None => return None,
+        }
+        answered.await.ok().flatten()
+    }
+
+    /// Sends what waits for an owner until nothing does.
+    async fn send_questions(self: Arc<Self>, owner: Owner) {
+        loop {
+            let taken = self.inquiries.take(&owner);
+            let Some(first) = taken.first() else { return };
+            let (shard, questions) = (first.shard, taken.iter().map(|waiting| waiting.question.clone()).collect());
+            let replies = tokio::time::timeout(ANSWER_MAX, self.broker.ask(shard, questions)).await;
+            let replies = replies.unwrap_or_default();
+            self.inquiries.note(&owner, !replies.is_empty());
+            let mut replies = replies.into_iter();
+            for waiting in taken {
+                // Whoever asked may have given up.
+                let _gone = waiting.answer.send(replies.next());
+            }
+        }
+    }
+
+    /// Asks about everything that runs for long, until the worker ends.
+    pub(crate) async fn ask_about_running(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(ASK_EVERY) => {}
+                () = self.stopped.cancelled() => return,
+            }
+            self.check(self.running_for(LONG)).await;
+        }
+    }
+
+    /// Cancels those that are not wanted.
+    pub(crate) async fn check(self: &Arc<Self>, activities: Vec<ActivityRef>) {
+        let asked = activities.into_iter().map(async |activity| {
+            let question = Question { activity: activity.clone(), begun: true };
+            if self.is_wanted(question).await == Wanted::No && self.cancel(&activity) {
+                tracing::info!(target: RUNTIME, instance = %activity.key.instance, worker = %self.id, "a running activity is not wanted any more");
+            }
+        });
+        join_all(asked).await;
+    }
+}
+
+/// Answers a worker. What this node knows to be outstanding is wanted; about all else the instance is asked.
+pub(crate) fn answer(node: &Arc<Node>, questions: Vec<Question>, answer: oneshot::Sender<Vec<ReportReply>>) {
+    let places = node.outstanding.places(questions.iter().map(|question| &question.activity));
+    let generation = node.generation();
+    let speaks = |place: Place| place.generation == generation && node.speaks_for(place.shard, place.epoch);
+    let known: Vec<bool> = places.iter().map(|place| place.is_some_and(speaks)).collect();
+    for question in questions.iter().filter(|question| question.begun) {
+        node.outstanding.begun(&question.activity);
+    }
+    let certain = questions.iter().zip(&known).all(|(question, known)| *known && !question.begun);
+    if certain {
+        // A worker that is gone needs no answer.
+        let _gone = answer.send(vec![ReportReply::Settled(Verdict::Applied); questions.len()]);
+        return;
+    }
+    let node = Arc::clone(node);
+    tokio::spawn(async move {
+        let asked = questions.into_iter().zip(known).map(|(question, known)| one(&node, question, known));
+        let _gone = answer.send(join_all(asked).await);
+    });
+}
+
+async fn one(node: &Arc<Node>, question: Question, known: bool) -> ReportReply {
+    let Question { activity, begun } = question;
+    let instance = activity.key.instance.clone();
+    if known && (!begun || !is_gone(node, &instance).await) {
+        return ReportReply::Settled(Verdict::Applied);
+    }
+    if known {
+        node.deliver(&instance, Inbound::Reread);
+    }
+    let (answer, answered) = oneshot::channel();
+    let ActivityRef { key, token } = activity;
+    node.deliver(&instance, Inbound::Ask { key, token, answer });
+    tokio::time::timeout(ANSWER_MAX, answered)
+        .await
+        .map_or(ReportReply::TryAgain, |reply| reply.unwrap_or(ReportReply::TryAgain))
+}
+
+/// Whether the store has no such instance: whoever deleted it may have died before it told anybody. Many looks are one trip.
+async fn is_gone(node: &Node, instance: &InstanceId) -> bool {
+    matches!(node.store.state(instance).await, Ok(None))
+}
