@@ -204,23 +204,19 @@ pub(crate) fn answer(node: &Arc<Node>, questions: Vec<Question>, answer: oneshot
     for question in questions.iter().filter(|question| question.begun) {
         node.outstanding.begun(&question.activity);
     }
-    let certain = questions.iter().zip(&known).all(|(question, known)| *known && !question.begun);
-    if certain {
-        // A worker that is gone needs no answer.
-        let _gone = answer.send(vec![ReportReply::Settled(Verdict::Applied); questions.len()]);
-        return;
-    }
     let node = Arc::clone(node);
     tokio::spawn(async move {
         let asked = questions.into_iter().zip(known).map(|(question, known)| one(&node, question, known));
+        // A worker that is gone needs no answer.
         let _gone = answer.send(join_all(asked).await);
     });
 }
 
 async fn one(node: &Arc<Node>, question: Question, known: bool) -> ReportReply {
-    let Question { activity, begun } = question;
+    let Question { activity, .. } = question;
     let instance = activity.key.instance.clone();
-    if known && (!begun || !is_gone(node, &instance).await) {
+    // Memory alone does not do, not even before the activity begins: nobody may have told this node of a deletion.
+    if known && !is_gone(node, &instance).await {
         return ReportReply::Settled(Verdict::Applied);
     }
     if known {

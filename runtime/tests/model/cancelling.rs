@@ -192,6 +192,30 @@ async fn a_deletion_that_nobody_tells_of_is_found_out() {
     held.until_told(&["one"]).await;
 }
 
+/// The same for what has not begun: the deleted instance's activity waits behind one that holds the worker's only slot.
+#[tokio::test]
+async fn an_activity_of_an_instance_whose_deletion_nobody_tells_of_does_not_begin() {
+    let (held, activities) = Held::new();
+    let place = crate::place::Place::default();
+    let provider = place.open().await;
+    let single = RuntimeOptions { worker_concurrency: 1, ..options() };
+    let world = World::on(provider.clone(), activities, holding(), single).await;
+    world.client.start_orchestration("first", "Hold", "deaf").await.unwrap();
+    held.until_begun(&["deaf"]).await;
+    for id in ["deleted", "last"] {
+        world.client.start_orchestration(id, "Hold", id).await.unwrap();
+        while world.client.read_execution_history(id, 1).await.unwrap().len() < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    provider.store().delete(&"deleted".into(), true).await.unwrap();
+    // What has waited for less than this begins without a question.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    held.let_go.notify_one();
+    held.until_begun(&["last"]).await;
+    assert!(!held.begun.lock().unwrap().iter().any(|input| input == "deleted"));
+}
+
 #[tokio::test]
 async fn an_attempt_for_an_earlier_life_takes_nothing_from_the_next() {
     let (held, activities) = Held::new();
