@@ -194,7 +194,9 @@ fn send(db: &Connection, instance: &InstanceId, (message, queue_max): (&Message,
 fn import(db: &Connection, instance: &InstanceId, fork: &Fork) -> rusqlite::Result<()> {
     let state = &fork.state;
     let sql = "UPDATE instances SET version = ?1, paused = ?2, last_event_id = ?3, wake_at = ?4, pending = ?5, \
-               custom_status = ?6, custom_status_version = ?7 WHERE id = ?8";
+               custom_status = ?6, custom_status_version = ?7, history_bytes = ?8 WHERE id = ?9";
+    let events: Vec<Vec<u8>> = fork.history.iter().map(|event| encode(&event.kind)).collect();
+    let history_bytes = events.iter().map(|data| data.len() as u64).sum::<u64>();
     db.prepare_cached(sql)?.execute(params![
         state.version,
         state.paused,
@@ -203,18 +205,19 @@ fn import(db: &Connection, instance: &InstanceId, fork: &Fork) -> rusqlite::Resu
         state.pending,
         state.custom_status,
         state.custom_status_version.cast_signed(),
+        history_bytes.cast_signed(),
         instance.as_str(),
     ])?;
     let sql = "INSERT INTO history (instance, execution, event_id, source_event_id, epoch, at, data) \
                VALUES (?1, 1, ?2, ?3, 0, ?4, ?5)";
     let mut insert = db.prepare_cached(sql)?;
-    for event in &fork.history {
+    for (event, data) in fork.history.iter().zip(events) {
         insert.execute(params![
             instance.as_str(),
             event.event_id.0.cast_signed(),
             event.source_event_id.map(|id| id.0.cast_signed()),
             event.at.0.cast_signed(),
-            encode(&event.kind),
+            data,
         ])?;
     }
     let sql = "INSERT INTO kv (instance, key, value, updated) VALUES (?1, ?2, ?3, ?4)";

@@ -138,6 +138,9 @@ async fn a_copy_needs_a_free_id(store: &dyn Store) {
     assert_eq!(history(store, "copy").await, events);
     assert_eq!(store.kv(&id("copy"), None).await.unwrap(), kv);
     assert_eq!(state(store, "copy").await.last_event_id, row.last_event_id);
+    // What is copied counts towards the limit of a history as what is written does.
+    let bytes: usize = events.iter().map(|event| outlast_core::encode(&event.kind).len()).sum();
+    assert_eq!(state(store, "copy").await.history_bytes, bytes as u64);
 }
 
 async fn deletion_takes_the_whole_tree(store: &dyn Store) {
