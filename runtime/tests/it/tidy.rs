@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// Lines of a source file.
 const FILE_LINES_MAX: usize = 600;
 /// The packages of the workspace, and which of them each may use outside its tests.
-const EDGES: [(&str, &[&str]); 8] = [
+const EDGES: [(&str, &[&str]); 9] = [
     ("core", &[]),
     ("storage", &["outlast-core"]),
     ("broker", &["outlast-core"]),
@@ -16,11 +16,12 @@ const EDGES: [(&str, &[&str]); 8] = [
     ("examples", &["outlast"]),
     ("examples/render-farm", &["outlast"]),
     ("bench", &["outlast"]),
+    ("chaos-tests", &["outlast-core", "outlast-storage"]),
 ];
 /// What core may not even name.
 const IMPURE: [&str; 6] = ["tokio", "rusqlite", "sqlx", "async-nats", "ractor", "rand"];
 /// What lies at the root.
-const ROOT: [&str; 23] = [
+const ROOT: [&str; 24] = [
     ".ci",
     ".config",
     ".github",
@@ -33,6 +34,7 @@ const ROOT: [&str; 23] = [
     "README.md",
     "bench",
     "broker",
+    "chaos-tests",
     "client",
     "clippy.toml",
     "core",

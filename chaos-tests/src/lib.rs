@@ -1,0 +1,3 @@
+//! Simulated surroundings of nodes: deterministic, on virtual time, with faults drawn from a seed.
+
+pub mod store;
