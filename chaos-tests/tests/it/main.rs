@@ -7,6 +7,7 @@ mod fixture;
 
 mod differential;
 mod faults;
+mod nodes;
 
 #[path = "../../../storage/tests/it/bulk.rs"]
 mod bulk;
