@@ -5,6 +5,8 @@
 //! Left out of the comparison is what the seam leaves open: moments of the store's clock, numbers of inbox rows, texts of
 //! refusals, and in what order the turns of one group are written.
 
+mod sequence;
+
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 
@@ -15,164 +17,21 @@ use outlast_core::{
 };
 use outlast_storage::sqlite::SqliteStore;
 use outlast_storage::{
-    Error, FencedTurn, HeartbeatOf, InboxCursor, InstanceFilter, ListedStatus, PruneOptions, StartConflict,
-    StartRequest, Store, TurnOutcome,
+    Error, FencedTurn, HeartbeatOf, InboxCursor, InstanceFilter, ListedStatus, PruneOptions, StartRequest, Store,
+    TurnOutcome,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestRunner};
 
+use sequence::{Call, Deed, Does, IDS, Sent, Spoilt, call};
+
 use crate::fixture::{Database, LEASE, Owner, id, join, raise, simulated};
 
-/// Few ids and few messages, so that calls meet.
-const IDS: [&str; 4] = ["a", "b", "c", "d"];
-const MESSAGES: u8 = 6;
 /// The node that commits, as the fixture calls it.
 const OWNER: &str = "owner";
 /// Another node, which holds shards now and then.
 const OTHER: &str = "other";
-/// The end of the first half of all moments that are written here.
-const MIDDLE: u64 = 1_030;
-
-#[derive(Clone, Debug)]
-enum Call {
-    Start { id: usize, orchestration: bool, message: u8, on_conflict: StartConflict },
-    Send { id: usize, message: Sent },
-    SaveHeartbeat { id: usize, event: u64, is_of_this_life: bool },
-    Import { id: usize },
-    Delete { id: usize, force: bool },
-    DeleteBulk { named: bool, before: Option<u64>, limit: Option<u32> },
-    Prune { id: usize, options: (Option<u32>, Option<u64>) },
-    PruneBulk { named: bool, options: (Option<u32>, Option<u64>), limit: Option<u32> },
-    Turns(Vec<Deed>),
-    Hand { shard_of: usize, to_other: bool },
-    Session { session: bool, other: bool, release: bool },
-}
-
-#[derive(Clone, Debug)]
-enum Sent {
-    Raise(u8),
-    Enqueue(u8, bool),
-    Cancel(u8),
-}
-
-/// One turn of an instance, as far as the random choice goes.
-#[derive(Clone, Debug)]
-struct Deed {
-    id: usize,
-    consumed: usize,
-    does: Does,
-    tells: Option<(usize, bool)>,
-    holds: Option<u8>,
-    wake: Option<u64>,
-    pending: u32,
-    paused: bool,
-    spoilt: Option<Spoilt>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Does {
-    Nothing,
-    Schedules,
-    Completes,
-    SetsValue(u8),
-    ClearsValues,
-    ContinuesAsNew,
-    Ends { fails: bool },
-}
-
-/// What a store must not take.
-#[derive(Clone, Copy, Debug)]
-enum Spoilt {
-    Epoch,
-    Expected,
-    EventTwice,
-    RowTwice,
-    OutcomeBeforeItsCause,
-}
-
-fn message() -> impl Strategy<Value = u8> {
-    0..MESSAGES
-}
-
-fn options() -> impl Strategy<Value = (Option<u32>, Option<u64>)> {
-    (prop::option::of(0..3_u32), prop::option::weighted(0.3, Just(MIDDLE)))
-}
-
-fn deed() -> impl Strategy<Value = Deed> {
-    let does = prop_oneof![
-        2 => Just(Does::Nothing),
-        3 => Just(Does::Schedules),
-        2 => Just(Does::Completes),
-        2 => (0..3_u8).prop_map(Does::SetsValue),
-        1 => Just(Does::ClearsValues),
-        2 => Just(Does::ContinuesAsNew),
-        2 => any::<bool>().prop_map(|fails| Does::Ends { fails }),
-    ];
-    let spoilt = prop_oneof![
-        Just(Spoilt::Epoch),
-        Just(Spoilt::Expected),
-        Just(Spoilt::EventTwice),
-        Just(Spoilt::RowTwice),
-        Just(Spoilt::OutcomeBeforeItsCause)
-    ];
-    let tells = prop::option::weighted(0.4, (0..IDS.len(), any::<bool>()));
-    let row = (prop::option::of(1_u64..60), 0..2_u32, prop::bool::weighted(0.1));
-    (
-        0..IDS.len(),
-        0..4_usize,
-        does,
-        tells,
-        prop::option::weighted(0.2, message()),
-        row,
-        prop::option::weighted(0.15, spoilt),
-    )
-        .prop_map(|(id, consumed, does, tells, holds, (wake, pending, paused), spoilt)| Deed {
-            id,
-            consumed,
-            does,
-            tells,
-            holds,
-            wake,
-            pending,
-            paused,
-            spoilt,
-        })
-}
-
-fn call() -> impl Strategy<Value = Call> {
-    let one = || 0..IDS.len();
-    let conflict = prop_oneof![
-        Just(StartConflict::UseExisting),
-        Just(StartConflict::Fail),
-        Just(StartConflict::TerminateExisting)
-    ];
-    let sent = prop_oneof![
-        message().prop_map(Sent::Raise),
-        (message(), any::<bool>()).prop_map(|(message, queue)| Sent::Enqueue(message, queue)),
-        message().prop_map(Sent::Cancel)
-    ];
-    let limit = || prop::option::of(0..3_u32);
-    prop_oneof![
-        6 => (one(), prop::bool::weighted(0.8), message(), conflict).prop_map(|(id, orchestration, message, on_conflict)| {
-            Call::Start { id, orchestration, message, on_conflict }
-        }),
-        6 => (one(), sent).prop_map(|(id, message)| Call::Send { id, message }),
-        2 => (one(), 1..4_u64, prop::bool::weighted(0.8))
-            .prop_map(|(id, event, is_of_this_life)| Call::SaveHeartbeat { id, event, is_of_this_life }),
-        1 => one().prop_map(|id| Call::Import { id }),
-        1 => (one(), any::<bool>()).prop_map(|(id, force)| Call::Delete { id, force }),
-        1 => (any::<bool>(), prop::option::of(Just(MIDDLE)), limit())
-            .prop_map(|(named, before, limit)| Call::DeleteBulk { named, before, limit }),
-        1 => (one(), options()).prop_map(|(id, options)| Call::Prune { id, options }),
-        1 => (any::<bool>(), options(), limit())
-            .prop_map(|(named, options, limit)| Call::PruneBulk { named, options, limit }),
-        12 => vec(deed(), 1..4).prop_map(Call::Turns),
-        1 => (one(), any::<bool>()).prop_map(|(shard_of, to_other)| Call::Hand { shard_of, to_other }),
-        1 => (any::<bool>(), any::<bool>(), prop::bool::weighted(0.3))
-            .prop_map(|(session, other, release)| Call::Session { session, other, release }),
-    ]
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_simulated_store_answers_as_sqlite_does() {
@@ -267,7 +126,7 @@ impl<'a> Side<'a> {
                 said(started.map(|receipt| (receipt.shard, receipt.outcome, receipt.seq.is_some())))
             }
             Call::Send { id, message } => said(store.send(&instance(*id), sent(message), 2).await),
-            Call::SaveHeartbeat { id, event, is_of_this_life } => self.beat(*id, *event, *is_of_this_life).await,
+            Call::SaveHeartbeat { id, number, is_of_this_life } => self.beat(*id, *number, *is_of_this_life).await,
             Call::Import { id } => said(store.import(&instance(*id), copy(number)).await),
             Call::Delete { id, force } => said(store.delete(&instance(*id), *force).await),
             Call::DeleteBulk { named, before, limit } => said(store.delete_bulk(filter(*named, *before, *limit)).await),
@@ -288,11 +147,17 @@ impl<'a> Side<'a> {
         }
     }
 
-    async fn beat(&self, id: usize, event: u64, is_of_this_life: bool) -> String {
-        let execution = self.store.state(&instance(id)).await.unwrap().map_or(ExecutionId(1), |state| state.execution);
-        let event = EventId(event);
-        let stored = self.store.event(&instance(id), execution, event).await.unwrap();
-        let at = stored.filter(|_| is_of_this_life).map_or(Millis(7), |event| event.at);
+    async fn beat(&self, id: usize, number: usize, is_of_this_life: bool) -> String {
+        let loaded = self.store.load(&instance(id)).await.unwrap();
+        let execution = loaded.as_ref().map_or(ExecutionId(1), |loaded| loaded.state.execution);
+        let history = loaded.map(|loaded| loaded.history).unwrap_or_default();
+        let is_scheduled = |event: &&HistoryEvent| matches!(event.kind, EventKind::ActivityScheduled { .. });
+        let scheduled: Vec<&HistoryEvent> = history.iter().filter(is_scheduled).collect();
+        let (event, at) = match scheduled.get(number % scheduled.len().max(1)) {
+            Some(event) if is_of_this_life => (event.event_id, event.at),
+            Some(event) => (event.event_id, Millis(7)),
+            None => (EventId(1), Millis(7)),
+        };
         let key = ActivityKey { instance: instance(id), execution, event };
         let of = HeartbeatOf { key: &key, scheduled_at: at, activity: &activity(event) };
         said(self.store.save_heartbeat(of, format!("at {execution}")).await)
@@ -390,7 +255,7 @@ impl<'a> Side<'a> {
                 store.kv(&id, None).await.unwrap(),
                 store.stats(&id).await.unwrap()
             ));
-            for event in 1..4 {
+            for event in 1..8 {
                 seen.push(format!("{name}: {:?}", store.heartbeat(&id, &activity(EventId(event))).await.unwrap()));
             }
             let tree = store.tree(&id).await.unwrap();
