@@ -121,6 +121,7 @@ impl Transaction<'_> {
                 ..InstanceState::begun(&start.name)
             };
             found.parent = None;
+            found.inbox.clear();
             found.kv.clear();
             message
         };

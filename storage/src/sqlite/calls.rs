@@ -150,7 +150,8 @@ fn replace(db: &Connection, request: &StartRequest, shard: ShardId) -> rusqlite:
                orchestration = ?1, version = '', custom_status = NULL, \
                custom_status_version = custom_status_version + 1, parent = NULL WHERE id = ?2 AND status <> 'Running'";
     let message = if db.prepare_cached(sql)?.execute(params![start.name, id])? == 1 {
-        // There is one writer at a time, so beside its end nothing came in for the life that is over.
+        // The turn that ended it may have told itself that the id of a child was taken: that was for the life that is over.
+        db.prepare_cached("DELETE FROM inbox WHERE instance = ?1")?.execute([id])?;
         db.prepare_cached("DELETE FROM kv WHERE instance = ?1")?.execute([id])?;
         request.message.clone()
     } else {

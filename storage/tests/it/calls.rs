@@ -17,6 +17,7 @@ on_every_store!(
     a_message_is_applied_once,
     a_queue_has_a_limit_and_an_order,
     an_ended_id_can_be_started_anew,
+    a_start_anew_finds_nothing_that_the_end_left,
     a_copy_needs_a_free_id,
     deletion_takes_the_whole_tree,
     pruning_keeps_the_current_execution,
@@ -122,6 +123,22 @@ async fn an_ended_id_can_be_started_anew(store: &dyn Store) {
     let row = state(store, "a").await;
     assert_eq!((row.execution, row.orchestration.as_str(), row.output), (ExecutionId(2), "new", None));
     assert_eq!(inbox(store, "a").await.len(), 1);
+}
+
+async fn a_start_anew_finds_nothing_that_the_end_left(store: &dyn Store) {
+    let owner = Owner::of_all(store).await;
+    start(store, "a").await;
+    start(store, "taken").await;
+    // It ends in the turn that starts a child whose id is taken, and is told so.
+    let mut turn = owner.turn(store, "a", vec![completed()]).await;
+    let (to, message) = (id("taken"), start_message("child", "orchestration"));
+    turn.turn.outbound = vec![outlast_core::OutboundMessage { to, message, when_taken: Some(raise("it is taken")) }];
+    assert!(is_committed(&commit_one(store, turn).await));
+    let message = start_message("anew", "orchestration");
+    let on_conflict = StartConflict::TerminateExisting;
+    store.start(StartRequest { instance: id("a"), message, on_conflict }).await.unwrap();
+    let waiting: Vec<String> = inbox(store, "a").await.into_iter().map(|(_, id)| id).collect();
+    assert_eq!(waiting, ["anew"]);
 }
 
 async fn a_copy_needs_a_free_id(store: &dyn Store) {
