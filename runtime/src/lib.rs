@@ -6,6 +6,7 @@
 mod options;
 pub mod runtime;
 
+mod entropy;
 mod node;
 
 mod shards;

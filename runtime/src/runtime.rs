@@ -12,10 +12,12 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::node::bounds::{UnderWay, permits};
 use crate::node::presence::Presence;
 use crate::node::shutdown::Leaving;
 use crate::node::tasks::Tasks;
-use crate::node::{Node, NodeParts, permits};
+use crate::node::{Node, NodeParts};
+use crate::problems::report::Watched;
 use crate::providers::sqlite::SqliteProvider;
 use crate::worker::Worker;
 use crate::worker::sessions::Sessions;
@@ -64,11 +66,11 @@ pub enum StartError {
 
 /// A running node: orchestrations and activities of its registries, on the provider's store and broker.
 pub struct Runtime {
-    pub(crate) node: Arc<Node>,
+    pub(crate) node: Node,
     pub(crate) worker: Arc<Worker>,
     client: Client,
-    /// Where mail for this node's shards goes.
-    pub(crate) mail: mpsc::UnboundedSender<ShardMessage>,
+    /// Where messages for this node's shards go.
+    pub(crate) messages: mpsc::UnboundedSender<ShardMessage>,
     pub(crate) tasks: Tasks,
     /// Where all of it runs.
     pub(crate) executor: Handle,
@@ -148,14 +150,14 @@ impl Runtime {
             .then(|| WorkerInfo { filter: options.worker_tag_filter.clone(), activities: activities.list_names() });
         let info = NodeInfo { id: id.clone(), handlers: handlers.collect(), worker };
         let shards = store.shards();
+        let options = Arc::new(options);
         let node = Node::new(NodeParts {
             id,
             store: Arc::clone(&store),
             broker: Arc::clone(&broker),
             orchestrations,
-            options: options.clone(),
+            options: Arc::clone(&options),
         });
-        crate::telemetry::metrics::watch(&node);
         let id = WorkerId::new(&name);
         let worker = Arc::new(Worker {
             sessions: Sessions::new(id.clone(), Arc::clone(&store), &options),
@@ -165,41 +167,44 @@ impl Runtime {
             store,
             shards,
             client: client.clone(),
-            counters: Arc::clone(&node.counters),
-            node: Arc::clone(&node),
+            counters: Arc::clone(&node.engine.counters),
+            neighbours: Arc::clone(&node.owner.neighbours),
             inquiries: crate::worker::wanted::Inquiries::default(),
             running: std::sync::Mutex::default(),
             held: std::sync::Mutex::default(),
-            reporting: crate::node::UnderWay::default(),
+            reporting: UnderWay::default(),
             slots: permits(options.worker_concurrency.max(1)),
             reports: permits(options.limits.reports_in_flight_max),
             attempts: TaskTracker::new(),
-            troubles: Arc::clone(&node.troubles),
+            troubles: Arc::clone(&node.owner.problems.troubles),
             draining: CancellationToken::new(),
             stopped: CancellationToken::new(),
             options,
         });
-        let (mail, mailbox) = mpsc::unbounded_channel();
-        let (tasks, leaving) = (Tasks::default(), Leaving::default());
-        let presence = Presence::new(Arc::clone(&node), worker.id.clone(), mail.clone());
-        let runtime = Self { node, worker, client, mail, tasks, executor, leaving, presence };
+        let (messages, receiver) = mpsc::unbounded_channel();
+        let (tasks, leaving) = (Tasks::new(Arc::clone(&node.owner)), Leaving::default());
+        let presence = Presence::new(Arc::clone(&node.owner), worker.id.clone(), messages.clone());
+        let runtime = Self { node, worker, client, messages, tasks, executor, leaving, presence };
+        #[cfg(feature = "telemetry")]
+        crate::telemetry::metrics::watch(&runtime.node.owner);
         // From the first await on the runtime is whole: dropped with this future, it leaves nothing behind.
-        crate::node::presence::announce(&runtime.node, info).await?;
-        runtime.spawn_tasks(mailbox).await?;
+        crate::node::presence::announce(&runtime.node.owner, info).await?;
+        runtime.spawn_tasks(receiver).await?;
         Ok(Arc::new(runtime))
     }
 
-    async fn spawn_tasks(&self, mailbox: mpsc::UnboundedReceiver<ShardMessage>) -> Result<(), StartError> {
-        let node = &self.node;
-        self.tasks.spawn_reader(node, mailbox);
+    async fn spawn_tasks(&self, receiver: mpsc::UnboundedReceiver<ShardMessage>) -> Result<(), StartError> {
+        let owner = &self.node.owner;
+        self.tasks.spawn_receiver(receiver);
         // The first share is taken before the call returns: work that follows finds an owner.
-        let renewals = crate::shards::renewal::begin(node).await?;
+        let renewals = crate::shards::renewal::begin(owner).await?;
         let first = renewals.borrow().view.clone();
-        crate::shards::membership::share(node, first, &self.mail).await?;
-        self.tasks.spawn_owner(node, &self.mail, renewals);
-        self.tasks.spawn_report(node, &self.worker);
+        crate::shards::membership::share(owner, first, &self.messages).await?;
+        self.tasks.spawn_owner(&self.messages, renewals);
+        let (committer, worker) = (self.node.engine.committer.clone(), Arc::clone(&self.worker));
+        self.tasks.spawn_report(Watched { owner: Arc::clone(owner), committer, worker });
         if self.worker.options.worker_concurrency > 0 {
-            self.tasks.spawn_worker(node, &self.worker);
+            self.tasks.spawn_worker(&self.worker);
         }
         Ok(())
     }
@@ -211,21 +216,17 @@ impl Runtime {
         for attempt in self.worker.lock_running().values() {
             attempt.cancelled.cancel();
         }
-        self.node.stopping.cancel();
-        self.node.passivate_all();
-        self.node.due_queue.clear();
-        self.node.outstanding.clear();
+        self.node.stop();
     }
 
     /// Whether no turn and no activity of this runtime is under way, and none waits to be tried again.
     pub(crate) fn is_quiet(&self) -> bool {
-        let retried = self.node.unregistered.lock().unwrap_or_else(std::sync::PoisonError::into_inner).len();
-        retried == 0 && self.node.reads.is_none() && self.node.is_quiet() && self.worker.attempts.is_empty()
+        self.node.is_quiet() && self.worker.attempts.is_empty()
     }
 
     #[cfg(feature = "telemetry")]
     pub(crate) fn supervisor(&self) -> &crate::node::supervision::Supervisor {
-        &self.node.supervisor
+        &self.node.owner.supervisor
     }
 
     /// Whether an activity runs here that has not been told to stop.
@@ -241,14 +242,14 @@ impl Runtime {
 
     /// Counts since the start.
     pub fn metrics_snapshot(&self) -> MetricsSnapshot {
-        self.node.counters.snapshot(self.node.warm_count(), self.worker.code_running())
+        self.node.engine.counters.snapshot(self.node.owner.warm.warm_count(), self.worker.code_running())
     }
 
     /// Which code an instance runs; `None` when there is no such instance.
     pub async fn get_orchestration_descriptor(&self, instance: &str) -> Option<OrchestrationDescriptor> {
         let info = self.client.get_instance_info(instance).await.ok()?;
         let (id, execution) = (InstanceId::new(instance), ExecutionId(info.current_execution_id));
-        let first = self.node.store.event(&id, execution, EventId(1)).await.ok()?;
+        let first = self.node.engine.store.event(&id, execution, EventId(1)).await.ok()?;
         let parent_id = match first.map(|event| event.kind) {
             Some(EventKind::OrchestrationStarted { parent_id, .. }) => parent_id,
             _ => None,
@@ -264,7 +265,7 @@ impl Runtime {
 
 impl Drop for Runtime {
     fn drop(&mut self) {
-        if !self.node.stopping.is_cancelled() {
+        if !self.node.owner.stopping.is_cancelled() {
             self.stop();
         }
     }
@@ -272,5 +273,5 @@ impl Drop for Runtime {
 
 /// The configured name, made unique for this start.
 fn unique_name(configured: Option<&str>) -> String {
-    format!("{}-{:016x}", configured.unwrap_or("node"), crate::dispatch::random_bits())
+    format!("{}-{:016x}", configured.unwrap_or("node"), crate::entropy::random_bits())
 }

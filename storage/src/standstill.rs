@@ -45,12 +45,16 @@ pub enum Standstill {
         /// How many slots it has.
         slots: usize,
     },
-    /// All slots of a worker, or some of them, are taken by code that was told to stop and runs on.
+    /// No slot of a worker is free, and some of them are taken by code that was told to stop and runs on.
     UnwantedRuns {
         /// The worker.
         worker: String,
-        /// The activity that runs on.
+        /// The activity that has run on for longest.
         activity: String,
+        /// How many slots such code takes.
+        unwanted: usize,
+        /// How many slots the worker has.
+        slots: usize,
     },
     /// A worker holds as many sessions as it may, all in use, and others wait.
     SessionsTaken {
@@ -98,9 +102,10 @@ impl fmt::Display for Standstill {
                 "worker {worker}: no activity has ended on its {slots} slots for a while, and others wait: raise \
                  worker_concurrency or add workers"
             ),
-            Self::UnwantedRuns { worker, activity } => write!(
+            Self::UnwantedRuns { worker, activity, unwanted, slots } => write!(
                 f,
-                "worker {worker}: activity {activity} was told to stop and runs on in a slot: let it listen to `cancelled`"
+                "worker {worker}: {unwanted} of its {slots} slots are taken by activities that were told to stop and run on, such as \
+                 {activity}: let their code listen to `ActivityContext::cancelled`"
             ),
             Self::SessionsTaken { worker, sessions } => write!(
                 f,

@@ -1,35 +1,41 @@
-//! Carrying out what a committed turn decided.
+//! Handing activities to the broker: what a turn has scheduled, what a worker gives back, and what may have been lost.
+//!
+//! `outstanding` keeps what has no outcome yet, `offers` hands it out again, `unregistered` deals with activities that no worker
+//! has, `kv_reads` with those that no worker is needed for. Nothing here is durable: hydration finds all of it in the histories.
 
+pub(crate) mod kv_reads;
+pub(crate) mod offers;
 pub(crate) mod outstanding;
+pub(crate) mod unregistered;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use outlast_broker::Dispatch;
+use outlast_broker::{Broker, Dispatch};
 use outlast_core::{
-    ActivityItem, ActivityKey, ActivityRef, Effect, ErrorDetails, ExecutionId, InstanceId, KV_READ_ACTIVITY, LogLevel,
-    LogLine, Message, MessageId, MessageKind, Token,
+    ActivityItem, ActivityKey, ActivityRef, ErrorDetails, KV_READ_ACTIVITY, Message, MessageId, MessageKind, Token,
+    WorkerId,
 };
+use outlast_storage::Store;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
-use crate::dispatch::outstanding::Place;
-use crate::node::Node;
-use crate::node::supervision::NodeTask;
+use crate::RuntimeOptions;
+use crate::dispatch::outstanding::{Outstanding, Terms, strip_input};
+use crate::instances::mailbox::{Inbound, Mailboxes};
+use crate::node::bounds::UnderWay;
+use crate::node::node_task::NodeTask;
+use crate::node::supervision::Supervisor;
+use crate::problems::known::Problems;
 use crate::problems::lasting::Refusal;
-use crate::problems::notices::no_worker_has;
+use crate::shards::neighbours::Neighbours;
+use crate::shards::tenure::Tenure;
 use crate::telemetry::counters::Counters;
-use crate::telemetry::logging::{ACTIVITY, ORCHESTRATION, RUNTIME};
+use crate::telemetry::logging::RUNTIME;
 
 /// Pause before activities are published again.
 const PUBLISH_AGAIN: Duration = Duration::from_secs(1);
-/// Pause before the store is asked again.
-const STORE_AGAIN: Duration = Duration::from_millis(200);
-
-/// 64 random bits: the hash of nothing under keys that the standard library draws from the system.
-pub(crate) fn random_bits() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    std::collections::hash_map::RandomState::new().build_hasher().finish()
-}
 
 /// Why activities were not handed out.
 #[derive(Debug, thiserror::Error)]
@@ -40,75 +46,73 @@ pub(crate) enum PublishError {
     Broker(#[from] outlast_broker::Error),
 }
 
-/// The item without a large input, which stays in the history.
-pub(crate) fn strip_input(item: &ActivityItem, payload_bytes_max: usize) -> ActivityItem {
-    if item.input.len() <= payload_bytes_max {
-        return item.clone();
-    }
-    ActivityItem { input: String::new(), input_stored: true, ..item.clone() }
-}
-
 /// The id under which an activity's result travels.
 pub(crate) fn result_id(key: &ActivityKey, token: Token) -> MessageId {
     MessageId::new(format!("activity:{}:{}:{:016x}", key.execution, key.event, token.0))
 }
 
-/// What a committed turn shows to the world, and whose it is.
-pub(crate) struct Shown {
-    pub(crate) instance: InstanceId,
-    pub(crate) place: Place,
-    pub(crate) execution: ExecutionId,
-    pub(crate) orchestration: String,
-    pub(crate) logs: Vec<LogLine>,
-    pub(crate) effects: Vec<Effect>,
+/// What dispatching needs from the rest of a node.
+pub(crate) struct DispatchParts {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) options: Arc<RuntimeOptions>,
+    pub(crate) tenure: Arc<Tenure>,
+    pub(crate) neighbours: Arc<Neighbours>,
+    pub(crate) problems: Arc<Problems>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) supervisor: Arc<Supervisor>,
+    pub(crate) stopping: CancellationToken,
+    /// Where outcomes go that no worker produced.
+    pub(crate) instances: Arc<dyn Mailboxes>,
 }
 
-impl Node {
-    /// Shows a committed turn to the world: log lines, cancellations, activities.
-    pub(crate) async fn apply_effects(self: &Arc<Self>, mut shown: Shown) {
-        for line in std::mem::take(&mut shown.logs) {
-            log(&shown, line);
-        }
-        let (mut items, mut to_stop) = (Vec::new(), Vec::new());
-        for effect in shown.effects {
-            match effect {
-                Effect::Dispatch(item) => items.push(*item),
-                Effect::CancelActivity(key) => to_stop.extend(self.outstanding.cancel(&key)),
-            }
-        }
-        self.stop_activities(to_stop).await;
-        if !items.is_empty() {
-            crate::telemetry::metrics::dispatched(&items);
-            self.dispatch(items, shown.place, false).await;
-        }
+/// Hands activities to the broker until their outcome is in a history.
+pub(crate) struct Dispatcher {
+    parts: DispatchParts,
+    /// Activities without an outcome: the broker carries them and might lose them.
+    pub(crate) outstanding: Outstanding,
+    /// Tries of activities that no worker had registered.
+    unregistered: Mutex<BTreeMap<ActivityRef, u32>>,
+    /// Values of other instances that are being read.
+    reads: UnderWay,
+}
+
+impl Dispatcher {
+    pub(crate) fn new(parts: DispatchParts) -> Self {
+        let outstanding = Outstanding::new(parts.options.limits.dispatch_window);
+        Self { parts, outstanding, unregistered: Mutex::default(), reads: UnderWay::default() }
     }
 
-    /// Hands activities to the broker, as far as it has room for them; `again` when they may have been run since they were
-    /// handed out before.
-    pub(crate) async fn dispatch(self: &Arc<Self>, mut items: Vec<ActivityItem>, place: Place, again: bool) {
+    /// Whether nothing is being read here, and nothing waits to be tried again.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.lock_unregistered().is_empty() && self.reads.is_none()
+    }
+
+    /// Hands activities to the broker, as far as it has room for them; they say themselves whether they may have been run before.
+    pub(crate) async fn dispatch(self: &Arc<Self>, mut items: Vec<ActivityItem>, terms: Terms) {
         for item in items.extract_if(.., |item| item.name == KV_READ_ACTIVITY) {
             self.read_kv(item);
         }
         if items.is_empty() {
             return;
         }
-        self.counters.dispatched.fetch_add(items.len() as u64, std::sync::atomic::Ordering::Relaxed);
-        let admitted = self.outstanding.admit(items, (place, self.store.now()), again);
+        self.parts.counters.dispatched.fetch_add(items.len() as u64, std::sync::atomic::Ordering::Relaxed);
+        let admitted = self.outstanding.admit(items, terms);
         if !admitted.is_empty() {
-            self.hand_out(admitted, again).await;
+            self.hand_out(admitted, terms.may_have_run).await;
         }
     }
 
     /// Gives the broker what has room there, trying until it takes it.
-    pub(crate) async fn hand_out(self: &Arc<Self>, items: Vec<ActivityItem>, again: bool) {
+    pub(crate) async fn hand_out(self: &Arc<Self>, items: Vec<ActivityItem>, may_have_run: bool) {
         let count = items.len();
-        let Err(error) = self.publish(&items, again).await else { return };
+        let Err(error) = self.publish(&items, may_have_run).await else { return };
         tracing::warn!(target: RUNTIME, %error, count, "activities were not published, trying again");
         let items = Arc::new(items);
-        self.until_done(move |node| {
+        self.until_done(move |dispatcher| {
             let items = Arc::clone(&items);
             async move {
-                while !node.stopping.is_cancelled() && node.publish(&items, true).await.is_err() {
+                while !dispatcher.parts.stopping.is_cancelled() && dispatcher.publish(&items, true).await.is_err() {
                     tokio::time::sleep(PUBLISH_AGAIN).await;
                 }
             }
@@ -120,10 +124,10 @@ impl Node {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let (node, done) = (Arc::clone(self), self.stopping.child_token());
+        let (dispatcher, done) = (Arc::clone(self), self.parts.stopping.child_token());
         let asked = done.clone();
-        tokio::spawn(Arc::clone(&self.supervisor).keep(NodeTask::Dispatch, asked, move || {
-            let (work, done) = (work(Arc::clone(&node)), done.clone());
+        tokio::spawn(Arc::clone(&self.parts.supervisor).keep(NodeTask::Dispatch, asked, move || {
+            let (work, done) = (work(Arc::clone(&dispatcher)), done.clone());
             async move {
                 work.await;
                 done.cancel();
@@ -132,142 +136,69 @@ impl Node {
     }
 
     /// Brings activities to the broker; notes when it does not take them.
-    pub(crate) async fn publish(&self, items: &[ActivityItem], again: bool) -> Result<(), PublishError> {
-        let published = self.try_publish(items, again).await;
+    pub(crate) async fn publish(&self, items: &[ActivityItem], may_have_run: bool) -> Result<(), PublishError> {
+        let published = self.try_publish(items, may_have_run).await;
         match (&published, items.first()) {
-            (Ok(()), _) => self.troubles.broker.end(&()),
+            (Ok(()), _) => self.parts.problems.troubles.broker.end(&()),
             (Err(error), Some(first)) => {
-                self.troubles.broker.note((), Refusal { reason: error.to_string(), first: first.clone() });
+                self.parts
+                    .problems
+                    .troubles
+                    .broker
+                    .note((), Refusal { reason: error.to_string(), first: first.clone() });
             }
             (Err(_), None) => {}
         }
         published
     }
 
-    async fn try_publish(&self, items: &[ActivityItem], again: bool) -> Result<(), PublishError> {
-        let max = self.broker.payload_bytes_max();
-        let mut dispatches: Vec<Dispatch> =
-            items.iter().map(|item| Dispatch { item: strip_input(item, max), worker: None, again }).collect();
+    async fn try_publish(&self, items: &[ActivityItem], may_have_run: bool) -> Result<(), PublishError> {
+        let max = self.parts.broker.payload_bytes_max();
+        let mut dispatches: Vec<Dispatch> = items
+            .iter()
+            .map(|item| Dispatch { item: strip_input(item, max), worker: None, again: may_have_run })
+            .collect();
         let sessions: Vec<String> = items.iter().filter_map(|item| item.session_id.clone()).collect();
         if !sessions.is_empty() {
-            let owners = self.store.session_owners(&sessions).await?;
+            let owners = self.parts.store.session_owners(&sessions).await?;
             let bound = dispatches.iter_mut().filter(|dispatch| dispatch.item.session_id.is_some());
             for (dispatch, owner) in bound.zip(owners) {
                 self.outstanding.brought_to(&dispatch.item.key, owner.as_ref());
                 dispatch.worker = owner;
             }
         }
-        Ok(self.broker.publish(dispatches).await?)
-    }
-
-    /// Reads another instance's value for an orchestration and brings it back as the activity's result.
-    fn read_kv(self: &Arc<Self>, item: ActivityItem) {
-        let (item, reading) = (Arc::new(item), self.reads.begin());
-        self.until_done(move |node| {
-            let (item, reading) = (Arc::clone(&item), reading.clone());
-            async move {
-                let _reading = reading;
-                let Ok((instance, key)) = serde_json::from_str::<(String, String)>(&item.input) else { return };
-                let value = loop {
-                    match node.store.kv(&InstanceId::new(&instance), Some(&key)).await {
-                        Ok(entries) => break entries.into_iter().next().map(|entry| entry.value),
-                        Err(_) if node.stopping.is_cancelled() => return,
-                        Err(_) => tokio::time::sleep(STORE_AGAIN).await,
-                    }
-                };
-                let result = serde_json::to_string(&value).expect("an optional text is JSON");
-                node.settle_activity(&item.key, item.token, Ok(result));
-            }
-        });
+        Ok(self.parts.broker.publish(dispatches).await?)
     }
 
     /// Gives an activity an outcome that no worker produced.
-    pub(crate) fn settle_activity(
-        self: &Arc<Self>,
-        key: &ActivityKey,
-        token: Token,
-        outcome: Result<String, ErrorDetails>,
-    ) {
+    pub(crate) fn complete(self: &Arc<Self>, key: &ActivityKey, token: Token, outcome: Result<String, ErrorDetails>) {
         let kind = MessageKind::ActivityDone { execution: key.execution, event: key.event, token, outcome, run: None };
         let message = Message { id: result_id(key, token), kind };
         let (answer, answered) = oneshot::channel();
-        self.deliver_direct(&key.instance, message, answer);
+        self.parts.instances.deliver(&key.instance, Inbound::Direct(message, answer));
         // If the turn fails, hydration hands the activity out again, so the answer is of no interest.
         drop(answered);
     }
 
-    /// A worker has run it, or nobody wants it: should it come back, the tries count anew.
-    pub(crate) fn registered(&self, activity: &ActivityRef) {
-        let mut tries = self.unregistered.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if !tries.is_empty() {
-            tries.remove(activity);
-        }
-    }
-
-    /// A worker has no handler of this name: try again later, give up after so many times.
-    pub(crate) fn retry_unregistered(self: &Arc<Self>, activity: ActivityRef, name: String) {
-        // A worker that lacks it says so; while another one has it, that is no reason to give up.
-        let served = self.workers().iter().any(|worker| worker.activities.contains(&name));
-        let tries = {
-            let mut tries = self.unregistered.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let count = tries.entry(activity.clone()).or_insert(0);
-            *count += 1;
-            *count
-        };
-        if tries >= self.options.max_attempts && !served {
-            Counters::count(&self.counters.activity_poison);
+    /// Tells workers of activities that are not wanted.
+    pub(crate) async fn stop_activities(&self, activities: Vec<ActivityRef>) {
+        for activity in activities {
             self.registered(&activity);
-            let details = ErrorDetails::Poison {
-                attempt_count: tries,
-                max_attempts: self.options.max_attempts,
-                message_type: format!("activity {name}"),
-                message: "no worker has registered it: register it, or check its name and tag".to_owned(),
-            };
-            return self.settle_activity(&activity.key, activity.token, Err(details));
-        }
-        let delay = self.options.unregistered_backoff.delay(tries);
-        let missing = no_worker_has(&name);
-        if !served && self.notices.is_due(&missing) {
-            tracing::warn!(
-                target: ACTIVITY, instance = %activity.key.instance, tries,
-                "{missing}: register it, or check its name; instances wait for it and fail after {} tries",
-                self.options.max_attempts
-            );
-        }
-        self.outstanding.postpone(&activity.key, delay);
-        self.until_done(move |node| {
-            let activity = activity.clone();
-            async move {
-                tokio::time::sleep(delay).await;
-                match node.outstanding.find(&activity) {
-                    Some(item) => {
-                        node.counters.dispatched.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                        node.hand_out(vec![item], true).await;
-                    }
-                    // Not wanted any more, or another node looks after it.
-                    None => node.registered(&activity),
-                }
+            if let Err(error) = self.parts.broker.cancel(&activity).await {
+                tracing::warn!(target: RUNTIME, %error, "a cancellation was not sent: its worker will ask");
             }
-        });
+        }
     }
-}
 
-fn log(shown: &Shown, line: LogLine) {
-    macro_rules! at {
-        ($level:ident) => {
-            tracing::$level!(
-                target: ORCHESTRATION,
-                instance = %shown.instance,
-                execution = shown.execution.0,
-                orchestration = %shown.orchestration,
-                "{}", line.text
-            )
-        };
-    }
-    match line.level {
-        LogLevel::Debug => at!(debug),
-        LogLevel::Info => at!(info),
-        LogLevel::Warn => at!(warn),
-        LogLevel::Error => at!(error),
+    /// Workers that others see no more: what was brought to them alone is handed out again.
+    pub(crate) async fn workers_lost(&self, workers: &[WorkerId]) {
+        for worker in workers {
+            tracing::warn!(target: RUNTIME, %worker, "a worker is gone, its work is handed out again");
+            self.parts.broker.forget_worker(worker).await;
+        }
+        if !workers.is_empty() {
+            // Another worker may have passed an item on to the one that is gone, of which this node does not know.
+            self.outstanding.mark_sessions_due();
+        }
     }
 }

@@ -7,32 +7,30 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::RangeInclusive;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use outlast_core::{
-    ActivityItem, ActivityKey, ActivityRef, AppErrorKind, Epoch, ErrorDetails, EventId, EventKind, ExecutionId,
-    HistoryEvent, InstanceId, Millis, ShardId, Token, WorkerId,
+    ActivityItem, ActivityKey, ActivityRef, Epoch, EventId, EventKind, ExecutionId, HistoryEvent, InstanceId, Millis,
+    ShardId, Token, WorkerId,
 };
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::dispatch::strip_input;
-use crate::node::Node;
-use crate::telemetry::logging::RUNTIME;
-
-/// How often what is outstanding is looked through.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How often is looked for what nobody has begun in time.
-const LATE_EVERY: Duration = Duration::from_millis(100);
 /// When an item is offered again for the first time.
 const FIRST_OFFER: Duration = Duration::from_secs(8);
 /// Longest time between two offers.
 const OFFER_MAX: Duration = Duration::from_secs(300);
-/// Items that are offered in one publish.
-const OFFERS: usize = 1_000;
 /// A larger input is not kept here; the worker reads it from the history.
 const KEPT_INPUT_BYTES_MAX: usize = 1_024;
+
+/// The item without a large input, which stays in the history.
+pub(crate) fn strip_input(item: &ActivityItem, payload_bytes_max: usize) -> ActivityItem {
+    if item.input.len() <= payload_bytes_max {
+        return item.clone();
+    }
+    ActivityItem { input: String::new(), input_stored: true, ..item.clone() }
+}
 
 /// What has no outcome yet, and when it is offered again.
 pub(crate) struct Outstanding {
@@ -70,6 +68,16 @@ pub(crate) struct Place {
     pub(crate) generation: u64,
 }
 
+/// On what terms activities are taken in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    pub(crate) place: Place,
+    /// The store's time.
+    pub(crate) now: Millis,
+    /// They may have been given to the broker before, and run.
+    pub(crate) may_have_run: bool,
+}
+
 struct Entry {
     item: ActivityItem,
     place: Place,
@@ -80,7 +88,7 @@ struct Entry {
     /// The broker has not been given it yet.
     waits: bool,
     /// It may have been run: a former owner may have given it.
-    again: bool,
+    may_have_run: bool,
     offer_at: Instant,
     pause: Duration,
 }
@@ -92,7 +100,8 @@ impl Items {
     }
 
     /// Takes one in; `true` when the broker may have it now.
-    fn add(&mut self, item: &ActivityItem, (place, time): (Place, Millis), again: bool) -> bool {
+    fn add(&mut self, item: &ActivityItem, terms: Terms) -> bool {
+        let Terms { place, now: time, may_have_run } = terms;
         let now = Instant::now();
         self.late.remove(&item.key);
         if let Some(known) = self.entries.get_mut(&item.key).filter(|known| known.item.token == item.token) {
@@ -115,7 +124,7 @@ impl Items {
         self.deadlines.extend(begin_by.map(|at| (at, item.key.clone())));
         let (offer_at, pause) = (now + FIRST_OFFER, FIRST_OFFER);
         let item = strip_input(item, KEPT_INPUT_BYTES_MAX);
-        let entry = Entry { item, place, worker: None, since: now, begin_by, waits, again, offer_at, pause };
+        let entry = Entry { item, place, worker: None, since: now, begin_by, waits, may_have_run, offer_at, pause };
         self.entries.insert(entry.item.key.clone(), entry);
         !waits
     }
@@ -155,7 +164,7 @@ impl Items {
                 if let Some(entry) = self.entries.get_mut(&key).filter(|entry| entry.waits) {
                     (entry.waits, entry.offer_at) = (false, now + FIRST_OFFER);
                     tag.given += 1;
-                    taken.push((entry.item.clone(), entry.again));
+                    taken.push((entry.item.clone(), entry.may_have_run));
                 }
             }
             tag.given > 0 || !tag.waiting.is_empty()
@@ -177,7 +186,7 @@ impl Items {
 impl Entry {
     /// What a worker has to be told when it is not wanted; nothing when no worker can have it.
     fn into_stop(self) -> Option<ActivityRef> {
-        (!self.waits || self.again).then(|| self.item.activity())
+        (!self.waits || self.may_have_run).then(|| self.item.activity())
     }
 }
 
@@ -195,9 +204,9 @@ impl Outstanding {
     }
 
     /// Takes items in and returns those that the broker may have now; the others follow when there is room.
-    pub(crate) fn admit(&self, mut new: Vec<ActivityItem>, place: (Place, Millis), again: bool) -> Vec<ActivityItem> {
+    pub(crate) fn admit(&self, mut new: Vec<ActivityItem>, terms: Terms) -> Vec<ActivityItem> {
         let mut items = self.lock();
-        new.retain(|item| items.add(item, place, again));
+        new.retain(|item| items.add(item, terms));
         new
     }
 
@@ -236,7 +245,7 @@ impl Outstanding {
     }
 
     /// Takes out what nobody has begun in time.
-    fn take_late(&self) -> Vec<ActivityItem> {
+    pub(crate) fn take_late(&self) -> Vec<ActivityItem> {
         let (now, mut items) = (Instant::now(), self.lock());
         let mut late = Vec::new();
         while let Some((_, key)) = items.deadlines.first().filter(|(at, _)| *at <= now).cloned() {
@@ -320,7 +329,7 @@ impl Outstanding {
     }
 
     /// A turn that was under way while its shard was given up has added to what another node looks after.
-    fn keep_only(&self, is_held: impl Fn(Place) -> bool) {
+    pub(crate) fn keep_only(&self, is_held: impl Fn(Place) -> bool) {
         let mut items = self.lock();
         items.retain(|entry| is_held(entry.place));
         self.tell_room(&items);
@@ -334,6 +343,16 @@ impl Outstanding {
         self.lock().entries.len()
     }
 
+    /// All of it is offered at the next look.
+    pub(crate) fn mark_all_due(&self) {
+        self.mark_due(|_| true);
+    }
+
+    /// What belongs to sessions is offered at the next look.
+    pub(crate) fn mark_sessions_due(&self) {
+        self.mark_due(|entry| entry.item.session_id.is_some());
+    }
+
     /// Whatever matches is offered at the next look.
     fn mark_due(&self, matches: impl Fn(&Entry) -> bool) {
         let now = Instant::now();
@@ -344,7 +363,7 @@ impl Outstanding {
     }
 
     /// Takes note of an offer of all that is due, and returns it.
-    fn due(&self) -> Vec<ActivityItem> {
+    pub(crate) fn due(&self) -> Vec<ActivityItem> {
         let now = Instant::now();
         let mut items = self.lock();
         let due = items.entries.values_mut().filter(|entry| !entry.waits && entry.offer_at <= now);
@@ -357,7 +376,7 @@ impl Outstanding {
     }
 
     /// What has waited and may be given to the broker now; waits until there is something.
-    async fn admitted(&self) -> Vec<(ActivityItem, bool)> {
+    pub(crate) async fn admitted(&self) -> Vec<(ActivityItem, bool)> {
         loop {
             self.room.notified().await;
             let admitted = self.lock().take_waiting();
@@ -387,105 +406,6 @@ pub(crate) fn outcomes(instance: &InstanceId, events: &[(ExecutionId, HistoryEve
         Some(ActivityKey { instance: instance.clone(), execution: *execution, event: event.source_event_id? })
     };
     outcomes.filter_map(key).collect()
-}
-
-impl Node {
-    /// Tells workers of activities that are not wanted.
-    pub(crate) async fn stop_activities(&self, activities: Vec<ActivityRef>) {
-        for activity in activities {
-            self.registered(&activity);
-            if let Err(error) = self.broker.cancel(&activity).await {
-                tracing::warn!(target: RUNTIME, %error, "a cancellation was not sent: its worker will ask");
-            }
-        }
-    }
-
-    /// Workers that others see no more: what was brought to them alone is handed out again.
-    pub(crate) async fn workers_lost(&self, workers: &[WorkerId]) {
-        for worker in workers {
-            tracing::warn!(target: RUNTIME, %worker, "a worker is gone, its work is handed out again");
-            self.broker.forget_worker(worker).await;
-        }
-        if !workers.is_empty() {
-            // Another worker may have passed an item on to the one that is gone, of which this node does not know.
-            self.outstanding.mark_due(|entry| entry.item.session_id.is_some());
-        }
-    }
-}
-
-/// Offers all that the broker has been given again, once: what was on its way to it when a task ended may not have arrived.
-pub(crate) async fn offer_all(node: &Arc<Node>) {
-    node.outstanding.mark_due(|_| true);
-    for items in node.outstanding.due().chunks(OFFERS) {
-        node.hand_out(items.to_vec(), true).await;
-    }
-}
-
-/// Offers what is outstanding again: after a loss at once, otherwise after a while.
-pub(crate) async fn offer_again(node: Arc<Node>) {
-    let mut losses = node.broker.losses();
-    let mut look = tokio::time::interval(LOOK_EVERY);
-    let mut told = true;
-    loop {
-        tokio::select! {
-            _ = look.tick() => {}
-            changed = losses.changed(), if told => {
-                told = changed.is_ok();
-                if told {
-                    let count = node.outstanding.len();
-                    tracing::warn!(target: RUNTIME, count, "the broker may have lost work, all that is outstanding is offered again");
-                    node.outstanding.mark_due(|_| true);
-                }
-            }
-            () = node.stopping.cancelled() => return,
-        }
-        let generation = node.generation();
-        node.outstanding
-            .keep_only(|place| node.epoch(place.shard) == Some(place.epoch) && place.generation == generation);
-        for items in node.outstanding.due().chunks(OFFERS) {
-            if let Err(error) = node.publish(items, true).await {
-                tracing::warn!(target: RUNTIME, %error, count = items.len(), "activities were not offered again");
-                break;
-            }
-            crate::telemetry::metrics::redispatched(items);
-        }
-    }
-}
-
-/// Gives the broker what has waited for room.
-pub(crate) async fn give_waiting(node: Arc<Node>) {
-    loop {
-        let admitted = tokio::select! {
-            admitted = node.outstanding.admitted() => admitted,
-            () = node.stopping.cancelled() => return,
-        };
-        let (again, new): (Vec<_>, Vec<_>) = admitted.into_iter().partition(|(_, again)| *again);
-        for (items, again) in [(new, false), (again, true)] {
-            let items: Vec<ActivityItem> = items.into_iter().map(|(item, _)| item).collect();
-            for items in items.chunks(OFFERS) {
-                node.hand_out(items.to_vec(), again).await;
-            }
-        }
-    }
-}
-
-/// Ends activities that no worker has begun in time.
-pub(crate) async fn end_late(node: Arc<Node>) {
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(LATE_EVERY) => {}
-            () = node.stopping.cancelled() => return,
-        }
-        let late = node.outstanding.take_late();
-        // All outcomes before the first await: what was taken out above is known to nobody else in memory.
-        for item in &late {
-            let limit = item.timeouts.get_schedule_to_start().unwrap_or_default();
-            let message = format!("timeout: no worker has begun the activity within {limit:?} (schedule_to_start)");
-            let details = ErrorDetails::application(AppErrorKind::ActivityFailed, message);
-            // Stopped when that is committed: until then it may turn out that it had ended just before.
-            node.settle_activity(&item.key, item.token, Err(details));
-        }
-    }
 }
 
 #[cfg(test)]

@@ -6,31 +6,29 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use outlast_core::InstanceId;
-use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ractor::{Actor, ActorProcessingErr, ActorRef, ActorRuntime, SpawnErr};
 
-use crate::instances::mailbox::{Inbound, Mailbox};
+use crate::instances::engine::Engine;
+use crate::instances::mailbox::{Inbound, Mailbox, Mailboxes, Run};
 use crate::instances::run_turn::{After, InstanceRun};
-use crate::node::Node;
+use crate::instances::warm::StartsActors;
 use crate::node::supervision::text_of;
 use crate::telemetry::logging::RUNTIME;
 
 /// Pause after a turn that panicked.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
 
-/// Tells an actor that its mailbox has something.
-#[derive(Debug)]
-pub(crate) struct Run;
-
 /// One instance.
-pub(crate) struct InstanceActor {
-    node: Arc<Node>,
+struct InstanceActor {
+    engine: Arc<Engine>,
     instance: InstanceId,
     mailbox: Arc<Mailbox>,
 }
 
-impl InstanceActor {
-    pub(crate) fn new(node: Arc<Node>, instance: InstanceId, mailbox: Arc<Mailbox>) -> Self {
-        Self { node, instance, mailbox }
+impl StartsActors for Engine {
+    fn start_actor(self: Arc<Self>, instance: InstanceId, mailbox: Arc<Mailbox>) -> Result<ActorRef<Run>, SpawnErr> {
+        let actor = InstanceActor { engine: self, instance, mailbox };
+        ActorRuntime::spawn_instant(None, actor, ()).map(|(actor, _)| actor)
     }
 }
 
@@ -40,7 +38,7 @@ impl Actor for InstanceActor {
     type Arguments = ();
 
     async fn pre_start(&self, _: ActorRef<Run>, (): ()) -> Result<InstanceRun, ActorProcessingErr> {
-        Ok(InstanceRun::new(Arc::clone(&self.node), self.instance.clone()))
+        Ok(InstanceRun::new(Arc::clone(&self.engine), self.instance.clone()))
     }
 
     async fn handle(&self, _: ActorRef<Run>, _: Run, run: &mut InstanceRun) -> Result<(), ActorProcessingErr> {
@@ -49,10 +47,10 @@ impl Actor for InstanceActor {
             // User code is caught where it runs, so this is a fault of ours; the store knows where the instance stands.
             let reason = format!("a turn panicked: {}", text_of(panic.as_ref()));
             tracing::error!(target: RUNTIME, instance = %self.instance, reason, "the instance is read again");
-            self.node.troubles.turns.note(self.instance.clone(), reason);
-            *run = InstanceRun::new(Arc::clone(&self.node), self.instance.clone());
+            self.engine.problems.troubles.turns.note(self.instance.clone(), reason);
+            *run = InstanceRun::new(Arc::clone(&self.engine), self.instance.clone());
             tokio::time::sleep(AFTER_PANIC).await;
-            self.node.deliver(&self.instance, Inbound::Nudge);
+            self.engine.warm.deliver(&self.instance, Inbound::Nudge);
         }
         Ok(())
     }
@@ -61,17 +59,17 @@ impl Actor for InstanceActor {
 impl InstanceActor {
     /// Runs turns until nothing waits.
     async fn run_turns(&self, run: &mut InstanceRun) {
-        let max = self.node.limits.messages_per_turn_max;
+        let max = self.engine.limits.messages_per_turn_max;
         loop {
             let inbound = if run.has_backlog() { Vec::new() } else { self.mailbox.take(max) };
             if inbound.is_empty() && !run.has_backlog() {
-                return self.node.idle(&self.instance, &self.mailbox);
+                return self.engine.warm.idle(&self.instance, &self.mailbox);
             }
             // Boxed, so that an idle actor does not keep the room that a turn needs.
             match Box::pin(run.turn(inbound)).await {
                 After::Stay => {}
                 After::Leave => {
-                    if self.node.retire(&self.instance, &self.mailbox) {
+                    if self.engine.warm.retire(&self.instance, &self.mailbox) {
                         return;
                     }
                 }

@@ -12,7 +12,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::node::dedicated_thread::COMMITS;
-use crate::node::supervision::{NodeTask, Supervisor};
+use crate::node::node_task::NodeTask;
+use crate::node::supervision::Supervisor;
 use crate::telemetry::logging::RUNTIME;
 
 /// What became of a turn, as its actor sees it.
@@ -43,7 +44,8 @@ pub(crate) struct Committer {
 impl Committer {
     /// Starts the task that commits; it ends when all handles are gone.
     pub(crate) fn start(
-        (store, broker): (Arc<dyn Store>, Arc<dyn Broker>),
+        store: Arc<dyn Store>,
+        broker: Arc<dyn Broker>,
         group_max: usize,
         supervisor: Arc<Supervisor>,
     ) -> Self {
@@ -65,7 +67,7 @@ impl Committer {
                     let (turns, answers): (Vec<_>, Vec<_>) = requests.drain(..).map(|r| (r.turn, r.answer)).unzip();
                     let note = |commit| *noted.lock().unwrap_or_else(PoisonError::into_inner) = commit;
                     note(turns.first().map(|turn: &FencedTurn| (turn.instance.clone(), Instant::now())));
-                    commit_group((store.as_ref(), broker.as_ref()), turns, answers).await;
+                    commit_group(store.as_ref(), broker.as_ref(), turns, answers).await;
                     note(None);
                 }
                 closed.cancel();
@@ -91,7 +93,8 @@ impl Committer {
 }
 
 async fn commit_group(
-    (store, broker): (&dyn Store, &dyn Broker),
+    store: &dyn Store,
+    broker: &dyn Broker,
     turns: Vec<FencedTurn>,
     answers: Vec<oneshot::Sender<Committed>>,
 ) {

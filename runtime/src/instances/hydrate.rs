@@ -8,8 +8,8 @@ use outlast_core::{Incoming, MessageKind, ShardId, Snapshot, Verdict, WarmInstan
 use outlast_storage::Loaded;
 use tokio::time::Instant;
 
-use crate::dispatch::outstanding::Place;
-use crate::instances::mailbox::Inbound;
+use crate::dispatch::outstanding::{Place, Terms};
+use crate::instances::mailbox::{Inbound, Mailboxes};
 use crate::instances::run_turn::{Asked, Hydrated, InstanceRun, Obstacle};
 use crate::telemetry::counters::Counters;
 
@@ -22,8 +22,8 @@ impl InstanceRun {
         for inbound in inbound {
             match inbound {
                 Inbound::Nudge => nudged = true,
-                Inbound::Begin(beginning) if self.warm.is_none() => begun = Some(*beginning),
-                Inbound::Begin(_) => nudged = true,
+                Inbound::Start(beginning) if self.warm.is_none() => begun = Some(*beginning),
+                Inbound::Start(_) => nudged = true,
                 Inbound::Wake => {}
                 Inbound::Reread => {
                     self.forget();
@@ -39,16 +39,16 @@ impl InstanceRun {
         }
         // A beginning may be late, and a worker's question is answered by what is known now.
         let begun = begun.filter(|_| !nudged && self.asked.is_empty()).and_then(|begun| {
-            let shard = ShardId::of(&begun.instance, self.node.store.shards());
+            let shard = ShardId::of(&begun.instance, self.engine.store.shards());
             Loaded::begun(shard, begun)
         });
         match self.warm.as_ref().map(|hydrated| hydrated.cursor) {
             None => match begun {
-                Some(loaded) => self.take_in(loaded, self.node.generation()).await?,
+                Some(loaded) => self.take_in(loaded, self.engine.tenure.generation()).await?,
                 None => self.hydrate().await?,
             },
             Some(after) if nudged => {
-                let read = self.node.store.inbox(&self.instance, after).await;
+                let read = self.engine.store.inbox(&self.instance, after).await;
                 let (rows, cursor) = read.map_err(|error| self.again(&error))?;
                 // The id was deleted and started again: what is in memory was another life, even if it has not begun either.
                 let is_new = |row: &Incoming| {
@@ -66,7 +66,8 @@ impl InstanceRun {
             Some(_) => {}
         }
         self.backlog.extend(direct);
-        let hydrated = self.warm.as_ref().filter(|hydrated| self.node.speaks_for(hydrated.shard, hydrated.epoch));
+        let hydrated =
+            self.warm.as_ref().filter(|hydrated| self.engine.tenure.speaks_for(hydrated.shard, hydrated.epoch));
         for Asked { key, token, answer } in self.asked.drain(..) {
             let reply = hydrated.map_or(ReportReply::TryAgain, |hydrated| {
                 let same = hydrated.stored.execution == key.execution;
@@ -81,9 +82,9 @@ impl InstanceRun {
     /// What was decided for a shard that another node may have had since is not the truth any more.
     fn forget_if_moved(&mut self) {
         let warm = self.warm.as_ref();
-        let generation = self.node.generation();
+        let generation = self.engine.tenure.generation();
         let is_stale = |hydrated: &Hydrated| {
-            self.node.epoch(hydrated.shard) != Some(hydrated.epoch) || hydrated.generation != generation
+            self.engine.tenure.epoch(hydrated.shard) != Some(hydrated.epoch) || hydrated.generation != generation
         };
         if warm.is_some_and(is_stale) {
             self.forget();
@@ -102,13 +103,13 @@ impl InstanceRun {
     /// The instance as the store has it, read after its shard was taken: before that, its former owner may still write.
     async fn read(&mut self) -> Result<(Loaded, u64), Obstacle> {
         loop {
-            let (asked, generation) = (Instant::now(), self.node.generation());
-            let loaded = self.node.store.load(&self.instance).await.map_err(|error| self.again(&error))?;
+            let (asked, generation) = (Instant::now(), self.engine.tenure.generation());
+            let loaded = self.engine.store.load(&self.instance).await.map_err(|error| self.again(&error))?;
             let loaded = loaded.ok_or(Obstacle::Missing)?;
-            if self.node.epoch(loaded.shard).is_none() {
+            if self.engine.tenure.epoch(loaded.shard).is_none() {
                 return Err(Obstacle::Elsewhere(loaded.shard));
             }
-            if self.node.held_before(loaded.shard, asked) {
+            if self.engine.tenure.held_before(loaded.shard, asked) {
                 return Ok((loaded, generation));
             }
         }
@@ -116,7 +117,7 @@ impl InstanceRun {
 
     pub(crate) async fn hydrate(&mut self) -> Result<(), Obstacle> {
         let (loaded, generation) = self.read().await?;
-        Counters::count(&self.node.counters.hydrations);
+        Counters::count(&self.engine.counters.hydrations);
         self.take_in(loaded, generation).await
     }
 
@@ -124,32 +125,33 @@ impl InstanceRun {
     async fn take_in(&mut self, loaded: Loaded, generation: u64) -> Result<(), Obstacle> {
         self.trace = crate::telemetry::spans::InstanceTrace::of(&loaded);
         let Loaded { shard, state, history, inbox, cursor, mailed } = loaded;
-        let Some(epoch) = self.node.epoch(shard) else { return Err(Obstacle::Elsewhere(shard)) };
+        let Some(epoch) = self.engine.tenure.epoch(shard) else { return Err(Obstacle::Elsewhere(shard)) };
         let waiting = inbox.iter().filter_map(|row| row.seq).collect();
         self.again = state.wake_at.is_some() && state.waits == "next execution";
         let stored = state.clone();
         let mut instance =
-            WarmInstance::hydrate(self.instance.clone(), Snapshot { state, history }, Arc::clone(&self.node.limits));
-        if self.node.options.show_data_in_errors {
+            WarmInstance::hydrate(self.instance.clone(), Snapshot { state, history }, Arc::clone(&self.engine.limits));
+        if self.engine.options.show_data_in_errors {
             instance.show_data_in_errors();
         }
-        let (node, id) = (Arc::downgrade(&self.node), self.instance.clone());
+        let (warm, id) = (Arc::downgrade(&self.engine.warm), self.instance.clone());
         instance.when_woken_outside(Arc::new(move || {
-            if let Some(node) = node.upgrade() {
-                node.deliver(&id, Inbound::Wake);
+            if let Some(warm) = warm.upgrade() {
+                warm.deliver(&id, Inbound::Wake);
             }
         }));
         // Whatever has no outcome is handed out again; the broker knows what it still carries. What was outstanding and is not is
         // stopped: memory had missed why.
         let outstanding = instance.outstanding();
-        let to_stop = self.node.outstanding.keep_of(&self.instance, &outstanding);
-        self.node.stop_activities(to_stop).await;
+        let to_stop = self.engine.dispatcher.outstanding.keep_of(&self.instance, &outstanding);
+        self.engine.dispatcher.stop_activities(to_stop).await;
         // In process there is nobody else who could write mail.
-        let mailed = mailed.filter(|_| self.node.broker.is_shared());
+        let mailed = mailed.filter(|_| self.engine.broker.is_shared());
         self.warm = Some(Hydrated { instance, shard, epoch, generation, cursor, waiting, stored, mailed });
         self.backlog = inbox.into();
         if !outstanding.is_empty() {
-            self.node.dispatch(outstanding, Place { shard, epoch, generation }, true).await;
+            let (place, now) = (Place { shard, epoch, generation }, self.engine.store.now());
+            self.engine.dispatcher.dispatch(outstanding, Terms { place, now, may_have_run: true }).await;
         }
         Ok(())
     }

@@ -1,11 +1,21 @@
-//! What waits for one instance in memory.
+//! What waits for one instance in memory, and how it gets there.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use outlast_broker::ReportReply;
-use outlast_core::{ActivityKey, Message, StartSnapshot, Token};
+use outlast_core::{ActivityKey, InstanceId, Message, StartSnapshot, Token};
 use tokio::sync::oneshot;
+
+/// Brings something to instances. Implemented by the warm instances; whoever has something for an instance knows no more of them.
+pub(crate) trait Mailboxes: Send + Sync {
+    /// Brings something to an instance, which is hydrated for it when it is not warm.
+    fn deliver(&self, instance: &InstanceId, inbound: Inbound);
+}
+
+/// Tells an actor that its mailbox has something.
+#[derive(Debug)]
+pub(crate) struct Run;
 
 /// Something for an instance to look at.
 #[derive(Debug)]
@@ -13,7 +23,7 @@ pub(crate) enum Inbound {
     /// The inbox has something new.
     Nudge,
     /// The instance is new, and this is all there is of it.
-    Begin(Box<StartSnapshot>),
+    Start(Box<StartSnapshot>),
     /// A timer may be due, or a stalled turn may be tried again.
     Wake,
     /// The instance may have been deleted: memory is not to be believed.

@@ -1,9 +1,13 @@
 //! The instances in memory: what waits for each, how it gets there, and its turns from end to end.
 
+pub(crate) mod mailbox;
+pub(crate) mod warm;
+
+pub(crate) mod due_queue;
+
 pub(crate) mod actor;
 pub(crate) mod committer;
-pub(crate) mod due_queue;
+pub(crate) mod effects;
+pub(crate) mod engine;
 pub(crate) mod hydrate;
-pub(crate) mod mailbox;
 pub(crate) mod run_turn;
-pub(crate) mod warm;

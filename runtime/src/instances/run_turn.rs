@@ -12,11 +12,11 @@ use outlast_core::{
 use outlast_storage::{FencedTurn, InboxCursor, Mailed, TurnOutcome};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use crate::dispatch::Shown;
-use crate::dispatch::outstanding::Place;
+use crate::dispatch::outstanding::{Place, Terms};
 use crate::instances::committer::Committed;
-use crate::instances::mailbox::Inbound;
-use crate::node::Node;
+use crate::instances::effects::{Shown, apply_effects};
+use crate::instances::engine::Engine;
+use crate::instances::mailbox::{Inbound, Mailboxes};
 use crate::telemetry::counters::{Counters, Tally};
 use crate::telemetry::logging::{ORCHESTRATION, RUNTIME};
 
@@ -36,7 +36,7 @@ pub(crate) enum After {
 
 /// The state of an instance's actor.
 pub(crate) struct InstanceRun {
-    pub(crate) node: Arc<Node>,
+    pub(crate) engine: Arc<Engine>,
     pub(crate) instance: InstanceId,
     pub(crate) warm: Option<Hydrated>,
     /// Read from the inbox and not applied yet.
@@ -83,10 +83,10 @@ pub(crate) enum Obstacle {
 }
 
 impl InstanceRun {
-    pub(crate) fn new(node: Arc<Node>, instance: InstanceId) -> Self {
+    pub(crate) fn new(engine: Arc<Engine>, instance: InstanceId) -> Self {
         let (backlog, answers, asked) = (VecDeque::new(), HashMap::new(), Vec::new());
         let trace = crate::telemetry::spans::InstanceTrace::default();
-        Self { node, instance, warm: None, backlog, answers, asked, trace, again: false, failures: 0 }
+        Self { engine, instance, warm: None, backlog, answers, asked, trace, again: false, failures: 0 }
     }
 
     /// Whether there is work that no mailbox announces.
@@ -100,25 +100,25 @@ impl InstanceRun {
         let obstacle = match result {
             Ok(after) => {
                 self.failures = 0;
-                self.node.troubles.turns.end(&self.instance);
+                self.engine.problems.troubles.turns.end(&self.instance);
                 return after;
             }
             Err(obstacle) => obstacle,
         };
         if !matches!(obstacle, Obstacle::Again) {
-            self.node.troubles.turns.end(&self.instance);
+            self.engine.problems.troubles.turns.end(&self.instance);
         }
         self.warm = None;
         self.backlog.clear();
         self.again = false;
         let reply = match obstacle {
             Obstacle::Missing => {
-                let to_stop = self.node.outstanding.keep_of(&self.instance, &[]);
-                self.node.stop_activities(to_stop).await;
+                let to_stop = self.engine.dispatcher.outstanding.keep_of(&self.instance, &[]);
+                self.engine.dispatcher.stop_activities(to_stop).await;
                 ReportReply::Settled(Verdict::Unknown)
             }
             Obstacle::Elsewhere(shard) => {
-                self.node.broker.nudge(shard, self.instance.clone());
+                self.engine.broker.nudge(shard, self.instance.clone());
                 ReportReply::Moved(shard)
             }
             Obstacle::Again => {
@@ -135,17 +135,17 @@ impl InstanceRun {
 
     async fn try_turn(&mut self, inbound: Vec<Inbound>) -> Result<After, Obstacle> {
         self.load(inbound).await?;
-        let room = Arc::clone(&self.node.turns).acquire_owned().await.expect("it is never closed");
+        let room = Arc::clone(&self.engine.turns).acquire_owned().await.expect("it is never closed");
         let Some(hydrated) = self.warm.as_mut() else { return Err(Obstacle::Missing) };
         self.trace.turn_begins();
         let input = TurnInput {
-            now: self.node.store.now(),
-            seed: crate::dispatch::random_bits(),
-            messages: take_messages(&mut self.backlog, &self.node.limits),
+            now: self.engine.store.now(),
+            seed: crate::entropy::random_bits(),
+            messages: take_messages(&mut self.backlog, &self.engine.limits),
         };
         let decision = {
-            let _deciding = self.node.decides(&self.instance);
-            let handlers = &self.node.orchestrations;
+            let _deciding = self.engine.problems.decides(&self.instance);
+            let handlers = &self.engine.orchestrations;
             // The code's own awaits must not meet the executor's budget for polls.
             tokio::task::coop::unconstrained(async { hydrated.instance.decide(input, handlers) }).await
         };
@@ -163,34 +163,34 @@ impl InstanceRun {
         version: Option<String>,
         messages: Vec<Incoming>,
     ) -> (Turn, Option<ShardId>) {
-        let node = &self.node;
-        let now = node.store.now();
+        let engine = &self.engine;
+        let now = engine.store.now();
         let hydrated = self.warm.as_mut().expect("decided just now");
-        if let Some(shard) = node.shard_that_serves(&name, version.as_deref()) {
+        if let Some(shard) = engine.neighbours.shard_that_serves(&name, version.as_deref()) {
             return (hydrated.instance.stall(now, Duration::ZERO, ("moving", messages)), Some(shard));
         }
         let tries = hydrated.instance.state().stalled;
         let wanted = version.map_or(name.clone(), |version| format!("{name} {version}"));
         let due = hydrated.instance.state().wake_at.is_none_or(|at| at <= now);
-        if due && tries + 1 >= node.options.max_attempts {
+        if due && tries + 1 >= engine.options.max_attempts {
             let details = ErrorDetails::Poison {
                 attempt_count: tries + 1,
-                max_attempts: node.options.max_attempts,
+                max_attempts: engine.options.max_attempts,
                 message_type: format!("orchestration {wanted}"),
                 message: "no node has registered it: register it, or check its name and version".to_owned(),
             };
-            let input = TurnInput { now, seed: crate::dispatch::random_bits(), messages };
+            let input = TurnInput { now, seed: crate::entropy::random_bits(), messages };
             return (hydrated.instance.fail(input, details), None);
         }
         let missing = format!("no node has registered orchestration {wanted}");
-        if node.notices.is_due(&missing) {
+        if engine.problems.notices.is_due(&missing) {
             tracing::warn!(
                 target: ORCHESTRATION, instance = %self.instance, tries,
                 "{missing}: register it, or check its name and version; instances wait for it and fail after {} tries",
-                node.options.max_attempts
+                engine.options.max_attempts
             );
         }
-        let delay = node.options.unregistered_backoff.delay(tries + 1);
+        let delay = engine.options.unregistered_backoff.delay(tries + 1);
         (hydrated.instance.stall(now, delay, ("unregistered orchestration", messages)), None)
     }
 
@@ -201,13 +201,11 @@ impl InstanceRun {
         room: OwnedSemaphorePermit,
     ) -> Result<After, Obstacle> {
         let hydrated = self.warm.as_mut().expect("decided just now");
+        let (shard, epoch, generation) = (move_to.unwrap_or(hydrated.shard), hydrated.epoch, hydrated.generation);
+        let place = Place { shard, epoch, generation };
         let mut shown = Shown {
             instance: self.instance.clone(),
-            place: Place {
-                shard: move_to.unwrap_or(hydrated.shard),
-                epoch: hydrated.epoch,
-                generation: hydrated.generation,
-            },
+            terms: Terms { place, now: self.engine.store.now(), may_have_run: false },
             execution: turn.expected.execution,
             orchestration: turn.state.orchestration.clone(),
             logs: std::mem::take(&mut turn.logs),
@@ -216,7 +214,7 @@ impl InstanceRun {
         let (verdicts, reload) = (std::mem::take(&mut turn.verdicts), turn.reload);
         self.again = turn.again;
         if turn.is_empty(&hydrated.stored) && move_to.is_none() {
-            if !verdicts.is_empty() && !self.node.speaks_for(hydrated.shard, hydrated.epoch) {
+            if !verdicts.is_empty() && !self.engine.tenure.speaks_for(hydrated.shard, hydrated.epoch) {
                 // A successor may know better by now; it will be asked.
                 return Err(Obstacle::Again);
             }
@@ -234,20 +232,20 @@ impl InstanceRun {
             let (tally, failure) = (Tally::of(&turn), failure_of(&turn));
             let mailed = hydrated.mailed.take_if(|mailed| turn.consumed.contains(&mailed.seq));
             let fenced = FencedTurn { instance, shard, epoch, before: before.clone(), turn, move_to, mailed };
-            let outcome = self.node.committer.commit(fenced).await;
+            let outcome = self.engine.committer.commit(fenced).await;
             self.check(outcome).await?;
             span.committed();
             crate::telemetry::metrics::turn_committed();
-            let late = self.node.outstanding.remove(&outcomes);
-            self.node.stop_activities(late).await;
-            self.node.mended(&self.instance);
-            self.node.note_stalled(&self.instance, move_to.is_none() && stalled);
-            self.node.counters.committed(tally);
+            let late = self.engine.dispatcher.outstanding.remove(&outcomes);
+            self.engine.dispatcher.stop_activities(late).await;
+            self.engine.problems.end_damaged(&self.instance);
+            self.engine.problems.note_stalled(&self.instance, move_to.is_none() && stalled);
+            self.engine.counters.committed(tally);
             if let Some(details) = failure {
                 self.log_failure(&shown, &details);
             }
             if held {
-                self.node.broker.nudge(move_to.unwrap_or(shard), self.instance.clone());
+                self.engine.broker.nudge(move_to.unwrap_or(shard), self.instance.clone());
             }
             self.publish_status(&before, kv);
         }
@@ -257,11 +255,11 @@ impl InstanceRun {
                 let _gone = answer.send(ReportReply::Settled(verdict));
             }
         }
-        self.node.apply_effects(shown).await;
+        apply_effects(&self.engine.dispatcher, shown).await;
         if reload {
             self.warm = None;
             self.backlog.clear();
-            self.node.deliver(&self.instance, Inbound::Nudge);
+            self.engine.warm.deliver(&self.instance, Inbound::Nudge);
             return Ok(After::Leave);
         }
         self.after(move_to)
@@ -290,7 +288,7 @@ impl InstanceRun {
                 self.fail_refused(reason).await;
             }
         }
-        Counters::count(&self.node.counters.commits_failed);
+        Counters::count(&self.engine.counters.commits_failed);
         self.again_later();
         Err(Obstacle::Again)
     }
@@ -305,8 +303,8 @@ impl InstanceRun {
         let details =
             ErrorDetails::Infrastructure { operation: "commit a turn".to_owned(), message: reason, retryable: false };
         let input = TurnInput {
-            now: self.node.store.now(),
-            seed: crate::dispatch::random_bits(),
+            now: self.engine.store.now(),
+            seed: crate::entropy::random_bits(),
             messages: self.backlog.drain(..).collect(),
         };
         let mut turn = hydrated.instance.fail(input, details);
@@ -314,17 +312,18 @@ impl InstanceRun {
         let (shard, epoch, instance) = (hydrated.shard, hydrated.epoch, self.instance.clone());
         let before = hydrated.stored.clone();
         let fenced = FencedTurn { instance, shard, epoch, before, turn, move_to: None, mailed: None };
-        let outcome = self.node.committer.commit(fenced).await;
+        let outcome = self.engine.committer.commit(fenced).await;
         tracing::error!(target: RUNTIME, instance = %self.instance, ?outcome, "the instance was failed for it");
         if let Committed::Outcome(TurnOutcome::Refused(reason)) = outcome {
-            self.node.damaged(&self.instance, format!("stored data is damaged: {reason}"));
+            let now = self.engine.store.now();
+            self.engine.problems.note_damaged(&self.instance, format!("stored data is damaged: {reason}"), now);
         }
-        self.node.broker.publish_status(&self.instance, None);
+        self.engine.broker.publish_status(&self.instance, None);
     }
 
     fn publish_status(&self, before: &InstanceState, kv_changed: bool) {
         let Some(hydrated) = &self.warm else { return };
-        let (now, broker) = (&hydrated.stored, &self.node.broker);
+        let (now, broker) = (&hydrated.stored, &self.engine.broker);
         if kv_changed
             || before.status != now.status
             || before.custom_status_version != now.custom_status_version
@@ -340,21 +339,21 @@ impl InstanceRun {
     fn after(&mut self, move_to: Option<ShardId>) -> Result<After, Obstacle> {
         let Some(hydrated) = &self.warm else { return Ok(After::Leave) };
         if let Some(shard) = move_to {
-            self.node.due_queue.set(&self.instance, None);
+            self.engine.due_queue.set(&self.instance, None);
             // Its new owner offers what is outstanding, and this node will not hear of the outcomes.
-            self.node.outstanding.hand_over(&self.instance);
+            self.engine.dispatcher.outstanding.hand_over(&self.instance);
             return Err(Obstacle::Elsewhere(shard));
         }
         let state = hydrated.instance.state();
-        self.node.due_queue.set(&self.instance, if self.again { None } else { state.wake_at });
+        self.engine.due_queue.set(&self.instance, if self.again { None } else { state.wake_at });
         if state.status == InstanceStatus::Running { Ok(After::Stay) } else { Ok(After::Leave) }
     }
 
     pub(crate) fn again(&self, error: &outlast_storage::Error) -> Obstacle {
-        Counters::count(&self.node.counters.reads_failed);
+        Counters::count(&self.engine.counters.reads_failed);
         match error {
             outlast_storage::Error::Corrupt { .. } => {
-                self.node.damaged(&self.instance, error.to_string());
+                self.engine.problems.note_damaged(&self.instance, error.to_string(), self.engine.store.now());
                 tracing::error!(target: RUNTIME, instance = %self.instance, %error, "the instance cannot be read; it waits until that is mended");
             }
             other => {
@@ -368,16 +367,16 @@ impl InstanceRun {
 
     /// It is a problem only if it lasts.
     fn note_failure(&self, how: &str) {
-        self.node.troubles.turns.note(self.instance.clone(), how.to_owned());
+        self.engine.problems.troubles.turns.note(self.instance.clone(), how.to_owned());
     }
 
     /// Whatever the lost turn was about is found in the store, so looking again is enough.
     fn again_later(&self) {
-        let (node, instance) = (Arc::clone(&self.node), self.instance.clone());
+        let (engine, instance) = (Arc::clone(&self.engine), self.instance.clone());
         let delay = self.retry_delay();
         tokio::spawn(async move {
             tokio::time::sleep(delay).await;
-            node.deliver(&instance, Inbound::Nudge);
+            engine.warm.deliver(&instance, Inbound::Nudge);
         });
     }
 

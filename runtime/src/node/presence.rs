@@ -15,8 +15,8 @@ use outlast_storage::{Error, NodeInfo};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::node::Node;
 use crate::node::dedicated_thread::RENEWALS;
+use crate::shards::owner::Owner;
 use crate::telemetry::logging::RUNTIME;
 
 /// How long each part of a farewell is tried.
@@ -26,16 +26,16 @@ const FAREWELL_AGAIN: Duration = Duration::from_millis(100);
 
 /// A node that is there until this is dropped.
 pub(crate) struct Presence {
-    node: Arc<Node>,
+    owner: Arc<Owner>,
     worker: WorkerId,
-    mail: mpsc::UnboundedSender<ShardMessage>,
+    messages: mpsc::UnboundedSender<ShardMessage>,
     left: AtomicBool,
 }
 
 impl Presence {
     /// Nobody knows of the node yet; whatever happens from now on, nobody does in the end.
-    pub(crate) fn new(node: Arc<Node>, worker: WorkerId, mail: mpsc::UnboundedSender<ShardMessage>) -> Self {
-        Self { node, worker, mail, left: AtomicBool::new(false) }
+    pub(crate) fn new(owner: Arc<Owner>, worker: WorkerId, messages: mpsc::UnboundedSender<ShardMessage>) -> Self {
+        Self { owner, worker, messages, left: AtomicBool::new(false) }
     }
 
     /// Leaves, once. It takes place also when nobody waits for it.
@@ -43,8 +43,8 @@ impl Presence {
         if self.left.swap(true, Ordering::AcqRel) {
             return None;
         }
-        let (node, worker, mail) = (Arc::clone(&self.node), self.worker.clone(), self.mail.clone());
-        Some(RENEWALS.spawn(say_farewell(node, worker, mail)))
+        let (owner, worker, messages) = (Arc::clone(&self.owner), self.worker.clone(), self.messages.clone());
+        Some(RENEWALS.spawn(say_farewell(owner, worker, messages)))
     }
 }
 
@@ -56,10 +56,10 @@ impl Drop for Presence {
 }
 
 /// Tells the store who this node is and what it serves.
-pub(crate) async fn announce(node: &Arc<Node>, info: NodeInfo) -> Result<(), Error> {
-    let joining = Arc::clone(node);
+pub(crate) async fn announce(owner: &Arc<Owner>, info: NodeInfo) -> Result<(), Error> {
+    let joining = Arc::clone(owner);
     let joined = RENEWALS.spawn(async move {
-        let gone = joining.gone.lock().await;
+        let gone = joining.tenure.has_left.lock().await;
         if *gone { Err(has_left()) } else { joining.store.join(info).await }
     });
     joined.await.unwrap_or_else(|_| Err(Error::Unavailable("the announcement of the node panicked".to_owned())))
@@ -70,17 +70,17 @@ pub(crate) fn has_left() -> Error {
     Error::Unusable("the node has left".to_owned())
 }
 
-async fn say_farewell(node: Arc<Node>, worker: WorkerId, mail: mpsc::UnboundedSender<ShardMessage>) {
+async fn say_farewell(owner: Arc<Owner>, worker: WorkerId, messages: mpsc::UnboundedSender<ShardMessage>) {
     // From here on nothing tells the store of this node any more.
-    *node.gone.lock().await = true;
-    let held = node.held();
+    *owner.tenure.has_left.lock().await = true;
+    let held = owner.tenure.held();
     let left = async {
-        insist("sessions", || node.store.release_sessions(&worker)).await;
+        insist("sessions", || owner.store.release_sessions(&worker)).await;
         // Not before its sessions are free: until then, owners bring items of them to it.
-        tokio::join!(node.broker.forget_worker(&worker), insist("shards", || node.store.leave(&node.id)));
+        tokio::join!(owner.broker.forget_worker(&worker), insist("shards", || owner.store.leave(&owner.id)));
     };
     // At once: a broker that is away does not delay the store.
-    tokio::join!(node.broker.disown(&held, &mail), left);
+    tokio::join!(owner.broker.disown(&held, &messages), left);
 }
 
 /// Connections may have ended with the executor that made them, so a failure is no reason to give up at once.

@@ -32,19 +32,19 @@ pub enum NotReady {
 impl Node {
     /// What stands in the way of work.
     pub(crate) fn readiness(&self) -> Result<(), NotReady> {
-        if self.stopping.is_cancelled() || self.leaving.load(std::sync::atomic::Ordering::Relaxed) {
+        if self.owner.stopping.is_cancelled() || self.owner.tenure.is_leaving() {
             return Err(NotReady::Stopping);
         }
-        if let Some(task) = self.supervisor.unready_task() {
+        if let Some(task) = self.owner.supervisor.unready_task() {
             return Err(NotReady::TaskFailing(task.name()));
         }
-        if !self.lease_is_steady() {
+        if !self.owner.tenure.lease_is_steady() {
             return Err(NotReady::LeaseLost);
         }
-        let silence = self.silence();
+        let silence = self.owner.tenure.silence();
         if silence > SILENCE_MAX {
             return Err(NotReady::StoreSilent(silence));
         }
-        if !self.broker.is_connected() { Err(NotReady::BrokerAway) } else { Ok(()) }
+        if !self.owner.broker.is_connected() { Err(NotReady::BrokerAway) } else { Ok(()) }
     }
 }

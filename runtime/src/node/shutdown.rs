@@ -54,7 +54,7 @@ impl Runtime {
             let (rings, _alarm) = alarm(timeout.saturating_add(OUTSIDE_MAX));
             let _whichever = select(all_done, rings).await;
         }
-        if !self.node.stopping.is_cancelled() {
+        if !self.node.owner.stopping.is_cancelled() {
             tracing::error!(target: RUNTIME, "the executor of this runtime has ended or does not run, so it could not be shut down in order; its node leaves the store when the runtime is dropped: shut down inside of the executor");
             self.stop();
         }
@@ -91,7 +91,7 @@ impl Runtime {
 async fn leave(runtime: &Arc<Runtime>, deadline: watch::Receiver<Option<Instant>>) {
     let (node, worker) = (&runtime.node, &runtime.worker);
     let quiet = async {
-        crate::shards::membership::hand_over(node, &runtime.mail).await;
+        crate::shards::membership::hand_over(&node.owner, &runtime.messages).await;
         worker.attempts.wait().await;
         while !node.is_quiet() {
             tokio::time::sleep(Duration::from_millis(1)).await;

@@ -18,6 +18,7 @@ use futures::FutureExt;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::node::node_task::NodeTask;
 use crate::telemetry::logging::RUNTIME;
 
 /// Pause before the first restart; it doubles.
@@ -30,83 +31,6 @@ const REMEMBERED: Duration = Duration::from_secs(60);
 const UNREADY_AFTER: usize = 3;
 /// Failures within that time after which the node gives up its shards. With the pauses, they take some seven seconds.
 const GIVEN_UP_AFTER: usize = 10;
-
-/// The long-lived tasks of a node. ARCHITECTURE.md tells what each does and what its restart makes good.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum NodeTask {
-    ShardMessages,
-    DueQueue,
-    InboxSweep,
-    Shares,
-    TakeOver,
-    Renewal,
-    Commits,
-    Dispatch,
-    WaitingWork,
-    LateWork,
-    Offers,
-    Problems,
-    Departure,
-    Worker,
-}
-
-impl NodeTask {
-    #[cfg(feature = "telemetry")]
-    pub(crate) const ALL: [Self; 14] = [
-        Self::ShardMessages,
-        Self::DueQueue,
-        Self::InboxSweep,
-        Self::Shares,
-        Self::TakeOver,
-        Self::Renewal,
-        Self::Commits,
-        Self::Dispatch,
-        Self::WaitingWork,
-        Self::LateWork,
-        Self::Offers,
-        Self::Problems,
-        Self::Departure,
-        Self::Worker,
-    ];
-
-    /// As logs, metrics and people call it.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::ShardMessages => "shard messages",
-            Self::DueQueue => "due queue",
-            Self::InboxSweep => "inbox sweep",
-            Self::Shares => "shares",
-            Self::TakeOver => "take-over",
-            Self::Renewal => "renewal",
-            Self::Commits => "commits",
-            Self::Dispatch => "dispatch",
-            Self::WaitingWork => "waiting work",
-            Self::LateWork => "late work",
-            Self::Offers => "offers",
-            Self::Problems => "problems",
-            Self::Departure => "departure",
-            Self::Worker => "worker",
-        }
-    }
-
-    /// Whether instances of the node's shards stand still without it.
-    fn serves_shards(self) -> bool {
-        match self {
-            Self::ShardMessages
-            | Self::DueQueue
-            | Self::InboxSweep
-            | Self::Shares
-            | Self::TakeOver
-            | Self::Renewal
-            | Self::Commits
-            | Self::Dispatch
-            | Self::WaitingWork
-            | Self::LateWork
-            | Self::Offers => true,
-            Self::Problems | Self::Departure | Self::Worker => false,
-        }
-    }
-}
 
 /// What has failed lately, and what follows from it.
 pub(crate) struct Supervisor {
@@ -283,7 +207,8 @@ pub(crate) fn text_of(panic: &(dyn Any + Send)) -> &str {
 mod tests {
     use tokio_util::sync::CancellationToken;
 
-    use super::{NodeTask, Supervisor};
+    use super::Supervisor;
+    use crate::node::node_task::NodeTask;
 
     /// A busy machine may end an executor before it has polled any task.
     #[test]

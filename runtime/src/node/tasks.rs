@@ -8,41 +8,24 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::dispatch::outstanding;
-use crate::node::Node;
-use crate::node::supervision::NodeTask;
-use crate::problems::report;
+use crate::dispatch::{Dispatcher, offers};
+use crate::node::node_task::NodeTask;
+use crate::problems::report::{self, Watched};
+use crate::shards::owner::Owner;
 use crate::shards::renewal::Renewal;
-use crate::shards::{membership, owner};
+use crate::shards::{due_times, inbox_sweep, membership, messages, take_over};
 use crate::worker::Worker;
 
 /// The tasks of a runtime, as its shutdown sees them.
-#[derive(Default)]
 pub(crate) struct Tasks {
+    owner: Arc<Owner>,
     tracker: TaskTracker,
     aborts: Mutex<Vec<AbortHandle>>,
 }
 
 impl Tasks {
-    fn spawn<F>(
-        &self,
-        node: &Arc<Node>,
-        (task, asked): (NodeTask, &CancellationToken),
-        start: impl FnMut() -> F + Send + 'static,
-    ) where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        let spawned = self.tracker.spawn(Arc::clone(&node.supervisor).keep(task, asked.clone(), start));
-        self.aborts.lock().unwrap_or_else(PoisonError::into_inner).push(spawned.abort_handle());
-    }
-
-    /// A task that needs nothing but its node.
-    fn spawn_plain<F>(&self, node: &Arc<Node>, task: NodeTask, start: impl Fn(Arc<Node>) -> F + Send + 'static)
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        let kept = Arc::clone(node);
-        self.spawn(node, (task, &node.stopping), move || start(Arc::clone(&kept)));
+    pub(crate) fn new(owner: Arc<Owner>) -> Self {
+        Self { owner, tracker: TaskTracker::new(), aborts: Mutex::default() }
     }
 
     /// Returns when all have ended, which they have been told to.
@@ -56,73 +39,97 @@ impl Tasks {
         self.aborts.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(AbortHandle::abort);
     }
 
-    /// Reading what comes for the node's shards; before it takes the first one.
-    pub(crate) fn spawn_reader(&self, node: &Arc<Node>, mailbox: mpsc::UnboundedReceiver<ShardMessage>) {
-        let mailbox = Arc::new(tokio::sync::Mutex::new(mailbox));
-        let (kept, mut anew) = (Arc::clone(node), false);
-        self.spawn(node, (NodeTask::ShardMessages, &node.stopping), move || {
+    /// Receiving what comes for the node's shards; before it takes the first one.
+    pub(crate) fn spawn_receiver(&self, receiver: mpsc::UnboundedReceiver<ShardMessage>) {
+        let receiver = Arc::new(tokio::sync::Mutex::new(receiver));
+        let (owner, mut anew) = (Arc::clone(&self.owner), false);
+        self.spawn(NodeTask::ShardMessages, &self.owner.stopping, move || {
             // What was in hand is lost in memory: the inboxes still have it. Workers repeat their reports.
             if std::mem::replace(&mut anew, true) {
-                owner::take_over(&kept, kept.held());
+                take_over::take_over(&owner, owner.tenure.held());
             }
-            owner::read_mail(Arc::clone(&kept), Arc::clone(&mailbox))
+            messages::receive(Arc::clone(&owner), Arc::clone(&receiver))
         });
     }
 
     /// All that serve the node's shards, and those that look after the node itself.
     pub(crate) fn spawn_owner(
         &self,
-        node: &Arc<Node>,
-        mail: &mpsc::UnboundedSender<ShardMessage>,
+        messages: &mpsc::UnboundedSender<ShardMessage>,
         renewals: watch::Receiver<Renewal>,
     ) {
         // It reads all that is due when it begins.
-        self.spawn_plain(node, NodeTask::DueQueue, owner::keep_time);
+        self.spawn_duty(NodeTask::DueQueue, due_times::wake_due);
         // It reads all inboxes when it begins.
-        self.spawn_plain(node, NodeTask::InboxSweep, owner::watch_store);
+        self.spawn_duty(NodeTask::InboxSweep, inbox_sweep::watch_inboxes);
         // What it takes out has its outcome before anything can fail.
-        self.spawn_plain(node, NodeTask::LateWork, outstanding::end_late);
-        if node.broker.is_shared() {
+        self.spawn_dispatch(NodeTask::LateWork, offers::end_late);
+        if self.owner.broker.is_shared() {
             // It looks at all that is outstanding again and again.
-            self.spawn_plain(node, NodeTask::Offers, outstanding::offer_again);
+            self.spawn_dispatch(NodeTask::Offers, offers::offer_again);
         }
-        let (kept, mut anew) = (Arc::clone(node), false);
-        self.spawn(node, (NodeTask::WaitingWork, &node.stopping), move || {
-            let (node, again) = (Arc::clone(&kept), std::mem::replace(&mut anew, true));
+        let (dispatcher, mut anew) = (Arc::clone(&self.owner.dispatcher), false);
+        self.spawn(NodeTask::WaitingWork, &self.owner.stopping, move || {
+            let (dispatcher, is_successor) = (Arc::clone(&dispatcher), std::mem::replace(&mut anew, true));
             async move {
-                if again {
-                    outstanding::offer_all(&node).await;
+                if is_successor {
+                    offers::offer_all(&dispatcher).await;
                 }
-                outstanding::give_waiting(node).await;
+                offers::give_waiting(dispatcher).await;
             }
         });
-        let (kept, sender, mut anew) = (Arc::clone(node), mail.clone(), false);
-        self.spawn(node, (NodeTask::Shares, &node.stopping), move || {
-            let (node, mail, renewals) = (Arc::clone(&kept), sender.clone(), renewals.clone());
-            let again = std::mem::replace(&mut anew, true);
+        let (owner, sender, mut anew) = (Arc::clone(&self.owner), messages.clone(), false);
+        self.spawn(NodeTask::Shares, &self.owner.stopping, move || {
+            let (owner, messages, renewals) = (Arc::clone(&owner), sender.clone(), renewals.clone());
+            let is_successor = std::mem::replace(&mut anew, true);
             async move {
-                if again {
-                    membership::serve_again(&node, &mail).await;
+                if is_successor {
+                    membership::serve_again(&owner, &messages).await;
                 }
-                membership::keep_share(node, mail, renewals).await;
+                membership::keep_share(owner, messages, renewals).await;
             }
         });
-        let (kept, sender) = (Arc::clone(node), mail.clone());
-        self.spawn(node, (NodeTask::Departure, &node.stopping), move || {
-            membership::leave_when_failing(Arc::clone(&kept), sender.clone())
-        });
+        let sender = messages.clone();
+        self.spawn_duty(NodeTask::Departure, move |owner| membership::leave_when_failing(owner, sender.clone()));
     }
 
     /// Reporting what stands still; it reports all that it finds when it begins.
-    pub(crate) fn spawn_report(&self, node: &Arc<Node>, worker: &Arc<Worker>) {
-        let worker = Arc::clone(worker);
-        self.spawn_plain(node, NodeTask::Problems, move |node| report::watch(node, Arc::clone(&worker)));
+    pub(crate) fn spawn_report(&self, watched: Watched) {
+        let watched = Arc::new(watched);
+        self.spawn(NodeTask::Problems, &self.owner.stopping, move || report::watch(Arc::clone(&watched)));
     }
 
     /// Pulling activities. Its successor opens a source of its own; what the lost one had not handed out goes back to the broker
     /// with it.
-    pub(crate) fn spawn_worker(&self, node: &Arc<Node>, worker: &Arc<Worker>) {
+    pub(crate) fn spawn_worker(&self, worker: &Arc<Worker>) {
         let kept = Arc::clone(worker);
-        self.spawn(node, (NodeTask::Worker, &worker.draining), move || Arc::clone(&kept).run());
+        self.spawn(NodeTask::Worker, &worker.draining, move || Arc::clone(&kept).run());
+    }
+
+    /// A task that needs nothing but the owner.
+    fn spawn_duty<F>(&self, task: NodeTask, start: impl Fn(Arc<Owner>) -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let owner = Arc::clone(&self.owner);
+        self.spawn(task, &self.owner.stopping, move || start(Arc::clone(&owner)));
+    }
+
+    /// A task that needs nothing but the dispatcher.
+    fn spawn_dispatch<F>(&self, task: NodeTask, start: impl Fn(Arc<Dispatcher>) -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let dispatcher = Arc::clone(&self.owner.dispatcher);
+        self.spawn(task, &self.owner.stopping, move || start(Arc::clone(&dispatcher)));
+    }
+
+    fn spawn<F>(&self, task: NodeTask, asked: &CancellationToken, start: impl FnMut() -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let kept = Arc::clone(&self.owner.supervisor).keep(task, asked.clone(), start);
+        let spawned = self.tracker.spawn(kept);
+        self.aborts.lock().unwrap_or_else(PoisonError::into_inner).push(spawned.abort_handle());
     }
 }

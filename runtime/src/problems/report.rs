@@ -9,11 +9,12 @@ use outlast_core::{ActivityItem, InstanceId, Millis};
 use outlast_storage::{Shortage, Standstill, WorkerInfo};
 use tokio::time::Instant;
 
-use crate::node::Node;
+use crate::instances::committer::Committer;
+use crate::shards::owner::Owner;
 use crate::telemetry::logging::{ACTIVITY, RUNTIME};
-use crate::worker::Worker;
+use crate::worker::{Unwanted, Worker};
 
-/// How often is looked.
+/// Time between two looks.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// What has waited less is not looked at: workers come and go.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -22,75 +23,90 @@ const LASTING: Duration = Duration::from_secs(5);
 /// Most problems that one node reports: the oldest.
 const REPORTED_MAX: usize = 1_000;
 
+/// What is looked at.
+pub(crate) struct Watched {
+    pub(crate) owner: Arc<Owner>,
+    pub(crate) committer: Committer,
+    pub(crate) worker: Arc<Worker>,
+}
+
 /// Looks until the node stops, and reports what has changed.
-pub(crate) async fn watch(node: Arc<Node>, worker: Arc<Worker>) {
+pub(crate) async fn watch(watched: Arc<Watched>) {
+    let owner = &watched.owner;
     let mut reported: Vec<Shortage> = Vec::new();
     loop {
         tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => {}
-            () = node.stopping.cancelled() => return,
+            () = owner.stopping.cancelled() => return,
         }
-        let mut found = look(&node, &worker);
-        found.extend(stuck(&worker, node.store.now()));
+        let found = look(&watched);
         if found == reported {
             continue;
         }
         for shortage in found.iter().filter(|new| reported.iter().all(|old| old.reason != new.reason)) {
-            if node.notices.is_due(&shortage.reason) {
+            if owner.problems.notices.is_due(&shortage.reason) {
                 let (reason, instance) = (&shortage.reason, &shortage.instance);
                 tracing::warn!(target: ACTIVITY, %instance, waiting = shortage.waiting, "instances stand still: {reason}");
             }
         }
-        match node.store.report_shortages(&node.id, found.clone()).await {
+        match owner.store.report_shortages(&owner.id, found.clone()).await {
             Ok(()) => reported = found,
             Err(error) => tracing::warn!(target: RUNTIME, %error, "shortages were not reported, trying again"),
         }
     }
 }
 
-fn look(node: &Node, worker: &Worker) -> Vec<Shortage> {
-    let mut found = Found { now: node.store.now(), by_reason: BTreeMap::new() };
-    unserved(node, &mut found);
+fn look(watched: &Watched) -> Vec<Shortage> {
+    let owner = &watched.owner;
+    let mut found = Found { now: owner.store.now(), by_reason: BTreeMap::new() };
+    unserved(owner, &mut found);
     let unserved = found.by_reason.values().map(|shortage| shortage.waiting as usize).sum();
-    node.unserved.store(unserved, std::sync::atomic::Ordering::Relaxed);
-    for (instance, (reason, since)) in &*node.damaged.lock().unwrap_or_else(std::sync::PoisonError::into_inner) {
-        let age = Duration::from_millis(found.now.0.saturating_sub(since.0));
-        found.add(Standstill::Damaged(reason.clone()), instance, age);
-    }
-    for (instance, age) in node.deciding_for(LASTING) {
-        found.add(Standstill::CodeBlocks, &instance, age);
-    }
-    for (instance, how, age) in node.troubles.turns.lasting(LASTING) {
-        found.add(Standstill::TurnsFail(how), &instance, age);
-    }
-    if let Some((instance, age, waiting)) = node.longest_waiting().filter(|(_, age, _)| *age >= LASTING) {
-        found.add_many(Standstill::NoRoom, &instance, age, waiting);
-    }
-    if let Some((instance, age)) = node.committer.under_way().filter(|(_, age)| *age >= LASTING) {
-        found.add(Standstill::CommitTakesLong, &instance, age);
-    }
-    for ((), refusal, age) in node.troubles.broker.lasting(PATIENCE) {
+    owner.problems.set_unserved(unserved);
+    instances(watched, &mut found);
+    let (troubles, outstanding) = (&owner.problems.troubles, owner.dispatcher.outstanding.len());
+    for ((), refusal, age) in troubles.broker.lasting(PATIENCE) {
         let instance = &refusal.first.key.instance;
-        found.add_many(Standstill::BrokerRefuses(refusal.reason), instance, age, node.outstanding.len());
+        found.add_many(Standstill::BrokerRefuses(refusal.reason), instance, age, outstanding);
         found.name_orchestration(instance, &refusal.first.orchestration);
     }
-    for (key, untaken, age) in node.troubles.results.lasting(LASTING) {
+    for (key, untaken, age) in troubles.results.lasting(LASTING) {
         found.add(Standstill::ResultNotTaken(untaken.activity), &key.instance, age);
         found.name_orchestration(&key.instance, &untaken.orchestration);
     }
-    for trouble in node.broker.troubles() {
+    for trouble in owner.broker.troubles() {
         let since = trouble.since.elapsed();
         found.add_many(Standstill::BrokerTrouble(trouble.reason), &InstanceId::new(""), since, 0);
     }
-    full(worker, &mut found);
-    for failing in node.supervisor.failing_tasks() {
-        let what = Standstill::TaskFails { node: node.id.to_string(), what: failing.to_string() };
+    full(&watched.worker, &mut found);
+    for failing in owner.supervisor.failing_tasks() {
+        let what = Standstill::TaskFails { node: owner.id.to_string(), what: failing.to_string() };
         found.add(what, &InstanceId::new(""), failing.since.elapsed());
     }
     let mut found: Vec<Shortage> = found.by_reason.into_values().collect();
     found.sort_by_key(|shortage| shortage.since);
     found.truncate(REPORTED_MAX);
     found
+}
+
+/// Instances that cannot go on: damaged, without their code back, without a commit, without room.
+fn instances(watched: &Watched, found: &mut Found) {
+    let problems = &watched.owner.problems;
+    for (instance, reason, since) in problems.damaged() {
+        let age = Duration::from_millis(found.now.0.saturating_sub(since.0));
+        found.add(Standstill::Damaged(reason), &instance, age);
+    }
+    for (instance, age) in problems.deciding_for(LASTING) {
+        found.add(Standstill::CodeBlocks, &instance, age);
+    }
+    for (instance, how, age) in problems.troubles.turns.lasting(LASTING) {
+        found.add(Standstill::TurnsFail(how), &instance, age);
+    }
+    if let Some((instance, age, waiting)) = watched.owner.warm.longest_waiting().filter(|(_, age, _)| *age >= LASTING) {
+        found.add_many(Standstill::NoRoom, &instance, age, waiting);
+    }
+    if let Some((instance, age)) = watched.committer.under_way().filter(|(_, age)| *age >= LASTING) {
+        found.add(Standstill::CommitTakesLong, &instance, age);
+    }
 }
 
 /// What a look has found: for each reason who waits longest and how many do.
@@ -130,9 +146,9 @@ impl Found {
 }
 
 /// Activities that no worker runs.
-fn unserved(node: &Node, found: &mut Found) {
-    let workers = node.workers();
-    node.outstanding.each_since(|item, since| {
+fn unserved(owner: &Owner, found: &mut Found) {
+    let workers = owner.neighbours.workers();
+    owner.dispatcher.outstanding.each_since(|item, since| {
         let waited = Instant::now().saturating_duration_since(since);
         if waited < PATIENCE {
             return;
@@ -148,44 +164,29 @@ fn unserved(node: &Node, found: &mut Found) {
     });
 }
 
-/// Slots and sessions of which none has come free for a while, when something waits for them.
+/// Slots and sessions of which none has come free for a while. That is a problem when something waits for them, and when all
+/// slots are taken by what nobody wants.
 fn full(worker: &Worker, found: &mut Found) {
     let name = || worker.id.as_str().to_owned();
-    let longest = || {
-        let running = worker.lock_running();
-        let begun = running.iter().filter_map(|(activity, running)| Some((running.begun?, activity)));
-        let first = begun.min_by_key(|(begun, _)| *begun);
-        first.map_or_else(|| InstanceId::new(""), |(_, activity)| activity.key.instance.clone())
-    };
-    for ((), _, age) in worker.troubles.slots.lasting(LASTING).into_iter().filter(|(_, slots, _)| slots.waits) {
-        let what = match worker.unwanted() {
-            Some(activity) => Standstill::UnwantedRuns { worker: name(), activity },
-            None => Standstill::SlotsTaken { worker: name(), slots: worker.options.worker_concurrency },
-        };
-        found.add(what, &longest(), age);
+    let longest = || worker.longest_running().unwrap_or_else(|| InstanceId::new(""));
+    let slots = worker.options.worker_concurrency;
+    for ((), taken, age) in worker.troubles.slots.lasting(PATIENCE) {
+        let others_wait = taken.waits && age >= LASTING;
+        match worker.unwanted_for(PATIENCE) {
+            Some(Unwanted { activity, instance, age, count: unwanted }) if others_wait || unwanted >= slots => {
+                let what = Standstill::UnwantedRuns { worker: name(), activity, unwanted, slots };
+                found.add_many(what, &instance, age, unwanted);
+            }
+            _ if others_wait => found.add(Standstill::SlotsTaken { worker: name(), slots }, &longest(), age),
+            _ => {}
+        }
     }
-    for ((), sessions, age) in worker.troubles.sessions.lasting(LASTING) {
-        if sessions.waits {
+    for ((), taken, age) in worker.troubles.sessions.lasting(LASTING) {
+        if taken.waits {
             let sessions = worker.options.max_sessions_per_runtime;
             found.add(Standstill::SessionsTaken { worker: name(), sessions }, &longest(), age);
         }
     }
-}
-
-/// A worker that can take no work, as what it runs is not wanted and does not end.
-fn stuck(worker: &Worker, now: Millis) -> Option<Shortage> {
-    let (activity, age, count) = worker.stuck_for(PATIENCE)?;
-    Some(Shortage {
-        reason: format!(
-            "all {count} slots of worker {} are taken by activities that nobody wants and that do not end: let their code \
-             heed ActivityContext::cancelled",
-            worker.id
-        ),
-        instance: activity.key.instance,
-        orchestration: String::new(),
-        waiting: u32::try_from(count).unwrap_or(u32::MAX),
-        since: before(now, age),
-    })
 }
 
 fn before(now: Millis, age: Duration) -> Millis {

@@ -1,7 +1,6 @@
 //! Sharing the shards out among the nodes that live.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use outlast_broker::ShardMessage;
@@ -10,7 +9,7 @@ use outlast_storage::{HeldShard, LeaseView, NodeInfo};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use crate::node::Node;
+use crate::shards::owner::Owner;
 use crate::shards::renewal::Renewal;
 use crate::telemetry::logging::RUNTIME;
 
@@ -42,21 +41,21 @@ pub(crate) fn rebalance(me: &NodeId, view: &LeaseView) -> Rebalance {
 
 /// Keeps the node's share of the shards, as each renewal shows it, until the node stops.
 pub(crate) async fn keep_share(
-    node: Arc<Node>,
-    mail: mpsc::UnboundedSender<ShardMessage>,
+    owner: Arc<Owner>,
+    messages: mpsc::UnboundedSender<ShardMessage>,
     mut renewals: watch::Receiver<Renewal>,
 ) {
     let mut changed = Instant::now();
-    let mut generation = node.generation();
+    let mut generation = owner.tenure.generation();
     loop {
         tokio::select! {
             renewed = renewals.changed() => if renewed.is_err() { return },
-            () = node.stopping.cancelled() => return,
+            () = owner.stopping.cancelled() => return,
         }
         let renewal = renewals.borrow_and_update().clone();
-        let now = node.generation();
+        let now = owner.tenure.generation();
         if now != generation {
-            match start_over(&node, &renewal.view, &mail).await {
+            match start_over(&owner, &renewal.view, &messages).await {
                 Ok(()) => generation = now,
                 Err(error) => tracing::warn!(target: RUNTIME, %error, "shards were not freed, trying again"),
             }
@@ -67,7 +66,7 @@ pub(crate) async fn keep_share(
         if renewal.sent < changed {
             continue;
         }
-        match share(&node, renewal.view, &mail).await {
+        match share(&owner, renewal.view, &messages).await {
             Ok(false) => {}
             Ok(true) => changed = Instant::now(),
             Err(error) => {
@@ -80,136 +79,134 @@ pub(crate) async fn keep_share(
 
 /// Takes note of who is there and who holds what, and makes this node's share what it should be; `true` when it was not.
 pub(crate) async fn share(
-    node: &Arc<Node>,
+    owner: &Arc<Owner>,
     view: LeaseView,
-    mail: &mpsc::UnboundedSender<ShardMessage>,
+    messages: &mpsc::UnboundedSender<ShardMessage>,
 ) -> Result<bool, outlast_storage::Error> {
-    let leaving = node.leaving.load(Ordering::Relaxed);
+    let leaving = owner.tenure.is_leaving();
     // What it had asked for when it was told to leave goes too.
     let all = || Rebalance { release: view.held.iter().map(|held| held.shard).collect(), acquire: Vec::new() };
-    let change = if leaving { all() } else { rebalance(&node.id, &view) };
-    let lost = lost(node, &view);
+    let change = if leaving { all() } else { rebalance(&owner.id, &view) };
+    let lost = lost(owner, &view);
     // Taken by an answer that never arrived, or not given back by one.
-    let unknown = |held: &&HeldShard| node.epoch(held.shard).is_none() && !change.release.contains(&held.shard);
+    let unknown = |held: &&HeldShard| owner.tenure.epoch(held.shard).is_none() && !change.release.contains(&held.shard);
     let mut taken: Vec<HeldShard> = view.held.iter().filter(unknown).copied().collect();
-    let gone = node.see(view);
+    let gone = owner.neighbours.update(view);
     if !lost.is_empty() {
         tracing::warn!(target: RUNTIME, shards = lost.len(), "other nodes have taken shards of this one");
-        relinquish(node, &lost, mail).await;
+        relinquish(owner, &lost, messages).await;
     }
     if !gone.is_empty() {
-        node.workers_lost(&gone).await;
+        owner.dispatcher.workers_lost(&gone).await;
     }
     if !change.release.is_empty() {
-        give_up(node, &change.release, mail).await?;
+        give_up(owner, &change.release, messages).await?;
     }
     if !change.acquire.is_empty() {
-        taken.extend(node.store.acquire(&node.id, &change.acquire).await?);
+        taken.extend(owner.store.acquire(&owner.id, &change.acquire).await?);
     }
     if !taken.is_empty() {
         let shards: Vec<ShardId> = taken.iter().map(|held| held.shard).collect();
         crate::telemetry::metrics::shards_taken(taken.len());
         for held in &taken {
-            node.hold(held.shard, held.epoch);
+            owner.tenure.take(held.shard, held.epoch);
         }
-        if node.broker.own(&shards, mail.clone()).await.is_err() {
+        if owner.broker.own(&shards, messages.clone()).await.is_err() {
             tracing::warn!(target: RUNTIME, "the broker is away; taken shards are served when it is back");
         }
-        crate::shards::owner::take_over(node, shards);
+        crate::shards::take_over::take_over(owner, shards);
     }
     Ok(!change.release.is_empty() || !taken.is_empty())
 }
 
 /// Shards that this node runs and does not hold any more by the epoch it knows.
-fn lost(node: &Node, view: &LeaseView) -> Vec<ShardId> {
+fn lost(owner: &Owner, view: &LeaseView) -> Vec<ShardId> {
     let held = |shard: &ShardId| {
-        view.held.iter().any(|held| held.shard == *shard && node.epoch(held.shard) == Some(held.epoch))
+        view.held.iter().any(|held| held.shard == *shard && owner.tenure.epoch(held.shard) == Some(held.epoch))
     };
-    node.held().into_iter().filter(|shard| !held(shard)).collect()
+    owner.tenure.held().into_iter().filter(|shard| !held(shard)).collect()
 }
 
 /// Lets go of shards: no mail, no actors, then no lease.
 async fn give_up(
-    node: &Arc<Node>,
+    owner: &Arc<Owner>,
     shards: &[ShardId],
-    mail: &mpsc::UnboundedSender<ShardMessage>,
+    messages: &mpsc::UnboundedSender<ShardMessage>,
 ) -> Result<(), outlast_storage::Error> {
-    relinquish(node, shards, mail).await;
-    node.store.release(&node.id, shards).await
+    relinquish(owner, shards, messages).await;
+    owner.store.release(&owner.id, shards).await
 }
 
 /// The store is in an older state than the one that memory is of: this node holds what it held then. All of it is given back, so
 /// that the epochs rise and whoever takes a shard, this node included, reads everything.
 async fn start_over(
-    node: &Arc<Node>,
+    owner: &Arc<Owner>,
     view: &LeaseView,
-    mail: &mpsc::UnboundedSender<ShardMessage>,
+    messages: &mpsc::UnboundedSender<ShardMessage>,
 ) -> Result<(), outlast_storage::Error> {
-    let mut shards: Vec<ShardId> = view.held.iter().map(|held| held.shard).chain(node.held()).collect();
+    let mut shards: Vec<ShardId> = view.held.iter().map(|held| held.shard).chain(owner.tenure.held()).collect();
     shards.sort_unstable();
     shards.dedup();
-    give_up(node, &shards, mail).await?;
-    node.outstanding.clear();
-    node.due_queue.clear();
+    give_up(owner, &shards, messages).await?;
+    owner.dispatcher.outstanding.clear();
+    owner.due_queue.clear();
     Ok(())
 }
 
 /// Serves anew all shards that this node holds: whoever did so may have ended between taking them and reading what waits.
-pub(crate) async fn serve_again(node: &Arc<Node>, mail: &mpsc::UnboundedSender<ShardMessage>) {
-    let held = node.held();
+pub(crate) async fn serve_again(owner: &Arc<Owner>, messages: &mpsc::UnboundedSender<ShardMessage>) {
+    let held = owner.tenure.held();
     if held.is_empty() {
         return;
     }
-    if node.broker.own(&held, mail.clone()).await.is_err() {
+    if owner.broker.own(&held, messages.clone()).await.is_err() {
         tracing::warn!(target: RUNTIME, "the broker is away; shards are served when it is back");
     }
-    crate::shards::owner::take_over(node, held);
+    crate::shards::take_over::take_over(owner, held);
 }
 
 /// Gives the shards to other nodes once the tasks of this one fail again and again; as long as there are none, it keeps
 /// them and goes on trying.
-pub(crate) async fn leave_when_failing(node: Arc<Node>, mail: mpsc::UnboundedSender<ShardMessage>) {
+pub(crate) async fn leave_when_failing(owner: Arc<Owner>, messages: mpsc::UnboundedSender<ShardMessage>) {
     tokio::select! {
-        () = node.supervisor.given_up() => {}
-        () = node.stopping.cancelled() => return,
+        () = owner.supervisor.given_up() => {}
+        () = owner.stopping.cancelled() => return,
     }
-    while !node.stopping.is_cancelled() {
-        if node.others_have_code() && !node.leaving.load(Ordering::Relaxed) {
+    while !owner.stopping.is_cancelled() {
+        if owner.neighbours.have_code() && !owner.tenure.is_leaving() {
             tracing::error!(target: RUNTIME, "tasks of this node fail again and again, its shards go to other nodes");
-            hand_over(&node, &mail).await;
+            hand_over(&owner, &messages).await;
         }
         tokio::select! {
             () = tokio::time::sleep(LOOK_FOR_OTHERS_EVERY) => {}
-            () = node.stopping.cancelled() => {}
+            () = owner.stopping.cancelled() => {}
         }
     }
 }
 
 /// Before leaving: if others have code, they take the shards, and whatever still runs here is reported to them.
-pub(crate) async fn hand_over(node: &Arc<Node>, mail: &mpsc::UnboundedSender<ShardMessage>) {
-    if !node.others_have_code() {
+pub(crate) async fn hand_over(owner: &Arc<Owner>, messages: &mpsc::UnboundedSender<ShardMessage>) {
+    if !owner.neighbours.have_code() {
         return;
     }
-    node.leaving.store(true, Ordering::Relaxed);
+    owner.tenure.begin_to_leave();
     let done = async {
         // A node without code has no share.
-        crate::node::presence::announce(node, NodeInfo { id: node.id.clone(), handlers: Vec::new(), worker: None })
+        crate::node::presence::announce(owner, NodeInfo { id: owner.id.clone(), handlers: Vec::new(), worker: None })
             .await?;
-        give_up(node, &node.held(), mail).await
+        give_up(owner, &owner.tenure.held(), messages).await
     };
     if let Err(error) = done.await {
         tracing::warn!(target: RUNTIME, %error, "shards were not handed over; others take them when the lease has ended");
     }
 }
 
-async fn relinquish(node: &Arc<Node>, shards: &[ShardId], mail: &mpsc::UnboundedSender<ShardMessage>) {
-    node.broker.disown(shards, mail).await;
+async fn relinquish(owner: &Arc<Owner>, shards: &[ShardId], messages: &mpsc::UnboundedSender<ShardMessage>) {
+    owner.broker.disown(shards, messages).await;
     for shard in shards {
-        node.let_go(*shard);
+        owner.tenure.drop_shard(*shard);
     }
-    node.outstanding.forget(shards);
-    node.forget_stalled();
-    // Those that fail on are noted again at their next turn.
-    node.troubles.turns.clear();
-    node.passivate_unused();
+    owner.dispatcher.outstanding.forget(shards);
+    owner.problems.forget_instances();
+    owner.warm.passivate_unused();
 }

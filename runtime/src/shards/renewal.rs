@@ -10,9 +10,9 @@ use outlast_storage::{Error, LeaseView};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::node::Node;
 use crate::node::dedicated_thread::RENEWALS;
-use crate::node::supervision::NodeTask;
+use crate::node::node_task::NodeTask;
+use crate::shards::owner::Owner;
 use crate::telemetry::logging::RUNTIME;
 
 /// Longest time between two renewals; a lease is renewed three times in its life.
@@ -31,27 +31,27 @@ pub(crate) struct Renewal {
 }
 
 /// Renews at once, then again and again until the node stops; returns what each renewal shows, beginning with the first.
-pub(crate) async fn begin(node: &Arc<Node>) -> Result<watch::Receiver<Renewal>, Error> {
-    let first = RENEWALS.spawn(renew(Arc::clone(node))).await;
+pub(crate) async fn begin(owner: &Arc<Owner>) -> Result<watch::Receiver<Renewal>, Error> {
+    let first = RENEWALS.spawn(renew(Arc::clone(owner))).await;
     let first = first.unwrap_or_else(|_| Err(Error::Unavailable("the renewal of the lease panicked".to_owned())))?;
     let (renewals, shown) = watch::channel(first);
-    let (kept, renewals) = (Arc::clone(node), Arc::new(renewals));
-    let asked = node.stopping.clone();
+    let (kept, renewals) = (Arc::clone(owner), Arc::new(renewals));
+    let asked = owner.stopping.clone();
     RENEWALS.spawn(
-        Arc::clone(&node.supervisor)
+        Arc::clone(&owner.supervisor)
             .keep(NodeTask::Renewal, asked, move || keep_renewing(Arc::clone(&kept), Arc::clone(&renewals))),
     );
     Ok(shown)
 }
 
-async fn keep_renewing(node: Arc<Node>, renewals: Arc<watch::Sender<Renewal>>) {
+async fn keep_renewing(owner: Arc<Owner>, renewals: Arc<watch::Sender<Renewal>>) {
     let mut pause = pause_of(&renewals.borrow().view);
     loop {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = node.stopping.cancelled() => return leave_abandoned(&node).await,
+            () = owner.stopping.cancelled() => return leave_abandoned(&owner).await,
         }
-        match renew(Arc::clone(&node)).await {
+        match renew(Arc::clone(&owner)).await {
             Ok(renewal) => {
                 // From when it was sent: the lease counts from there, so one that took long is followed at once.
                 pause = pause_of(&renewal.view).saturating_sub(renewal.sent.elapsed());
@@ -67,22 +67,22 @@ async fn keep_renewing(node: Arc<Node>, renewals: Arc<watch::Sender<Renewal>>) {
 
 /// The executor of the node has ended without a shutdown, and nobody else is left to say so to the store. Where leases end
 /// by themselves, the store may as well not hear it.
-async fn leave_abandoned(node: &Node) {
-    if node.supervisor.is_abandoned()
-        && let Err(error) = node.store.leave(&node.id).await
+async fn leave_abandoned(owner: &Owner) {
+    if owner.supervisor.is_abandoned()
+        && let Err(error) = owner.store.leave(&owner.id).await
     {
         tracing::warn!(target: RUNTIME, %error, "shards were not released; others take them when the lease has ended");
     }
 }
 
-async fn renew(node: Arc<Node>) -> Result<Renewal, Error> {
-    let gone = node.gone.lock().await;
+async fn renew(owner: Arc<Owner>) -> Result<Renewal, Error> {
+    let gone = owner.tenure.has_left.lock().await;
     if *gone {
         return Err(crate::node::presence::has_left());
     }
     let sent = Instant::now();
-    let view = node.store.renew(&node.id).await?;
-    node.renewed(sent, view.lease);
+    let view = owner.store.renew(&owner.id).await?;
+    owner.tenure.renewed(sent, view.lease);
     if let Some(reason) = &view.set_back {
         // Here and not where shards are shared out: that may be busy, and a later renewal takes this one's place.
         tracing::error!(
@@ -91,7 +91,7 @@ async fn renew(node: Arc<Node>) -> Result<Renewal, Error> {
             "the store went back to an older state; all that is in memory is dropped and read again; \
              what was acknowledged after that state is lost"
         );
-        node.begin_generation();
+        owner.tenure.begin_generation();
     }
     Ok(Renewal { sent, view })
 }

@@ -253,7 +253,7 @@ fn service_name(options: &TelemetryOptions) -> String {
 
 /// What is given later wins.
 fn resource(options: &TelemetryOptions) -> Resource {
-    let process = format!("{:016x}{:016x}", crate::dispatch::random_bits(), crate::dispatch::random_bits());
+    let process = format!("{:016x}{:016x}", crate::entropy::random_bits(), crate::entropy::random_bits());
     let attributes = options.attributes.iter().map(|(name, value)| KeyValue::new(name.clone(), value.clone()));
     Resource::builder_empty()
         .with_attribute(KeyValue::new(PROCESS, process))

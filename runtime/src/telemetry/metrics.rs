@@ -16,8 +16,16 @@ mod on {
     use opentelemetry::metrics::{Counter, Histogram, Meter};
     use outlast_core::{ActivityItem, KV_READ_ACTIVITY};
 
-    use crate::node::Node;
-    use crate::node::supervision::NodeTask;
+    use crate::node::node_task::NodeTask;
+
+    /// What the gauges read of a node.
+    pub(crate) trait Gauged: Send + Sync {
+        fn warm_instances(&self) -> usize;
+        /// What waits in all mailboxes.
+        fn mailbox_depth(&self) -> usize;
+        /// What waits for code that no node has.
+        fn unserved(&self) -> usize;
+    }
 
     /// Upper bounds of the buckets for the size of a commit.
     const GROUP_BOUNDS: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
@@ -33,7 +41,7 @@ mod on {
     /// Made when telemetry is installed; before that nothing is measured.
     static INSTRUMENTS: OnceLock<Instruments> = OnceLock::new();
     /// Nodes of this process, for the gauges.
-    static NODES: Mutex<Vec<Weak<Node>>> = Mutex::new(Vec::new());
+    static NODES: Mutex<Vec<Weak<dyn Gauged>>> = Mutex::new(Vec::new());
 
     struct Instruments {
         turns: Counter<u64>,
@@ -77,8 +85,8 @@ mod on {
         instruments.shard_moves.add(0, &[]);
         NodeTask::ALL.iter().for_each(|task| instruments.task_restarts.add(0, &[KeyValue::new("task", task.name())]));
         // Gauges live as long as the meter's provider; nothing else holds them.
-        let gauge = |name, unit, about, read: fn(&Node) -> usize| {
-            let sum = move || nodes().iter().map(|node| read(node) as u64).sum();
+        let gauge = |name, unit, about, read: fn(&dyn Gauged) -> usize| {
+            let sum = move || nodes().iter().map(|node| read(node.as_ref()) as u64).sum();
             meter
                 .u64_observable_gauge(name)
                 .with_unit(unit)
@@ -86,23 +94,26 @@ mod on {
                 .with_callback(move |seen| seen.observe(sum(), &[]))
                 .build()
         };
-        let _warm =
-            gauge("outlast.warm_instances", "{instance}", "instances with an actor in memory", Node::warm_count);
-        let _depth =
-            gauge("outlast.mailbox.depth", "{message}", "messages that wait in all mailboxes", Node::mailbox_depth);
+        let _warm = gauge("outlast.warm_instances", "{instance}", "instances with an actor in memory", |node| {
+            node.warm_instances()
+        });
+        let _depth = gauge("outlast.mailbox.depth", "{message}", "messages that wait in all mailboxes", |node| {
+            node.mailbox_depth()
+        });
         let _unserved =
-            gauge("outlast.unserved", "{item}", "what waits for code that no node has", Node::unserved_count);
+            gauge("outlast.unserved", "{item}", "what waits for code that no node has", |node| node.unserved());
         let _first = INSTRUMENTS.set(instruments);
     }
 
     /// A node whose gauges are read from now on.
-    pub(crate) fn watch(node: &Arc<Node>) {
+    pub(crate) fn watch<N: Gauged + 'static>(node: &Arc<N>) {
+        let node: Weak<dyn Gauged> = Arc::downgrade(node) as Weak<dyn Gauged>;
         let mut nodes = NODES.lock().unwrap_or_else(PoisonError::into_inner);
         nodes.retain(|node| node.strong_count() > 0);
-        nodes.push(Arc::downgrade(node));
+        nodes.push(node);
     }
 
-    fn nodes() -> Vec<Arc<Node>> {
+    fn nodes() -> Vec<Arc<dyn Gauged>> {
         NODES.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect()
     }
 
@@ -191,15 +202,11 @@ mod on {
 
 #[cfg(not(feature = "telemetry"))]
 mod off {
-    use std::sync::Arc;
     use std::time::Duration;
 
     use outlast_core::ActivityItem;
 
-    use crate::node::Node;
-    use crate::node::supervision::NodeTask;
-
-    pub(crate) fn watch(_: &Arc<Node>) {}
+    use crate::node::node_task::NodeTask;
 
     pub(crate) fn turn_committed() {}
 

@@ -28,7 +28,7 @@ mod on {
     use outlast_storage::Loaded;
     use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-    use crate::dispatch::Shown;
+    use crate::instances::effects::Shown;
     use crate::telemetry::logging::TRACE;
 
     /// The trace that an instance belongs to.
@@ -150,7 +150,7 @@ mod off {
     use outlast_core::{ActivityItem, ActivityOutcome, Turn, WorkerId};
     use outlast_storage::Loaded;
 
-    use crate::dispatch::Shown;
+    use crate::instances::effects::Shown;
 
     #[derive(Default)]
     pub(crate) struct InstanceTrace(());

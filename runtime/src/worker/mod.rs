@@ -11,15 +11,16 @@ use std::time::Duration;
 
 use outlast_broker::{Broker, Control, Delivery, Settle, WorkSource, WorkerProfile};
 use outlast_client::Client;
-use outlast_core::{ActivityRef, WorkerId};
+use outlast_core::{ActivityRef, InstanceId, WorkerId};
 use outlast_storage::Store;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::node::{Node, UnderWay};
+use crate::node::bounds::UnderWay;
 use crate::problems::lasting::{Full, Since, Troubles};
+use crate::shards::neighbours::Neighbours;
 use crate::telemetry::counters::Counters;
 use crate::worker::attempt::Admission;
 use crate::worker::sessions::Sessions;
@@ -48,6 +49,16 @@ pub(crate) struct Running {
     unwanted: Option<Instant>,
 }
 
+/// Code that was told to stop and runs on.
+pub(crate) struct Unwanted {
+    /// The activity that has run on for longest.
+    pub(crate) activity: String,
+    pub(crate) instance: InstanceId,
+    pub(crate) age: Duration,
+    /// How many slots such code takes.
+    pub(crate) count: usize,
+}
+
 /// A slot of a worker, from the delivery of an item until its code has really ended; the result may be known before.
 pub(crate) struct Slot {
     worker: Arc<Worker>,
@@ -65,14 +76,14 @@ impl Drop for Slot {
 pub(crate) struct Worker {
     pub(crate) id: WorkerId,
     pub(crate) activities: ActivityRegistry,
-    pub(crate) options: RuntimeOptions,
+    pub(crate) options: Arc<RuntimeOptions>,
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) shards: u16,
     pub(crate) client: Client,
     pub(crate) counters: Arc<Counters>,
-    /// The node of this process, which knows who holds which shard.
-    pub(crate) node: Arc<Node>,
+    /// Who holds which shard.
+    pub(crate) neighbours: Arc<Neighbours>,
     pub(crate) inquiries: Inquiries,
     pub(crate) running: Mutex<HashMap<ActivityRef, Running>>,
     /// Items with an attempt under way, and what else was delivered of them meanwhile.
@@ -256,11 +267,22 @@ impl Worker {
         }
     }
 
-    /// An activity whose code was told to stop and has not.
-    pub(crate) fn unwanted(&self) -> Option<String> {
+    /// What has run on for at least so long after it was told to stop; `None` when nothing has.
+    pub(crate) fn unwanted_for(&self, least: Duration) -> Option<Unwanted> {
         let running = self.lock_running();
-        let unwanted = running.values().find(|running| running.begun.is_some() && running.cancelled.is_cancelled());
-        unwanted.map(|running| running.activity.clone())
+        let ages =
+            running.iter().filter_map(|(activity, running)| Some((running.unwanted?.elapsed(), activity, running)));
+        let unwanted: Vec<_> = ages.filter(|(age, _, _)| *age >= least).collect();
+        let (age, activity, longest) = unwanted.iter().max_by_key(|(age, _, _)| *age)?;
+        let (instance, activity) = (activity.key.instance.clone(), longest.activity.clone());
+        Some(Unwanted { activity, instance, age: *age, count: unwanted.len() })
+    }
+
+    /// The instance whose activity has run for longest.
+    pub(crate) fn longest_running(&self) -> Option<InstanceId> {
+        let running = self.lock_running();
+        let begun = running.iter().filter_map(|(activity, running)| Some((running.begun?, activity)));
+        begun.min_by_key(|(begun, _)| *begun).map(|(_, activity)| activity.key.instance.clone())
     }
 
     /// How many activities run user code, also when their outcome is known already.
@@ -293,16 +315,6 @@ impl Worker {
         running.unwanted = Some(Instant::now());
         running.cancelled.cancel();
         true
-    }
-
-    /// When every slot has been taken for so long by activities that nobody wants: one that does not end, since when it was not
-    /// wanted, and how many there are.
-    pub(crate) fn stuck_for(&self, least: Duration) -> Option<(ActivityRef, Duration, usize)> {
-        let running = self.lock_running();
-        let unwanted = running.iter().filter_map(|(activity, running)| Some((activity, running.unwanted?.elapsed())));
-        let stuck: Vec<_> = unwanted.filter(|(_, age)| *age >= least).collect();
-        let (activity, age) = stuck.iter().max_by_key(|(_, age)| *age)?;
-        (stuck.len() >= self.options.worker_concurrency).then(|| ((*activity).clone(), *age, stuck.len()))
     }
 
     /// What runs for so long and may be wanted still.

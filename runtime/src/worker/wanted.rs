@@ -1,5 +1,5 @@
 //! Whether an activity is wanted: workers ask before they begin what they cannot know about, and now and then about what they
-//! run; owners answer. A cancellation that was lost on its way, or never sent as its owner died, costs a few seconds so.
+//! run; owners answer (`shards::questions`). A cancellation that was lost on its way, or never sent as its owner died, costs a few seconds so.
 //!
 //! Questions to one owner that come up while another is under way go together, so their number is bounded by round trips
 //! and not by activities.
@@ -10,13 +10,10 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use outlast_broker::{Question, ReportReply};
-use outlast_core::{ActivityRef, InstanceId, NodeId, ShardId, Verdict};
+use outlast_core::{ActivityRef, NodeId, ShardId, Verdict};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::dispatch::outstanding::Place;
-use crate::instances::mailbox::Inbound;
-use crate::node::Node;
 use crate::telemetry::logging::RUNTIME;
 use crate::worker::Worker;
 
@@ -142,7 +139,7 @@ impl Worker {
     }
 
     fn owner(&self, shard: ShardId) -> Owner {
-        self.node.holder(shard).map_or(Owner::Shard(shard), Owner::Node)
+        self.neighbours.holder(shard).map_or(Owner::Shard(shard), Owner::Node)
     }
 
     async fn ask(self: &Arc<Self>, owner: Owner, shard: ShardId, question: Question) -> Option<ReportReply> {
@@ -193,44 +190,4 @@ impl Worker {
         });
         join_all(asked).await;
     }
-}
-
-/// Answers a worker. What this node knows to be outstanding is wanted; about all else the instance is asked.
-pub(crate) fn answer(node: &Arc<Node>, questions: Vec<Question>, answer: oneshot::Sender<Vec<ReportReply>>) {
-    let places = node.outstanding.places(questions.iter().map(|question| &question.activity));
-    let generation = node.generation();
-    let speaks = |place: Place| place.generation == generation && node.speaks_for(place.shard, place.epoch);
-    let known: Vec<bool> = places.iter().map(|place| place.is_some_and(speaks)).collect();
-    for question in questions.iter().filter(|question| question.begun) {
-        node.outstanding.begun(&question.activity);
-    }
-    let node = Arc::clone(node);
-    tokio::spawn(async move {
-        let asked = questions.into_iter().zip(known).map(|(question, known)| one(&node, question, known));
-        // A worker that is gone needs no answer.
-        let _gone = answer.send(join_all(asked).await);
-    });
-}
-
-async fn one(node: &Arc<Node>, question: Question, known: bool) -> ReportReply {
-    let Question { activity, .. } = question;
-    let instance = activity.key.instance.clone();
-    // Memory alone does not do, not even before the activity begins: nobody may have told this node of a deletion.
-    if known && !is_gone(node, &instance).await {
-        return ReportReply::Settled(Verdict::Applied);
-    }
-    if known {
-        node.deliver(&instance, Inbound::Reread);
-    }
-    let (answer, answered) = oneshot::channel();
-    let ActivityRef { key, token } = activity;
-    node.deliver(&instance, Inbound::Ask { key, token, answer });
-    tokio::time::timeout(ANSWER_MAX, answered)
-        .await
-        .map_or(ReportReply::TryAgain, |reply| reply.unwrap_or(ReportReply::TryAgain))
-}
-
-/// Whether the store has no such instance: whoever deleted it may have died before it told anybody. Many looks are one trip.
-async fn is_gone(node: &Node, instance: &InstanceId) -> bool {
-    matches!(node.store.state(instance).await, Ok(None))
 }

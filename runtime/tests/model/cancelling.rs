@@ -250,7 +250,7 @@ async fn a_worker_whose_slots_are_taken_by_what_nobody_wants_says_so() {
     world.client.delete_instance("b", true).await.unwrap();
     let listed = async || {
         let problems = world.client.list_problems().await.unwrap();
-        problems.iter().any(|problem| problem.reason.contains("all 2 slots"))
+        problems.iter().any(|problem| problem.reason.contains("2 of its 2 slots"))
     };
     tokio::time::timeout(Duration::from_secs(10), async {
         while !listed().await {

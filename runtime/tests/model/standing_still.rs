@@ -156,7 +156,8 @@ async fn a_slot_that_code_takes_though_it_was_told_to_stop_is_listed() {
     world.client.start_orchestration("j", "Pass", "j").await.unwrap();
     world.client.cancel_instance("i", "not wanted").await.unwrap();
     world.outcome("i").await.unwrap_err();
-    listed(&world.client, "activity Pass was told to stop and runs on in a slot").await;
+    listed(&world.client, "1 of its 1 slots are taken by activities that were told to stop and run on, such as Pass")
+        .await;
     open.add_permits(2);
     all_end(&world, &["j"]).await;
 }

@@ -6,7 +6,7 @@ use outlast_core::{
     ActivityItem, ActivityKey, ActivityTimeouts, Epoch, EventId, ExecutionId, InstanceId, Millis, ShardId, Token,
 };
 
-use super::{Outstanding, Place};
+use super::{Outstanding, Place, Terms};
 
 fn item(event: u64, tag: Option<&str>) -> ActivityItem {
     let (instance, execution) = (InstanceId::new("i"), ExecutionId(1));
@@ -32,9 +32,13 @@ fn place(shard: u16) -> Place {
     Place { shard: ShardId(shard), epoch: Epoch(1), generation: 0 }
 }
 
+fn terms(shard: u16, may_have_run: bool) -> Terms {
+    Terms { place: place(shard), now: Millis(0), may_have_run }
+}
+
 fn admit(outstanding: &Outstanding, events: std::ops::Range<u64>, tag: Option<&str>) -> Vec<u64> {
     let items = events.map(|event| item(event, tag)).collect();
-    let admitted = outstanding.admit(items, (place(0), Millis(0)), false);
+    let admitted = outstanding.admit(items, terms(0, false));
     admitted.into_iter().map(|item| item.key.event.0).collect()
 }
 
@@ -60,8 +64,8 @@ fn a_tag_has_a_window_and_the_rest_follows_in_order() {
 #[test]
 fn what_others_look_after_takes_no_room() {
     let outstanding = Outstanding::new(2);
-    outstanding.admit(vec![item(0, None)], (place(0), Millis(0)), false);
-    outstanding.admit(vec![item(1, None), item(2, None)], (place(1), Millis(0)), false);
+    outstanding.admit(vec![item(0, None)], terms(0, false));
+    outstanding.admit(vec![item(1, None), item(2, None)], terms(1, false));
     outstanding.keep_only(|kept| kept == place(1));
     assert_eq!(waiting(&outstanding), [2]);
     assert_eq!(outstanding.keep_of(&InstanceId::new("other"), &[]), []);
@@ -77,7 +81,7 @@ fn only_what_nobody_has_begun_in_time_is_late() {
     for item in &mut items[..3] {
         item.timeouts = ActivityTimeouts::default().schedule_to_start(Duration::ZERO);
     }
-    outstanding.admit(items.clone(), (place(0), Millis(0)), false);
+    outstanding.admit(items.clone(), terms(0, false));
     outstanding.begun(&items[1].activity());
     outstanding.remove(&[items[2].key.clone()]);
     let late = outstanding.take_late();
@@ -93,11 +97,11 @@ fn what_is_given_up_as_late_is_stopped_when_that_is_committed_and_not_before() {
         timeouts: ActivityTimeouts::default().schedule_to_start(Duration::ZERO),
         ..item(event, None)
     };
-    outstanding.admit(vec![late(0), late(1)], (place(0), Millis(0)), false);
+    outstanding.admit(vec![late(0), late(1)], terms(0, false));
     assert_eq!(outstanding.take_late().len(), 2);
     assert_eq!(outstanding.remove(&[late(0).key]), [late(0).activity()]);
     // The commit of the other has failed: it is handed out again, and is late again.
-    assert_eq!(outstanding.admit(vec![late(1)], (place(0), Millis(0)), true), [late(1)]);
+    assert_eq!(outstanding.admit(vec![late(1)], terms(0, true)), [late(1)]);
     assert_eq!(outstanding.take_late(), [late(1)]);
     assert_eq!(outstanding.keep_of(&InstanceId::new("i"), &[]), [late(1).activity()]);
     assert_eq!(outstanding.remove(&[late(1).key]), []);
@@ -106,12 +110,12 @@ fn what_is_given_up_as_late_is_stopped_when_that_is_committed_and_not_before() {
 #[test]
 fn what_the_store_does_not_name_any_more_is_stopped() {
     let outstanding = Outstanding::new(2);
-    outstanding.admit((0..3).map(|event| item(event, None)).collect(), (place(0), Millis(0)), false);
+    outstanding.admit((0..3).map(|event| item(event, None)).collect(), terms(0, false));
     let later = ActivityItem { token: Token(77), ..item(1, None) };
     // The first is of a former life, the third was never given to anybody.
     let to_stop = outstanding.keep_of(&InstanceId::new("i"), &[item(0, None), later.clone()]);
     assert_eq!(to_stop, [item(1, None).activity()]);
-    assert_eq!(outstanding.admit(vec![later.clone()], (place(0), Millis(0)), false), std::slice::from_ref(&later));
+    assert_eq!(outstanding.admit(vec![later.clone()], terms(0, false)), std::slice::from_ref(&later));
     assert_eq!(outstanding.places([item(1, None).activity(), later.activity()].iter()), [None, Some(place(0))]);
     assert_eq!(outstanding.cancel(&later.key), Some(later.activity()));
     assert_eq!(outstanding.cancel(&later.key), None);

@@ -1,0 +1,92 @@
+//! Handing out again what is outstanding, and ending what nobody has begun in time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use outlast_core::{ActivityItem, AppErrorKind, ErrorDetails};
+
+use crate::dispatch::Dispatcher;
+use crate::telemetry::logging::RUNTIME;
+
+/// Time between two looks through what is outstanding.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Time between two looks for activities that nobody has begun in time.
+const LATE_EVERY: Duration = Duration::from_millis(100);
+/// Items that are offered in one publish.
+const OFFERS: usize = 1_000;
+
+/// Offers all that the broker has been given again, once: what was on its way to it when a task ended may not have arrived.
+pub(crate) async fn offer_all(dispatcher: &Arc<Dispatcher>) {
+    dispatcher.outstanding.mark_all_due();
+    for items in dispatcher.outstanding.due().chunks(OFFERS) {
+        dispatcher.hand_out(items.to_vec(), true).await;
+    }
+}
+
+/// Offers what is outstanding again: after a loss at once, otherwise after a while.
+pub(crate) async fn offer_again(dispatcher: Arc<Dispatcher>) {
+    let mut losses = dispatcher.parts.broker.losses();
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    let mut told = true;
+    loop {
+        tokio::select! {
+            _ = look.tick() => {}
+            changed = losses.changed(), if told => {
+                told = changed.is_ok();
+                if told {
+                    let count = dispatcher.outstanding.len();
+                    tracing::warn!(target: RUNTIME, count, "the broker may have lost work, all that is outstanding is offered again");
+                    dispatcher.outstanding.mark_all_due();
+                }
+            }
+            () = dispatcher.parts.stopping.cancelled() => return,
+        }
+        let generation = dispatcher.parts.tenure.generation();
+        dispatcher.outstanding.keep_only(|place| {
+            dispatcher.parts.tenure.epoch(place.shard) == Some(place.epoch) && place.generation == generation
+        });
+        for items in dispatcher.outstanding.due().chunks(OFFERS) {
+            if let Err(error) = dispatcher.publish(items, true).await {
+                tracing::warn!(target: RUNTIME, %error, count = items.len(), "activities were not offered again");
+                break;
+            }
+            crate::telemetry::metrics::redispatched(items);
+        }
+    }
+}
+
+/// Gives the broker what has waited for room.
+pub(crate) async fn give_waiting(dispatcher: Arc<Dispatcher>) {
+    loop {
+        let admitted = tokio::select! {
+            admitted = dispatcher.outstanding.admitted() => admitted,
+            () = dispatcher.parts.stopping.cancelled() => return,
+        };
+        let (given_before, new): (Vec<_>, Vec<_>) = admitted.into_iter().partition(|(_, may_have_run)| *may_have_run);
+        for (items, may_have_run) in [(new, false), (given_before, true)] {
+            let items: Vec<ActivityItem> = items.into_iter().map(|(item, _)| item).collect();
+            for items in items.chunks(OFFERS) {
+                dispatcher.hand_out(items.to_vec(), may_have_run).await;
+            }
+        }
+    }
+}
+
+/// Ends activities that no worker has begun in time.
+pub(crate) async fn end_late(dispatcher: Arc<Dispatcher>) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LATE_EVERY) => {}
+            () = dispatcher.parts.stopping.cancelled() => return,
+        }
+        let late = dispatcher.outstanding.take_late();
+        // All outcomes before the first await: what was taken out above is known to nobody else in memory.
+        for item in &late {
+            let limit = item.timeouts.get_schedule_to_start().unwrap_or_default();
+            let message = format!("timeout: no worker has begun the activity within {limit:?} (schedule_to_start)");
+            let details = ErrorDetails::application(AppErrorKind::ActivityFailed, message);
+            // Stopped when that is committed: until then it may turn out that it had ended just before.
+            dispatcher.complete(&item.key, item.token, Err(details));
+        }
+    }
+}

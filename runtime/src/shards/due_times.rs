@@ -1,0 +1,66 @@
+//! Waking instances when they are due. What comes within a minute is in memory; what is due later stays in the store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use outlast_core::{Millis, ShardId};
+
+use crate::instances::mailbox::{Inbound, Mailboxes};
+use crate::shards::owner::Owner;
+use crate::telemetry::logging::RUNTIME;
+
+/// What is due within this time is kept in memory.
+pub(crate) const HORIZON: Duration = Duration::from_secs(60);
+/// Time between two reads of what comes within the horizon.
+const HORIZON_STEP: Duration = Duration::from_secs(30);
+/// Rows that one look takes: more than one node wakes in a minute. What is cut off is read by the next look.
+const DUE_MAX: usize = 1_000_000;
+/// Pause after a look that failed.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Wakes instances when they are due, by the store's clock.
+pub(crate) async fn wake_due(owner: Arc<Owner>) {
+    let mut next_look = Millis(0);
+    loop {
+        let now = owner.store.now();
+        if now >= next_look {
+            next_look = look_ahead(&owner, now).await;
+        }
+        for instance in owner.due_queue.take_due(owner.store.now()) {
+            owner.warm.deliver(&instance, Inbound::Wake);
+        }
+        let until = owner.due_queue.next().map_or(next_look, |at| at.min(next_look));
+        tokio::select! {
+            () = owner.store.sleep_until(until) => {}
+            () = owner.due_queue.sooner() => {}
+            () = owner.stopping.cancelled() => return,
+        }
+    }
+}
+
+/// Reads what comes within the horizon; returns when to look again.
+async fn look_ahead(owner: &Arc<Owner>, now: Millis) -> Millis {
+    let horizon = now.plus(HORIZON);
+    owner.due_queue.extend_to(horizon);
+    match load_due(owner, &owner.tenure.held(), horizon).await {
+        Ok(()) => now.plus(HORIZON_STEP),
+        Err(error) => {
+            tracing::warn!(target: RUNTIME, %error, "due instances could not be read, trying again");
+            now.plus(LOOK_AGAIN)
+        }
+    }
+}
+
+pub(crate) async fn load_due(
+    owner: &Arc<Owner>,
+    shards: &[ShardId],
+    horizon: Millis,
+) -> Result<(), outlast_storage::Error> {
+    if shards.is_empty() {
+        return Ok(());
+    }
+    for due in owner.store.due(shards, horizon, DUE_MAX).await? {
+        owner.due_queue.set_if_sooner(&due.instance, due.at);
+    }
+    Ok(())
+}

@@ -1,0 +1,85 @@
+//! Finding what no nudge has told of: messages that other processes wrote, and those of which the nudge was dropped or lost. Idle
+//! instances are let go here too.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use outlast_core::{InstanceId, ShardId};
+use outlast_storage::InboxCursor;
+
+use crate::instances::mailbox::{Inbound, Mailboxes};
+use crate::shards::owner::Owner;
+use crate::telemetry::logging::RUNTIME;
+
+/// Rows that one look at the store takes.
+pub(crate) const PAGE: usize = 10_000;
+/// Longest time between looks for writes by other processes.
+const ELSEWHERE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Pause after a look at the inboxes that failed.
+const SWEEP_AGAIN: Duration = Duration::from_millis(200);
+/// Time between two looks for idle instances.
+const PASSIVATE_EVERY: Duration = Duration::from_secs(1);
+
+/// Looks for messages that other processes wrote and for those that were left in the store here, and lets idle instances go.
+pub(crate) async fn watch_inboxes(owner: Arc<Owner>) {
+    let (mut seen, mut written, mut generation) = (InboxCursor::default(), 0, owner.tenure.generation());
+    let mut passivated = tokio::time::Instant::now();
+    loop {
+        let (now, skipped) = tokio::select! {
+            now = owner.store.written_elsewhere(written, ELSEWHERE_TIMEOUT) => (now, false),
+            () = owner.warm.skipped.some() => (written, true),
+            () = owner.stopping.cancelled() => return,
+        };
+        if owner.tenure.generation() != generation {
+            // A cursor into a past that is gone would pass over what is written from now on.
+            (seen, generation) = (InboxCursor::default(), owner.tenure.generation());
+        }
+        if now != written || skipped {
+            let count = owner.warm.skipped.count();
+            match sweep(&owner, &owner.tenure.held(), seen).await {
+                Ok(last) => {
+                    (seen, written) = (last, now);
+                    owner.warm.skipped.swept(count);
+                }
+                Err(error) => {
+                    tracing::warn!(target: RUNTIME, %error, "inboxes could not be read, trying again");
+                    tokio::time::sleep(SWEEP_AGAIN).await;
+                    owner.warm.skipped.sweep_is_due();
+                }
+            }
+        }
+        if passivated.elapsed() >= PASSIVATE_EVERY {
+            owner.warm.passivate_idle();
+            passivated = tokio::time::Instant::now();
+        }
+    }
+}
+
+/// Nudges all receivers of inbox rows after `after`; returns from where to look on.
+pub(crate) async fn sweep(
+    owner: &Arc<Owner>,
+    shards: &[ShardId],
+    mut after: InboxCursor,
+) -> Result<InboxCursor, outlast_storage::Error> {
+    if shards.is_empty() {
+        return Ok(after);
+    }
+    loop {
+        let page = owner.store.arrivals(shards, after, PAGE).await?;
+        after = page.next;
+        for wake in page.receivers {
+            admit(owner, &wake.instance, Inbound::Nudge).await;
+        }
+        if !page.more {
+            return Ok(after);
+        }
+    }
+}
+
+/// Delivers, and waits itself when too many wait for room.
+pub(crate) async fn admit(owner: &Arc<Owner>, instance: &InstanceId, inbound: Inbound) {
+    while owner.warm.waiting_count() > owner.limits.warm_instances_max && !owner.stopping.is_cancelled() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    owner.warm.deliver(instance, inbound);
+}

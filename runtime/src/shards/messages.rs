@@ -1,0 +1,55 @@
+//! Receiving what comes for a node's shards: nudges, starts, deletions, workers' questions and their reports.
+
+use std::sync::Arc;
+
+use outlast_broker::{Report, ReportReply, ReportResult, ShardMessage};
+use outlast_core::{ActivityRef, Message, MessageKind, Verdict};
+use tokio::sync::{Mutex, mpsc, oneshot};
+
+use crate::dispatch::result_id;
+use crate::instances::mailbox::{Inbound, Mailboxes};
+use crate::shards::owner::Owner;
+
+/// Receives shard messages until the node stops. The lock is held all the while: only the successor of this task asks for it again.
+pub(crate) async fn receive(owner: Arc<Owner>, messages: Arc<Mutex<mpsc::UnboundedReceiver<ShardMessage>>>) {
+    let mut messages = messages.lock().await;
+    loop {
+        let received = tokio::select! {
+            received = messages.recv() => received,
+            () = owner.stopping.cancelled() => None,
+        };
+        match received {
+            Some(ShardMessage::Nudge(instance)) => owner.warm.bring(&instance, Inbound::Nudge),
+            Some(ShardMessage::Begin(beginning)) => {
+                owner.warm.bring(&beginning.instance.clone(), Inbound::Start(beginning))
+            }
+            Some(ShardMessage::Deleted(instance)) => owner.warm.deliver(&instance, Inbound::Reread),
+            Some(ShardMessage::Ask(questions, answer)) => crate::shards::questions::answer(&owner, questions, answer),
+            Some(ShardMessage::Report(report, answer)) => take_report(&owner, *report, answer),
+            None => return,
+        }
+    }
+}
+
+fn take_report(owner: &Arc<Owner>, report: Report, answer: oneshot::Sender<ReportReply>) {
+    let activity = ActivityRef { key: report.key, token: report.token };
+    match report.result {
+        ReportResult::Done { outcome, run } => {
+            owner.dispatcher.registered(&activity);
+            let ActivityRef { key, token } = activity;
+            let id = result_id(&key, token);
+            let kind = MessageKind::ActivityDone {
+                execution: key.execution,
+                event: key.event,
+                token,
+                outcome,
+                run: Some(run),
+            };
+            owner.warm.deliver(&key.instance, Inbound::Direct(Message { id, kind }, answer));
+        }
+        ReportResult::Unregistered { activity: name } => {
+            let _gone = answer.send(ReportReply::Settled(Verdict::Applied));
+            owner.dispatcher.retry_unregistered(activity, name);
+        }
+    }
+}

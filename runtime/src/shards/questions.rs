@@ -1,0 +1,57 @@
+//! Answering workers that ask whether an activity is wanted: from memory, which hydration compares with the store, and from
+//! whether the store still has the instance.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use outlast_broker::{Question, ReportReply};
+use outlast_core::{ActivityRef, InstanceId, Verdict};
+use tokio::sync::oneshot;
+
+use crate::dispatch::outstanding::Place;
+use crate::instances::mailbox::{Inbound, Mailboxes};
+use crate::shards::owner::Owner;
+
+/// How long an instance may take to answer; as long as the worker waits for the owner.
+const ANSWER_MAX: Duration = Duration::from_secs(3);
+
+/// Answers a worker. What this node knows to be outstanding is wanted; about all else the instance is asked.
+pub(crate) fn answer(owner: &Arc<Owner>, questions: Vec<Question>, answer: oneshot::Sender<Vec<ReportReply>>) {
+    let places = owner.dispatcher.outstanding.places(questions.iter().map(|question| &question.activity));
+    let generation = owner.tenure.generation();
+    let speaks = |place: Place| place.generation == generation && owner.tenure.speaks_for(place.shard, place.epoch);
+    let known: Vec<bool> = places.iter().map(|place| place.is_some_and(speaks)).collect();
+    for question in questions.iter().filter(|question| question.begun) {
+        owner.dispatcher.outstanding.begun(&question.activity);
+    }
+    let owner = Arc::clone(owner);
+    tokio::spawn(async move {
+        let asked = questions.into_iter().zip(known).map(|(question, known)| one(&owner, question, known));
+        // A worker that is gone needs no answer.
+        let _gone = answer.send(join_all(asked).await);
+    });
+}
+
+async fn one(owner: &Arc<Owner>, question: Question, known: bool) -> ReportReply {
+    let Question { activity, .. } = question;
+    let instance = activity.key.instance.clone();
+    // Memory alone does not do, not even before the activity begins: nobody may have told this node of a deletion.
+    if known && !is_gone(owner, &instance).await {
+        return ReportReply::Settled(Verdict::Applied);
+    }
+    if known {
+        owner.warm.deliver(&instance, Inbound::Reread);
+    }
+    let (answer, answered) = oneshot::channel();
+    let ActivityRef { key, token } = activity;
+    owner.warm.deliver(&instance, Inbound::Ask { key, token, answer });
+    tokio::time::timeout(ANSWER_MAX, answered)
+        .await
+        .map_or(ReportReply::TryAgain, |reply| reply.unwrap_or(ReportReply::TryAgain))
+}
+
+/// Whether the store has no such instance: whoever deleted it may have died before it told anybody. Many looks are one trip.
+async fn is_gone(owner: &Owner, instance: &InstanceId) -> bool {
+    matches!(owner.store.state(instance).await, Ok(None))
+}
