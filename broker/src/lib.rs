@@ -6,6 +6,6 @@ pub mod in_process;
 pub mod jetstream;
 
 pub use seam::{
-    Broker, Control, Delivery, Dispatch, Error, Question, Report, ReportReply, ReportResult, Settle, ShardMessage,
-    StatusUpdate, StatusWatch, Trouble, WorkSource, WorkerProfile,
+    Broker, BrokerState, Control, Delivery, Dispatch, Error, Question, Report, ReportReply, ReportResult, Settle,
+    ShardMessage, ShardNotice, ShardRequest, StatusUpdate, StatusWatch, Trouble, Withdrawal, WorkSource, WorkerProfile,
 };

@@ -10,15 +10,14 @@
 //!    sessions: whoever is given them claims the session in the store, and passes them on when another has it.
 //! 5. A cancellation reaches the workers that run its activity under its token, and its item, if still queued, is not
 //!    delivered. It touches no other life of the instance.
-//! 6. Mail from one sender to one shard arrives in order, at its latest owner.
-//! 7. A report is answered by the owner, or with `TryAgain` when there is none or it does not answer.
+//! 6. ShardBody from one sender to one shard arrives in order, at its latest owner.
+//! 7. A request is answered by the owner, or not at all when there is none or it does not answer.
 //! 8. A watch that has taken hold sees every update, or a later one. It takes hold in a moment, and may miss what
 //!    comes before or while the broker is away: waiting clients look into the store too.
-//! 9. `losses` rises when work may be lost; after that everything works again, without being set up anew.
+//! 9. `BrokerState::losses` rises when work may be lost; after that everything works again, without being set up anew.
 //!
 //! A broker may lose everything at any time; whoever uses it must be able to find all facts in the store.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -95,19 +94,45 @@ pub struct Question {
     pub begun: bool,
 }
 
+/// What a shard's owner is told. The loss of a notice costs time only.
+#[derive(Clone, Debug)]
+pub enum ShardNotice {
+    /// The inbox of this instance has something new.
+    Nudge(InstanceId),
+    /// This instance is new; here is all that its first turn needs.
+    Started(Box<StartSnapshot>),
+    /// This instance was deleted.
+    Deleted(InstanceId),
+}
+
+/// What a shard's owner is asked.
+#[derive(Clone, Debug)]
+pub enum ShardRequest {
+    /// A worker reports.
+    Report(Box<Report>),
+    /// A worker asks whether activities are wanted. `Settled(Applied)` means yes, `Settled` with any other verdict no.
+    Wanted(Vec<Question>),
+}
+
 /// What a shard's owner receives.
 #[derive(Debug)]
 pub enum ShardMessage {
-    /// The inbox of this instance has something new.
-    Nudge(InstanceId),
-    /// This instance is new.
-    Begin(Box<StartSnapshot>),
-    /// This instance was deleted.
-    Deleted(InstanceId),
+    /// Somebody tells.
+    Notice(ShardNotice),
     /// A worker asks; the answers are in the order of its questions.
     Ask(Vec<Question>, oneshot::Sender<Vec<ReportReply>>),
     /// A worker reports.
     Report(Box<Report>, oneshot::Sender<ReportReply>),
+}
+
+/// What is taken out of the queues.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Withdrawal {
+    /// An activity that is not wanted any more, and is not published again: if it is queued it is removed, and whoever runs it is
+    /// told. A worker that does not hear of it asks.
+    Activity(ActivityRef),
+    /// All that was brought to this worker alone, as it is dead: owners hand it out again.
+    Worker(WorkerId),
 }
 
 /// What a worker is told while it runs.
@@ -210,7 +235,7 @@ pub struct StatusUpdate {
     pub version: u64,
     /// The status that was committed just before; `None` when it has to be read.
     pub status: Option<OrchestrationStatus>,
-    /// The execution that the status is of: news may be late, and the id may have begun anew.
+    /// The execution that the status is of: an update may be late, and the id may have begun anew.
     pub execution: ExecutionId,
     /// The start that began that execution, where it was told: the executions of a deleted instance and of its successor have the
     /// same numbers.
@@ -229,15 +254,31 @@ pub struct Trouble {
 /// Pushed changes of one instance. Their loss costs time only.
 pub type StatusWatch = watch::Receiver<StatusUpdate>;
 
-/// Carries work, nudges, reports, cancellations and news of status changes.
+/// How a broker is at this moment, as far as is known.
+#[derive(Clone, Debug)]
+pub struct BrokerState {
+    /// Whether workers of other processes are reached through it. Then owners offer what is outstanding again, since what it
+    /// carries may be lost. Otherwise the broker lives as long as all its workers and loses nothing.
+    pub is_shared: bool,
+    /// Whether it is reached.
+    pub is_connected: bool,
+    /// Largest input in bytes that travels with an item; a larger one is read from the history by the worker, and results
+    /// above it go through the inbox.
+    pub payload_bytes_max: usize,
+    /// Rises whenever work may have been lost, so that owners hand out again what has no outcome.
+    pub losses: watch::Receiver<u64>,
+    /// What keeps it from its work, for clients to list.
+    pub troubles: Vec<Trouble>,
+}
+
+/// Carries work, notices, reports, cancellations and status updates.
 #[async_trait]
 pub trait Broker: Send + Sync + 'static {
     /// Hands activities to workers. One that is queued or runs, under the same key and token, is not queued again.
     async fn publish(&self, items: Vec<Dispatch>) -> Result<(), Error>;
 
-    /// Removes an activity that is still queued and tells whoever runs it. Only what is not wanted any more may be cancelled: it
-    /// is not published again. A worker that does not hear of it asks.
-    async fn cancel(&self, activity: &ActivityRef) -> Result<(), Error>;
+    /// Takes something out of the queues.
+    async fn withdraw(&self, what: Withdrawal) -> Result<(), Error>;
 
     /// Opens a worker's source of items and its control messages.
     async fn pull(
@@ -245,72 +286,27 @@ pub trait Broker: Send + Sync + 'static {
         worker: WorkerProfile,
     ) -> Result<(Box<dyn WorkSource>, mpsc::UnboundedReceiver<Control>), Error>;
 
-    /// Becomes the receiver of mail for these shards, in place of whoever was.
-    async fn own(&self, shards: &[ShardId], mail: mpsc::UnboundedSender<ShardMessage>) -> Result<(), Error>;
+    /// Becomes the receiver of messages for these shards, in place of whoever was.
+    async fn own(&self, shards: &[ShardId], receiver: mpsc::UnboundedSender<ShardMessage>) -> Result<(), Error>;
 
-    /// Stops receiving mail for these shards, if `mail` is still their receiver.
-    async fn disown(&self, shards: &[ShardId], mail: &mpsc::UnboundedSender<ShardMessage>);
+    /// Stops receiving messages for these shards, if `receiver` still does.
+    async fn disown(&self, shards: &[ShardId], receiver: &mpsc::UnboundedSender<ShardMessage>);
 
-    /// Tells the owner of a shard that an inbox has something new.
-    fn nudge(&self, shard: ShardId, instance: InstanceId);
+    /// Tells the owner of a shard something.
+    fn notify(&self, shard: ShardId, notice: ShardNotice);
 
-    /// Tells the owner of a shard that an instance is new, with all that its first turn needs.
-    fn begin(&self, shard: ShardId, beginning: StartSnapshot);
+    /// Brings a request to the owner of a shard; gives one answer to a report and one to each question, or none when nobody
+    /// answers.
+    async fn request(&self, shard: ShardId, request: ShardRequest) -> Vec<ReportReply>;
 
-    /// Tells the owner of a shard that an instance was deleted.
-    fn deleted(&self, shard: ShardId, instance: InstanceId);
-
-    /// Brings a worker's report to the owner and its answer back.
-    async fn report(&self, shard: ShardId, report: Report) -> ReportReply;
-
-    /// Asks the owner whether activities are wanted; one answer for each, or none when nobody answers. `Settled(Applied)` means
-    /// yes, `Settled` with any other verdict no.
-    async fn ask(&self, shard: ShardId, questions: Vec<Question>) -> Vec<ReportReply>;
-
-    /// Tells waiting clients that an instance changed, and to what, when the caller has just committed it.
-    fn publish_status(&self, instance: &InstanceId, state: Option<&InstanceState>);
-
-    /// `publish_status`, and by which start the execution was begun: whoever made that start need not ask the store whether the news is
-    /// of an earlier life of the id.
-    fn publish_status_of(&self, instance: &InstanceId, state: &InstanceState, _begun_by: &MessageId) {
-        self.publish_status(instance, Some(state));
-    }
+    /// Tells waiting clients that an instance changed. `state` is what it changed to, when the caller has just committed it, and
+    /// `begun_by` the start that began its execution, if the caller knows it: whoever made that start need not ask the store whether
+    /// the update is of an earlier life of the id.
+    fn publish_status(&self, instance: &InstanceId, state: Option<&InstanceState>, begun_by: Option<&MessageId>);
 
     /// Subscribes to the status of an instance. Subscribe first, then read.
     fn watch(&self, instance: &InstanceId) -> StatusWatch;
 
-    /// Whether workers of other processes are reached through it. Then owners offer what is outstanding again, since what it
-    /// carries may be lost. Otherwise the broker lives as long as all its workers and loses nothing.
-    fn is_shared(&self) -> bool {
-        false
-    }
-
-    /// Whether it is reached at this moment, as far as is known.
-    fn is_connected(&self) -> bool {
-        true
-    }
-
-    /// Largest input in bytes that travels with an item; a larger one is read from the history by the worker, and results
-    /// above it go through the inbox.
-    fn payload_bytes_max(&self) -> usize {
-        usize::MAX
-    }
-
-    /// Rises whenever work may have been lost, so that owners hand out again what has no outcome.
-    fn losses(&self) -> watch::Receiver<u64> {
-        watch::channel(0).1
-    }
-
-    /// What keeps it from its work, for clients to list.
-    fn troubles(&self) -> Vec<Trouble> {
-        Vec::new()
-    }
-
-    /// A worker is dead: what was brought to it alone is dropped, for owners to hand out again.
-    async fn forget_worker(&self, _worker: &WorkerId) {}
-
-    /// Wakes whoever waits for virtual time; real brokers have nothing in flight to count.
-    fn activity_counter(&self) -> Option<Arc<std::sync::atomic::AtomicUsize>> {
-        None
-    }
+    /// How it is.
+    fn state(&self) -> BrokerState;
 }

@@ -2,20 +2,15 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
 use outlast_broker::Broker;
 use outlast_core::{InstanceId, Message, MessageId, MessageKind, StartMessage, write_typed};
 use outlast_storage::{Error, StartConflict, StartOutcome, StartRequest, Store};
 use serde::Serialize;
-use tokio::time::Instant;
 
-use crate::begun::{Begun, Started};
+use crate::insist::insist_for;
+use crate::just_started::{JustStarted, Started};
 use crate::{ClientError, ClientOptions, Provider, StartOptions};
-
-/// First and longest pause before a call is repeated.
-const RETRY_FIRST: Duration = Duration::from_millis(20);
-const RETRY_MAX: Duration = Duration::from_secs(1);
 
 /// Controls instances through the store; clones share everything.
 #[derive(Clone)]
@@ -23,7 +18,7 @@ pub struct Client {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) options: Arc<ClientOptions>,
-    pub(crate) begun: Arc<Begun>,
+    pub(crate) just_started: Arc<JustStarted>,
 }
 
 impl Client {
@@ -34,8 +29,8 @@ impl Client {
 
     /// A client with options.
     pub fn with_options<P: Provider + ?Sized>(provider: Arc<P>, options: ClientOptions) -> Self {
-        let (options, begun) = (Arc::new(options), Arc::default());
-        Self { store: provider.store(), broker: provider.broker(), options, begun }
+        let (options, just_started) = (Arc::new(options), Arc::default());
+        Self { store: provider.store(), broker: provider.broker(), options, just_started }
     }
 
     /// Starts an instance. When this returns, the start is durable. An id that exists with the same orchestration is left
@@ -136,13 +131,13 @@ impl Client {
         let on_conflict: StartConflict = start.on_conflict;
         let request = StartRequest { instance: instance.clone(), message, on_conflict };
         // News of what it will come to are heard from the beginning, so a wait that follows need not look.
-        let news = self.broker.watch(&instance);
+        let updates = self.broker.watch(&instance);
         let receipt = self.insist(|| self.store.start(request.clone())).await?;
         match receipt.seq {
-            Some(_) => self.begun.note(instance, Started { by: request.message.id, news }),
+            Some(_) => self.just_started.note(instance, Started { by: request.message.id, updates }),
             None => {
                 // What was kept may be of a life that this start has ended.
-                self.begun.take(&instance);
+                self.just_started.take(&instance);
                 if receipt.outcome == StartOutcome::AlreadyExists && self.has_other_input(&request).await {
                     return Ok(StartOutcome::AlreadyExistsWithOtherInput);
                 }
@@ -165,26 +160,6 @@ impl Client {
         call: impl Fn(bool) -> F,
     ) -> Result<T, ClientError> {
         insist_for(self.options.call_timeout, call).await.map_err(ClientError::from)
-    }
-}
-
-/// Repeats a call while the store is away, for at most so long.
-pub(crate) async fn insist_for<T, F: Future<Output = Result<T, Error>>>(
-    limit: Duration,
-    call: impl Fn(bool) -> F,
-) -> Result<T, Error> {
-    let begun = Instant::now();
-    let mut pause = RETRY_FIRST;
-    let mut is_repeated = false;
-    loop {
-        match call(is_repeated).await {
-            Err(Error::Unavailable(_)) if begun.elapsed() + pause < limit => {
-                is_repeated = true;
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(RETRY_MAX);
-            }
-            result => return result,
-        }
     }
 }
 

@@ -1,9 +1,10 @@
 //! Start, signal, query, cancel, wait for and manage durable orchestrations, from any process that reaches the store.
 
-mod begun;
 mod client;
 mod error;
 mod first_input;
+mod insist;
+mod just_started;
 mod manage;
 mod options;
 mod provider;

@@ -1,5 +1,6 @@
 //! Deleting, pruning and forking.
 
+use outlast_broker::ShardNotice;
 use outlast_core::{EventId, ExecutionId, ForkOrigin, HistoryEvent, InstanceId, ShardId, fork_history};
 use outlast_storage::{DeleteInstanceResult, Error, InstanceFilter, PruneOptions, PruneResult};
 
@@ -23,18 +24,18 @@ impl Client {
             }
         };
         let deleted = self.manage(delete).await?;
-        self.begun.clear();
+        self.just_started.clear();
         for gone in tree.into_iter().map(InstanceId::from) {
-            self.broker.deleted(ShardId::of(&gone, self.store.shards()), gone);
+            self.broker.notify(ShardId::of(&gone, self.store.shards()), ShardNotice::Deleted(gone));
         }
-        self.broker.publish_status(&id, None);
+        self.broker.publish_status(&id, None, None);
         Ok(deleted)
     }
 
     /// Deletes ended root instances that match.
     pub async fn delete_instance_bulk(&self, filter: InstanceFilter) -> Result<DeleteInstanceResult, ClientError> {
         let deleted = self.manage(|_| self.store.delete_bulk(filter.clone())).await?;
-        self.begun.clear();
+        self.just_started.clear();
         Ok(deleted)
     }
 

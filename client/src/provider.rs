@@ -3,18 +3,18 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use outlast_broker::Broker;
+use outlast_broker::{Broker, ShardNotice};
 use outlast_core::{Event, InstanceId};
 use outlast_storage::{Arrival, Store};
 
 use crate::ClientOptions;
-use crate::client::insist_for;
+use crate::insist::insist_for;
 
 /// What a provider tells its store to do with arrivals: the broker carries them to the owners of the shards.
 pub fn carry_arrivals(broker: Arc<dyn Broker>) -> impl Fn(Arrival) + Send + Sync + 'static {
     move |arrival| match arrival {
-        Arrival::Begin(shard, beginning) => broker.begin(shard, beginning),
-        Arrival::Nudge(shard, instance) => broker.nudge(shard, instance),
+        Arrival::Begin(shard, snapshot) => broker.notify(shard, ShardNotice::Started(Box::new(snapshot))),
+        Arrival::Nudge(shard, instance) => broker.notify(shard, ShardNotice::Nudge(instance)),
     }
 }
 
@@ -27,7 +27,7 @@ pub trait Provider: Send + Sync + 'static {
     /// Where everything is durable.
     fn store(&self) -> Arc<dyn Store>;
 
-    /// What carries work and news.
+    /// What carries work and messages.
     fn broker(&self) -> Arc<dyn Broker>;
 
     /// The history of an instance's current execution; empty when there is none.

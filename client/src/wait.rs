@@ -12,7 +12,7 @@ use crate::{Client, ClientError};
 /// A wait that nobody sits out.
 const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 86_400);
 
-/// What pushed news mean for a wait.
+/// What a pushed update means for a wait.
 enum Told<T> {
     /// It is over.
     Found(T),
@@ -100,7 +100,7 @@ impl Client {
         from_text(instance, format_args!("value of key {key:?}"), &value)
     }
 
-    /// Looks until `look` finds something, or `told` finds it in pushed news. Subscribes before the first look, so that no
+    /// Looks until `look` finds something, or `told` finds it in a pushed update. Subscribes before the first look, so that no
     /// change falls in between; what was just started here was subscribed to before, so the first look may wait.
     async fn wait<T, L: Future<Output = Result<(Option<T>, ExecutionId), ClientError>>>(
         &self,
@@ -110,10 +110,10 @@ impl Client {
         look: impl Fn() -> L,
     ) -> Result<T, ClientError> {
         let id = InstanceId::new(instance);
-        let begun = self.begun.take(&id).filter(|_| timeout > poll);
+        let begun = self.just_started.take(&id).filter(|_| timeout > poll);
         let mut look_now = begun.is_none();
-        let (begun_by, mut news) = match begun {
-            Some(started) => (Some(started.by), started.news),
+        let (begun_by, mut updates) = match begun {
+            Some(started) => (Some(started.by), started.updates),
             None => (None, self.broker.watch(&id)),
         };
         let deadline = after(timeout);
@@ -134,19 +134,19 @@ impl Client {
             let next_look = deadline.min(after(poll.max(Duration::from_millis(1))));
             loop {
                 let changed = tokio::select! {
-                    changed = news.changed() => changed,
+                    changed = updates.changed() => changed,
                     () = tokio::time::sleep_until(next_look) => break,
                 };
                 if changed.is_err() {
-                    news = self.broker.watch(&id);
+                    updates = self.broker.watch(&id);
                     break;
                 }
                 let (status, of, is_of_this_life) = {
-                    let news = news.borrow_and_update();
-                    (news.status.clone(), news.execution, begun_by.is_some() && news.begun_by == begun_by)
+                    let update = updates.borrow_and_update();
+                    (update.status.clone(), update.execution, begun_by.is_some() && update.begun_by == begun_by)
                 };
                 if status.is_some() && of < execution {
-                    // Late news of an execution that is over.
+                    // A late update, of an execution that is over.
                     continue;
                 }
                 match status.as_ref().map_or(Told::Look, &told) {

@@ -19,7 +19,9 @@ impl WarmInstance {
         match &command.kind {
             EventKind::ActivityScheduled { .. } => {
                 let traceparent = self.live().traceparent.clone();
-                if let Some(item) = crate::ending::item_of(key, &command.kind, (&self.state, traceparent, draft.now)) {
+                if let Some(item) =
+                    crate::outstanding::item_of(key, &command.kind, (&self.state, traceparent, draft.now))
+                {
                     draft.dispatch.insert(command.id, item);
                 }
             }

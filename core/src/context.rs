@@ -13,40 +13,9 @@ use crate::ids::mix;
 use crate::journal::{Journal, NextExecution, OpKind, Outcome};
 use crate::typed::TypedValue;
 use crate::{
-    ActivityTimeouts, DurableFuture, Either2, EventId, EventKind, LimitExceeded, RetryPolicy, Token, read_typed,
+    ActivityTimeouts, DurableFuture, Either2, EventId, EventKind, LimitExceeded, LogLevel, RetryPolicy, Token,
+    read_typed,
 };
-
-/// Importance of a log line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum LogLevel {
-    /// For whoever looks for a fault.
-    Debug,
-    /// Normal progress.
-    Info,
-    /// Something to look at.
-    Warn,
-    /// Something failed.
-    Error,
-}
-
-impl From<&str> for LogLevel {
-    /// By name, in any case; what is none of them counts as `info`.
-    fn from(name: &str) -> Self {
-        match name.to_ascii_lowercase().as_str() {
-            "debug" | "trace" => Self::Debug,
-            "warn" | "warning" => Self::Warn,
-            "error" => Self::Error,
-            _ => Self::Info,
-        }
-    }
-}
-
-impl From<String> for LogLevel {
-    /// Like a `&str`.
-    fn from(name: String) -> Self {
-        Self::from(name.as_str())
-    }
-}
 
 /// The hands of orchestration code: everything durable goes through it. Clones are the same context.
 #[derive(Clone)]
@@ -176,7 +145,7 @@ impl OrchestrationContext {
     pub fn schedule_wait(&self, name: impl Into<String>) -> DurableFuture<String> {
         let name = self.checked_name("event name", name.into());
         let event = EventKind::ExternalSubscribed { name: name.clone() };
-        DurableFuture::open(&self.journal, (event, OpKind::Wait { name }), text)
+        DurableFuture::open(&self.journal, (event, OpKind::Wait { name }), Outcome::into_text)
     }
 
     /// [`OrchestrationContext::schedule_wait`] with a typed value.
@@ -196,7 +165,7 @@ impl OrchestrationContext {
     pub fn dequeue_event(&self, queue: impl Into<String>) -> DurableFuture<String> {
         let queue = self.checked_name("queue name", queue.into());
         let event = EventKind::QueueSubscribed { name: queue.clone() };
-        DurableFuture::open(&self.journal, (event, OpKind::Dequeue { queue }), text)
+        DurableFuture::open(&self.journal, (event, OpKind::Dequeue { queue }), Outcome::into_text)
     }
 
     /// [`OrchestrationContext::dequeue_event`] with a typed value.
@@ -383,7 +352,7 @@ impl OrchestrationContext {
             first_event_id: request.first_event.map(|id| id.0),
             timeouts: ActivityTimeouts::default(),
         };
-        DurableFuture::open(&self.journal, (event, OpKind::Activity { token }), result)
+        DurableFuture::open(&self.journal, (event, OpKind::Activity { token }), Outcome::into_result)
     }
 
     fn schedule_typed<In: Serialize, Out: DeserializeOwned + Send + 'static>(
@@ -548,20 +517,5 @@ impl Request {
             attempt: self.attempt,
             first_event: self.first_event,
         }
-    }
-}
-
-pub(crate) fn result(outcome: Outcome) -> Result<String, String> {
-    match outcome {
-        Outcome::Text(text) => Ok(text),
-        Outcome::Error(error) => Err(error),
-        Outcome::Done => Ok(String::new()),
-    }
-}
-
-fn text(outcome: Outcome) -> String {
-    match outcome {
-        Outcome::Text(text) | Outcome::Error(text) => text,
-        Outcome::Done => String::new(),
     }
 }

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::context::result;
+use crate::journal::Outcome;
 use crate::journal::{JournalState, OpKind};
 use crate::typed::TypedValue;
 use crate::{DurableFuture, EventKind, InstanceId, OrchestrationContext, Token};
@@ -200,7 +200,7 @@ impl OrchestrationContext {
             version: child.version,
             token,
         };
-        DurableFuture::open(&self.journal, (event, op), result)
+        DurableFuture::open(&self.journal, (event, op), Outcome::into_result)
     }
 
     fn detached(&self, version: Option<String>, child: Child) {

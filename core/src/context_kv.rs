@@ -6,12 +6,9 @@ use std::collections::HashMap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::journal::{KvValue, OpKind};
+use crate::journal::{KvValue, OpKind, Outcome};
 use crate::typed::TypedValue;
-use crate::{DurableFuture, EventKind, LimitExceeded, Millis, OrchestrationContext, Token};
-
-/// The activity name under which the owner itself reads another instance's value.
-pub const KV_READ_ACTIVITY: &str = "outlast::read_kv";
+use crate::{DurableFuture, EventKind, KV_READ_ACTIVITY, LimitExceeded, Millis, OrchestrationContext, Token};
 
 impl OrchestrationContext {
     /// Sets a value. Breaking a limit (100 keys, 16 KiB a value by default) fails the instance.
@@ -152,6 +149,6 @@ impl OrchestrationContext {
             first_event_id: None,
             timeouts: crate::ActivityTimeouts::default(),
         };
-        DurableFuture::open(&self.journal, (event, OpKind::Activity { token }), crate::context::result)
+        DurableFuture::open(&self.journal, (event, OpKind::Activity { token }), Outcome::into_result)
     }
 }

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::instance::{TurnInput, WarmInstance};
-use crate::{ActivityItem, ActivityKey, Effect, EventId, Incoming, Millis, OutboundMessage, Turn, Verdict};
+use crate::{ActivityItem, ActivityKey, Effect, EventId, Expected, Incoming, Millis, OutboundMessage, Turn, Verdict};
 
 /// A turn in the making.
 pub(crate) struct Draft {
@@ -25,10 +24,9 @@ pub(crate) struct NewChild {
 }
 
 impl Draft {
-    pub(crate) fn new(instance: &WarmInstance, input: &TurnInput) -> Self {
-        let turn = Turn { expected: instance.expected(), ..Turn::default() };
-        let (dispatch, children) = (BTreeMap::new(), BTreeMap::new());
-        Self { now: input.now, seed: input.seed, turn, dispatch, children, queue_bytes: 0 }
+    pub(crate) fn new(expected: Expected, now: Millis, seed: u64) -> Self {
+        let turn = Turn { expected, ..Turn::default() };
+        Self { now, seed, turn, dispatch: BTreeMap::new(), children: BTreeMap::new(), queue_bytes: 0 }
     }
 
     /// Marks a message as dealt with.

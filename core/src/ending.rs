@@ -4,10 +4,11 @@ use crate::draft::{Draft, NewChild};
 use crate::follow::Execution;
 use crate::instance::WarmInstance;
 use crate::journal::OpKind;
+use crate::outstanding::outstanding_in;
 use crate::{
-    ActivityItem, ActivityKey, AppErrorKind, Carried, Effect, ErrorDetails, EventId, EventKind, Handlers, HistoryEvent,
-    Incoming, InstanceId, InstanceState, InstanceStatus, KvChange, KvEntry, Message, MessageId, MessageKind, Millis,
-    OutboundMessage, ParentLink, StartMessage, Token, Turn, Verdict,
+    ActivityKey, AppErrorKind, Carried, Effect, ErrorDetails, EventId, EventKind, Handlers, Incoming, InstanceId,
+    InstanceState, InstanceStatus, KvChange, KvEntry, Message, MessageId, MessageKind, OutboundMessage, ParentLink,
+    StartMessage, Token, Turn, Verdict,
 };
 
 impl WarmInstance {
@@ -313,70 +314,6 @@ fn outcome_message(child: &InstanceId, parent: ParentLink, result: Result<String
     let id = MessageId::new(format!("done:{:016x}:{child}", parent.token.0));
     let kind = MessageKind::ChildDone { execution: parent.execution, event: parent.event, token: parent.token, result };
     OutboundMessage { to: parent.instance, message: Message { id, kind }, when_taken: None }
-}
-
-/// Activities and children of a history that have no outcome in it.
-pub(crate) fn outstanding_in(history: &[HistoryEvent]) -> Vec<(EventId, OpKind)> {
-    let closed: std::collections::BTreeSet<EventId> =
-        history.iter().filter_map(|event| event.source_event_id).collect();
-    let open = history.iter().filter(|event| !closed.contains(&event.event_id));
-    open.filter_map(|event| match &event.kind {
-        EventKind::ActivityScheduled { token, .. } => Some((event.event_id, OpKind::Activity { token: *token })),
-        EventKind::SubOrchestrationScheduled { instance, token, .. } => {
-            Some((event.event_id, OpKind::Child { instance: InstanceId::new(instance), token: *token }))
-        }
-        _ => None,
-    })
-    .collect()
-}
-
-/// Items for the activities of a history that have no outcome in it.
-pub(crate) fn outstanding_activities(
-    instance: &InstanceId,
-    state: &InstanceState,
-    history: &[HistoryEvent],
-) -> Vec<ActivityItem> {
-    let traceparent = history.first().and_then(|event| match &event.kind {
-        EventKind::OrchestrationStarted { traceparent, .. } => traceparent.clone(),
-        _ => None,
-    });
-    let open: std::collections::BTreeSet<EventId> = outstanding_in(history).into_iter().map(|(id, _)| id).collect();
-    let events = history.iter().filter(|event| open.contains(&event.event_id));
-    events
-        .filter_map(|event| {
-            let key = ActivityKey { instance: instance.clone(), execution: state.execution, event: event.event_id };
-            item_of(key, &event.kind, (state, traceparent.clone(), event.at))
-        })
-        .collect()
-}
-
-/// The item that a scheduling event stands for.
-pub(crate) fn item_of(
-    key: ActivityKey,
-    kind: &EventKind,
-    (state, traceparent, scheduled_at): (&InstanceState, Option<String>, Millis),
-) -> Option<ActivityItem> {
-    let EventKind::ActivityScheduled { name, input, session_id, tag, token, attempt, first_event_id, timeouts } = kind
-    else {
-        return None;
-    };
-    let first_event = first_event_id.map_or(key.event, EventId);
-    Some(ActivityItem {
-        key,
-        token: *token,
-        name: name.clone(),
-        input: input.clone(),
-        input_stored: false,
-        tag: tag.clone(),
-        session_id: session_id.clone(),
-        attempt: *attempt,
-        scheduled_at,
-        timeouts: *timeouts,
-        first_event,
-        orchestration: state.orchestration.clone(),
-        version: state.version.clone(),
-        traceparent,
-    })
 }
 
 /// Why a running instance waits, in a few words.

@@ -3,8 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ActivityTimeouts, CodeLimits, ErrorDetails, EventId, ExecutionId, ForkPoint, InstanceId, MessageId, Millis, Rules,
-    Token,
+    ActivityTimeouts, CodeLimits, ErrorDetails, EventId, ExecutionId, InstanceId, MessageId, Millis, Rules, Token,
 };
 
 /// A fact as stored and as held in memory; instance and execution are known from where it lies.
@@ -68,6 +67,23 @@ impl Event {
     pub fn is_terminal(&self) -> bool {
         self.kind.is_terminal()
     }
+}
+
+/// The activity name under which the owner itself reads another instance's value.
+pub const KV_READ_ACTIVITY: &str = "outlast::read_kv";
+
+/// Recorded in the first event of a copy: up to an event its code is told that it is the instance that was copied, and draws
+/// its ids; from there on it is itself, and draws ids of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForkPoint {
+    /// The last event that was copied.
+    pub at: EventId,
+    /// The instance that it was copied from.
+    pub instance: InstanceId,
+    /// The execution that it was copied from.
+    pub execution: ExecutionId,
+    /// Source of the deterministic ids behind it.
+    pub seed: u64,
 }
 
 /// One value of an instance's key-value state.
@@ -317,6 +333,11 @@ impl EventKind {
                 | Self::OrchestrationFailed { .. }
                 | Self::OrchestrationContinuedAsNew { .. }
         )
+    }
+
+    /// Whether something that is open is no longer wanted.
+    pub(crate) fn is_cancel_request(&self) -> bool {
+        matches!(self, Self::ActivityCancelRequested { .. } | Self::SubOrchestrationCancelRequested { .. })
     }
 
     /// A copy in the shape in which replay compares commands: without what the store or the clock decided.

@@ -435,11 +435,7 @@ fn is_pause_or_resume(kind: &EventKind) -> bool {
 /// Whether only the end follows: what was open when it ended was told so, without being asked by the code.
 fn is_closing(rest: &[HistoryEvent]) -> bool {
     let Some((last, before)) = rest.split_last() else { return false };
-    last.kind.is_terminal() && before.iter().all(|event| is_cancel_request(&event.kind))
-}
-
-pub(crate) fn is_cancel_request(kind: &EventKind) -> bool {
-    matches!(kind, EventKind::ActivityCancelRequested { .. } | EventKind::SubOrchestrationCancelRequested { .. })
+    last.kind.is_terminal() && before.iter().all(|event| event.kind.is_cancel_request())
 }
 
 fn describe_end(polled: &Polled, shows_data: bool) -> String {

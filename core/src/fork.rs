@@ -2,12 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::ending::outstanding_in;
-use crate::follow::is_cancel_request;
-use crate::{EventId, EventKind, ExecutionId, HistoryEvent, InstanceId, InstanceState, KvEntry};
+use crate::outstanding::outstanding_in;
+use crate::{EventId, EventKind, ExecutionId, ForkPoint, HistoryEvent, InstanceId, InstanceState, KvEntry};
 
 /// Why a history cannot be forked at an event.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -39,20 +37,6 @@ pub struct ForkOrigin {
     pub instance: InstanceId,
     /// Which of its executions.
     pub execution: ExecutionId,
-}
-
-/// Recorded in the first event of a copy: up to an event its code is told that it is the instance that was copied, and draws
-/// its ids; from there on it is itself, and draws ids of its own.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ForkPoint {
-    /// The last event that was copied.
-    pub at: EventId,
-    /// The instance that it was copied from.
-    pub instance: InstanceId,
-    /// The execution that it was copied from.
-    pub execution: ExecutionId,
-    /// Source of the deterministic ids behind it.
-    pub seed: u64,
 }
 
 /// The row and history of a new instance that shares all events up to `at`; `seed` are 64 random bits.
@@ -126,7 +110,7 @@ fn replayed_state(copied: &mut [HistoryEvent]) -> (InstanceState, Vec<KvEntry>) 
 fn places(history: &[HistoryEvent]) -> Vec<Result<usize, &'static str>> {
     // Of an ended execution, its last events are how it ended: what was open was cancelled.
     let ended = history.last().filter(|last| last.kind.is_terminal()).map(|_| {
-        let closes = |event: &&HistoryEvent| event.kind.is_terminal() || is_cancel_request(&event.kind);
+        let closes = |event: &&HistoryEvent| event.kind.is_terminal() || event.kind.is_cancel_request();
         history.len() - history.iter().rev().take_while(closes).count()
     });
     let closing = ended.unwrap_or(history.len());

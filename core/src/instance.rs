@@ -78,7 +78,7 @@ impl WarmInstance {
     pub fn hydrate(id: InstanceId, snapshot: Snapshot, limits: Arc<Limits>) -> Self {
         let applied = snapshot.history.iter().filter_map(|event| event.message_id.clone()).collect();
         let children =
-            crate::ending::outstanding_in(&snapshot.history).into_iter().filter_map(|(event, op)| match op {
+            crate::outstanding::outstanding_in(&snapshot.history).into_iter().filter_map(|(event, op)| match op {
                 OpKind::Child { instance, token } => Some((event, (instance, token))),
                 OpKind::Activity { .. } | OpKind::Timer { .. } | OpKind::Wait { .. } | OpKind::Dequeue { .. } => None,
             });
@@ -124,7 +124,7 @@ impl WarmInstance {
 
     /// Applies messages and due timers. Events, effects and the new row are in the turn; nothing else changed outside.
     pub fn decide(&mut self, input: TurnInput, handlers: &dyn Handlers) -> Decision {
-        let mut draft = Draft::new(self, &input);
+        let mut draft = Draft::new(self.expected(), input.now, input.seed);
         let mut messages = std::mem::take(&mut self.parked);
         messages.extend(input.messages);
         let mut messages = self.sift(messages, &mut draft);
@@ -179,7 +179,7 @@ impl WarmInstance {
 
     /// Ends the instance with a failure that its code never sees. A start among the messages says who waits for it.
     pub fn fail(&mut self, input: TurnInput, details: ErrorDetails) -> Turn {
-        let mut draft = Draft::new(self, &input);
+        let mut draft = Draft::new(self.expected(), input.now, input.seed);
         for incoming in input.messages {
             draft.consume(&incoming, Verdict::AlreadyDone);
             self.note_start(&mut draft, incoming.message);
@@ -193,7 +193,7 @@ impl WarmInstance {
         if self.state.status != InstanceStatus::Running {
             return Vec::new();
         }
-        crate::ending::outstanding_activities(&self.id, &self.state, &self.cold)
+        crate::outstanding::outstanding_activities(&self.id, &self.state, &self.cold)
     }
 
     /// Whether the outcome of this activity is still waited for.

@@ -72,6 +72,23 @@ pub(crate) enum Outcome {
     Error(String),
 }
 
+impl Outcome {
+    pub(crate) fn into_result(self) -> Result<String, String> {
+        match self {
+            Self::Text(text) => Ok(text),
+            Self::Error(error) => Err(error),
+            Self::Done => Ok(String::new()),
+        }
+    }
+
+    pub(crate) fn into_text(self) -> String {
+        match self {
+            Self::Text(text) | Self::Error(text) => text,
+            Self::Done => String::new(),
+        }
+    }
+}
+
 struct Op {
     kind: OpKind,
     ready: Option<(EventId, Outcome)>,

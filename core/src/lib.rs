@@ -8,9 +8,11 @@ mod ids;
 mod limits;
 mod refused_option;
 
+mod either;
 mod encoding;
 mod error;
 mod event;
+mod log;
 mod message;
 mod panics;
 mod registry;
@@ -35,21 +37,21 @@ mod follow;
 mod fork;
 mod heartbeats;
 mod instance;
+mod outstanding;
 mod replay_check;
 mod timeouts;
 mod turn;
 
 pub use code_limits::CodeLimits;
-pub use combine::{Either2, Either3};
-pub use context::{ContinueAsNew, LogLevel, OrchestrationContext};
+pub use context::{ContinueAsNew, OrchestrationContext};
 pub use context_children::{SUB_ORCH_AUTO_PREFIX, build_child_instance_id, is_auto_generated_sub_orch_id};
-pub use context_kv::KV_READ_ACTIVITY;
 pub use durable_future::DurableFuture;
+pub use either::{Either2, Either3};
 pub use encoding::{DecodeError, decode, encode};
 pub use error::{AppErrorKind, ConfigErrorKind, ErrorDetails};
-pub use event::{AttemptInfo, Carried, Event, EventKind, HistoryEvent, KvEntry};
+pub use event::{AttemptInfo, Carried, Event, EventKind, ForkPoint, HistoryEvent, KV_READ_ACTIVITY, KvEntry};
 pub use follow::OutsideWake;
-pub use fork::{Fork, ForkError, ForkOrigin, ForkPoint, fork_history};
+pub use fork::{Fork, ForkError, ForkOrigin, fork_history};
 pub use ids::{
     ActivityKey, ActivityRef, Epoch, EventId, ExecutionId, INITIAL_EVENT_ID, INITIAL_EXECUTION_ID, InboxSeq,
     InstanceId, MessageId, Millis, NodeId, ShardId, Token, WorkerId,
@@ -59,6 +61,7 @@ pub use limits::{
     LOAD_BYTES_MAX, LimitExceeded, Limits, MAX_CUSTOM_STATUS_BYTES, MAX_KV_KEYS, MAX_KV_VALUE_BYTES, NAME_BYTES_MAX,
     QUEUE_MESSAGES_MAX, TURN_MESSAGE_BYTES_MAX,
 };
+pub use log::{LogLevel, LogLine};
 pub use message::{ActivityOutcome, Incoming, Message, MessageKind, ParentLink, StartMessage, StartSnapshot};
 pub use panics::panic_text;
 pub use refused_option::RefusedOption;
@@ -72,5 +75,5 @@ pub use rules::Rules;
 pub use status::{InstanceState, InstanceStatus, OrchestrationStatus};
 pub use tag::{MAX_WORKER_TAGS, TagFilter};
 pub use timeouts::ActivityTimeouts;
-pub use turn::{ActivityItem, Effect, Expected, KvChange, LogLine, OutboundMessage, Turn, Verdict};
+pub use turn::{ActivityItem, Effect, Expected, KvChange, OutboundMessage, Turn, Verdict};
 pub use typed::{read_typed, write_typed};

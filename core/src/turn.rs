@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ActivityKey, ActivityRef, ActivityTimeouts, EventId, ExecutionId, HistoryEvent, InboxSeq, InstanceId,
-    InstanceState, KvEntry, LogLevel, Message, MessageId, Millis, Token,
+    InstanceState, KvEntry, LogLine, Message, MessageId, Millis, Token,
 };
 
 /// One pass over an instance: messages in, events and effects out.
@@ -142,15 +142,6 @@ impl ActivityItem {
 
 pub(crate) fn idempotency_key(instance: &InstanceId, execution: ExecutionId, first_event: EventId) -> String {
     format!("{instance}/{execution}/{first_event}")
-}
-
-/// A line that orchestration code logged.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogLine {
-    /// How important.
-    pub level: LogLevel,
-    /// The text.
-    pub text: String,
 }
 
 /// What became of a message.

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt;
+use outlast_broker::{Broker, ShardRequest};
 use outlast_client::{Client, ClientError, Provider};
 use outlast_core::{
-    Event, Millis, OrchestrationRegistry, OrchestrationStatus, UnregisteredBackoffConfig, check_replay,
+    Event, Millis, OrchestrationRegistry, OrchestrationStatus, ShardId, UnregisteredBackoffConfig, check_replay,
 };
 use outlast_storage::{Store, VirtualClock};
 use thiserror::Error;
@@ -38,7 +39,8 @@ pub struct TestRuntime {
     client: Client,
     clock: Arc<VirtualClock>,
     store: Arc<dyn Store>,
-    outstanding: Option<Arc<AtomicUsize>>,
+    broker: Arc<dyn Broker>,
+    outstanding: Arc<AtomicUsize>,
     patience: Duration,
 }
 
@@ -103,10 +105,10 @@ impl TestRuntime {
     ) -> Result<Self, StartError> {
         let clock = VirtualClock::starting_at(EPOCH);
         let provider = Arc::new(SqliteProvider::in_memory_with_clock(Arc::clone(&clock))?);
-        let (store, outstanding) = (provider.store(), provider.broker().activity_counter());
+        let (store, broker, outstanding) = (provider.store(), provider.broker(), provider.outstanding());
         let client = Client::new(Arc::clone(&provider));
         let runtime = Runtime::try_start(provider, activities, orchestrations, options).await?;
-        Ok(Self { runtime, client, clock, store, outstanding, patience: PATIENCE })
+        Ok(Self { runtime, client, clock, store, broker, outstanding, patience: PATIENCE })
     }
 
     /// How long, in real time, the virtual time waits for activities that run (default 10 s). A test whose activities end only
@@ -133,15 +135,24 @@ impl TestRuntime {
         let (mut quiet, mut seen, mut since) = (0, None, Instant::now());
         while quiet < QUIET_LOOKS {
             tokio::time::sleep(LOOK).await;
-            let outstanding = self.outstanding.as_ref().map_or(0, |count| count.load(Ordering::Acquire));
-            quiet = if outstanding == 0 && self.runtime.is_quiet() { quiet + 1 } else { 0 };
+            self.messages_taken().await;
+            let (outstanding, has_turns) =
+                (self.outstanding.load(Ordering::Acquire), self.runtime.has_turns(self.clock.now()));
+            quiet = if outstanding == 0 && !has_turns && self.runtime.is_quiet() { quiet + 1 } else { 0 };
             let now = (outstanding, self.runtime.metrics_snapshot());
+            let is_served = has_turns || self.runtime.runs_wanted();
             if seen != Some(now) {
                 (seen, since) = (Some(now), Instant::now());
-            } else if since.elapsed() >= if self.runtime.runs_wanted() { self.patience } else { UNSERVED_PATIENCE } {
+            } else if since.elapsed() >= if is_served { self.patience } else { UNSERVED_PATIENCE } {
                 return;
             }
         }
+    }
+
+    /// Returns when all that was on its way to the owner of the shards has been taken: messages keep their order, and this one
+    /// asks nothing.
+    async fn messages_taken(&self) {
+        let _answered = self.broker.request(ShardId(0), ShardRequest::Wanted(Vec::new())).await;
     }
 
     /// Moves the time on, stopping at every timer on the way.
@@ -179,7 +190,7 @@ impl TestRuntime {
     }
 
     async fn next_timer(&self) -> Result<Option<Millis>, ClientError> {
-        let shards: Vec<_> = (0..self.store.shards()).map(outlast_core::ShardId).collect();
+        let shards: Vec<_> = (0..self.store.shards()).map(ShardId).collect();
         Ok(self.store.next_due(&shards, self.clock.now()).await?)
     }
 }

@@ -281,7 +281,7 @@ pub struct ProblemRow {
 }
 
 /// What clients and people read. Nothing is decided on it but the end of a wait, and for that old answers do no harm: who waits has
-/// subscribed to news before it reads, is told of what happens later, and reads again now and then.
+/// subscribed to updates before it reads, is told of what happens later, and reads again now and then.
 #[async_trait]
 pub trait InspectStore: Send + Sync + 'static {
     /// The row of an instance.

@@ -46,11 +46,11 @@ pub struct FencedTurn {
     pub turn: Turn,
     /// Moves the instance and its inbox to this shard.
     pub move_to: Option<ShardId>,
-    /// The applied message that came with the broker's mail and not from its row. One whose row says otherwise is a conflict.
+    /// The applied message that came with a notice of the broker and not from its row. One whose row says otherwise is a conflict.
     pub mailed: Option<Mailed>,
 }
 
-/// A message that is known from elsewhere than its inbox row, so that whoever may write mail decides no history.
+/// A message that is known from elsewhere than its inbox row, so that whoever may write notices decides no history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mailed {
     /// Its row.

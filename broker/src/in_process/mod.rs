@@ -7,23 +7,23 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use async_trait::async_trait;
-use outlast_core::{ActivityRef, InstanceId, InstanceState, MessageId, ShardId, StartSnapshot};
+use outlast_core::{InstanceId, InstanceState, MessageId, ShardId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    Broker, Control, Dispatch, Error, Question, Report, ReportReply, ShardMessage, StatusUpdate, StatusWatch,
-    WorkSource, WorkerProfile,
+    Broker, BrokerState, Control, Dispatch, Error, ReportReply, ShardMessage, ShardNotice, ShardRequest, StatusUpdate,
+    StatusWatch, Withdrawal, WorkSource, WorkerProfile,
 };
 use work::{Source, WorkState};
 
 /// Fewest entries of the watch table that are worth a clean-up.
 const WATCHES_SWEEP_MIN: usize = 1_024;
 
-/// Carries work, mail and news between the runtimes and clients of one process.
+/// Carries work, shard messages and status updates between the runtimes and clients of one process.
 #[derive(Default)]
 pub struct InProcessBroker {
     work: Arc<Work>,
-    mail: RwLock<HashMap<ShardId, mpsc::UnboundedSender<ShardMessage>>>,
+    owners: RwLock<HashMap<ShardId, mpsc::UnboundedSender<ShardMessage>>>,
     watches: Mutex<Watches>,
 }
 
@@ -68,33 +68,16 @@ impl InProcessBroker {
     }
 
     fn owner(&self, shard: ShardId) -> Option<mpsc::UnboundedSender<ShardMessage>> {
-        self.mail.read().unwrap_or_else(PoisonError::into_inner).get(&shard).cloned()
+        self.owners.read().unwrap_or_else(PoisonError::into_inner).get(&shard).cloned()
     }
 
-    fn post(&self, shard: ShardId, mail: ShardMessage) {
-        if let Some(owner) = self.owner(shard) {
-            // An owner that is gone is replaced, and its successor looks at every inbox.
-            let _gone = owner.send(mail);
-        }
+    /// Counts the items that are queued or in flight, for whoever moves virtual time.
+    pub fn outstanding(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.work.outstanding)
     }
 
     fn watches(&self) -> MutexGuard<'_, Watches> {
         self.watches.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Tells those who wait.
-    fn tell(&self, instance: &InstanceId, state: Option<&InstanceState>, begun_by: Option<&MessageId>) {
-        let mut watches = self.watches();
-        let Some(sender) = watches.senders.get(instance) else { return };
-        if sender.receiver_count() == 0 {
-            watches.senders.remove(instance);
-        } else {
-            sender.send_modify(|news| {
-                let execution = state.map_or(news.execution, |state| state.execution);
-                let (version, status) = (news.version + 1, state.map(InstanceState::to_status));
-                *news = StatusUpdate { version, status, execution, begun_by: begun_by.cloned() };
-            });
-        }
     }
 }
 
@@ -109,10 +92,16 @@ impl Broker for InProcessBroker {
         Ok(())
     }
 
-    async fn cancel(&self, activity: &ActivityRef) -> Result<(), Error> {
-        let mut state = self.work.lock();
-        state.cancel(activity);
-        self.work.count(&state);
+    async fn withdraw(&self, what: Withdrawal) -> Result<(), Error> {
+        match what {
+            Withdrawal::Activity(activity) => {
+                let mut state = self.work.lock();
+                state.cancel(&activity);
+                self.work.count(&state);
+            }
+            // The workers of one process leave in order, and then give back what they have.
+            Withdrawal::Worker(_) => {}
+        }
         Ok(())
     }
 
@@ -126,56 +115,57 @@ impl Broker for InProcessBroker {
         Ok((Box::new(Source::new(Arc::clone(&self.work), id, wake)), listener))
     }
 
-    async fn own(&self, shards: &[ShardId], mail: mpsc::UnboundedSender<ShardMessage>) -> Result<(), Error> {
-        let mut table = self.mail.write().unwrap_or_else(PoisonError::into_inner);
-        table.extend(shards.iter().map(|shard| (*shard, mail.clone())));
+    async fn own(&self, shards: &[ShardId], receiver: mpsc::UnboundedSender<ShardMessage>) -> Result<(), Error> {
+        let mut table = self.owners.write().unwrap_or_else(PoisonError::into_inner);
+        table.extend(shards.iter().map(|shard| (*shard, receiver.clone())));
         Ok(())
     }
 
-    async fn disown(&self, shards: &[ShardId], mail: &mpsc::UnboundedSender<ShardMessage>) {
-        let mut table = self.mail.write().unwrap_or_else(PoisonError::into_inner);
+    async fn disown(&self, shards: &[ShardId], receiver: &mpsc::UnboundedSender<ShardMessage>) {
+        let mut table = self.owners.write().unwrap_or_else(PoisonError::into_inner);
         for shard in shards {
-            if table.get(shard).is_some_and(|owner| owner.same_channel(mail)) {
+            if table.get(shard).is_some_and(|owner| owner.same_channel(receiver)) {
                 table.remove(shard);
             }
         }
     }
 
-    fn nudge(&self, shard: ShardId, instance: InstanceId) {
-        self.post(shard, ShardMessage::Nudge(instance));
-    }
-
-    fn begin(&self, shard: ShardId, beginning: StartSnapshot) {
-        self.post(shard, ShardMessage::Begin(Box::new(beginning)));
-    }
-
-    fn deleted(&self, shard: ShardId, instance: InstanceId) {
-        self.post(shard, ShardMessage::Deleted(instance));
-    }
-
-    async fn report(&self, shard: ShardId, report: Report) -> ReportReply {
-        let (answer, answered) = oneshot::channel();
-        let Some(owner) = self.owner(shard) else { return ReportReply::TryAgain };
-        if owner.send(ShardMessage::Report(Box::new(report), answer)).is_err() {
-            return ReportReply::TryAgain;
+    fn notify(&self, shard: ShardId, notice: ShardNotice) {
+        if let Some(owner) = self.owner(shard) {
+            // An owner that is gone is replaced, and its successor looks at every inbox.
+            let _gone = owner.send(ShardMessage::Notice(notice));
         }
-        answered.await.unwrap_or(ReportReply::TryAgain)
     }
 
-    async fn ask(&self, shard: ShardId, questions: Vec<Question>) -> Vec<ReportReply> {
+    async fn request(&self, shard: ShardId, request: ShardRequest) -> Vec<ReportReply> {
         let Some(owner) = self.owner(shard) else { return Vec::new() };
-        let (answer, answered) = oneshot::channel();
-        // An owner that is gone drops the answer's sender.
-        let _gone = owner.send(ShardMessage::Ask(questions, answer));
-        answered.await.unwrap_or_default()
+        // An owner that is gone drops the sender of the answer.
+        match request {
+            ShardRequest::Report(report) => {
+                let (answer, answered) = oneshot::channel();
+                let _gone = owner.send(ShardMessage::Report(report, answer));
+                answered.await.into_iter().collect()
+            }
+            ShardRequest::Wanted(questions) => {
+                let (answer, answered) = oneshot::channel();
+                let _gone = owner.send(ShardMessage::Ask(questions, answer));
+                answered.await.unwrap_or_default()
+            }
+        }
     }
 
-    fn publish_status(&self, instance: &InstanceId, state: Option<&InstanceState>) {
-        self.tell(instance, state, None);
-    }
-
-    fn publish_status_of(&self, instance: &InstanceId, state: &InstanceState, begun_by: &MessageId) {
-        self.tell(instance, Some(state), Some(begun_by));
+    fn publish_status(&self, instance: &InstanceId, state: Option<&InstanceState>, begun_by: Option<&MessageId>) {
+        let mut watches = self.watches();
+        let Some(sender) = watches.senders.get(instance) else { return };
+        if sender.receiver_count() == 0 {
+            watches.senders.remove(instance);
+        } else {
+            sender.send_modify(|update| {
+                let execution = state.map_or(update.execution, |state| state.execution);
+                let (version, status) = (update.version + 1, state.map(InstanceState::to_status));
+                *update = StatusUpdate { version, status, execution, begun_by: begun_by.cloned() };
+            });
+        }
     }
 
     fn watch(&self, instance: &InstanceId) -> StatusWatch {
@@ -184,7 +174,13 @@ impl Broker for InProcessBroker {
         watches.senders.entry(instance.clone()).or_insert_with(|| watch::channel(StatusUpdate::default()).0).subscribe()
     }
 
-    fn activity_counter(&self) -> Option<Arc<AtomicUsize>> {
-        Some(Arc::clone(&self.work.outstanding))
+    fn state(&self) -> BrokerState {
+        BrokerState {
+            is_shared: false,
+            is_connected: true,
+            payload_bytes_max: usize::MAX,
+            losses: watch::channel(0).1,
+            troubles: Vec::new(),
+        }
     }
 }

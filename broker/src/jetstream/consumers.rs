@@ -1,16 +1,20 @@
-//! Looks again and again at the consumers that this process uses, and sets right what somebody has edited: a consumer that
+//! The consumers of the stream of work: made when they are needed, and looked at again and again, to set right what somebody has edited: a consumer that
 //! skips, holds back or stops is as good as none, and nobody is told.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::consumer::{Config, Info, pull};
-use async_nats::jetstream::stream::{ConsumerError, ConsumerErrorKind};
+use async_nats::jetstream::consumer::{AckPolicy, Config, DeliverPolicy, Info, pull};
+use async_nats::jetstream::stream::{ConsumerCreateStrictErrorKind, ConsumerError, ConsumerErrorKind};
+use outlast_core::WorkerId;
+use tokio::time::Instant;
 
-use super::hub::{Hub, unavailable};
-use super::subjects::Lane;
+use super::server::{Server, unavailable};
+use super::subjects::WorkQueue;
+use super::wire::TagBody;
 use crate::Error;
 
 /// How often each is looked at.
@@ -19,16 +23,16 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Looks until it is aborted.
-pub(crate) async fn run(hub: Arc<Hub>) {
+pub(crate) async fn run(server: Arc<Server>) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        for lane in hub.known_lanes() {
-            hub.up().await;
-            match hub.set_consumer_right(&lane).await {
+        for queue in server.known_queues() {
+            server.up().await;
+            match server.set_consumer_right(&queue).await {
                 Ok(Some(_)) => {}
-                Ok(None) => hub.forget_lane(&lane),
+                Ok(None) => server.forget_queue(&queue),
                 Err(error) => {
-                    tracing::debug!(target: super::LOG, %error, ?lane, "a consumer cannot be looked at");
+                    tracing::debug!(target: super::LOG, %error, ?queue, "a consumer cannot be looked at");
                 }
             }
             tokio::time::sleep(PAUSE).await;
@@ -36,11 +40,115 @@ pub(crate) async fn run(hub: Arc<Hub>) {
     }
 }
 
-impl Hub {
+/// Items of one consumer that workers may hold at once.
+const ACK_PENDING_MAX: i64 = 100_000;
+/// Pull requests of one consumer that may wait at once.
+const WAITING_MAX: i64 = 8_192;
+/// The server forgets a worker that has not pulled for so long. One that is full does not pull: its activities may be long.
+const WORKER_GONE_AFTER: Duration = Duration::from_secs(24 * 3_600);
+/// How long a consumer that was seen is taken to be there still.
+const CONSUMER_KNOWN_FOR: Duration = Duration::from_secs(300);
+
+/// What waits in a queue.
+pub(crate) struct Backlog {
+    /// Items that were never handed out.
+    pub(crate) pending: u64,
+    /// Items that were handed out and are not settled: held by workers, or given back.
+    pub(crate) unsettled: usize,
+    /// Requests of workers that have room.
+    pub(crate) requests: usize,
+}
+
+impl Server {
+    /// Creates the consumers of these queues unless they are known, and tells workers of new tags.
+    pub(crate) async fn prepare(&self, queues: BTreeSet<WorkQueue>) -> Result<(), Error> {
+        let unknown = {
+            let known = self.lock_queues();
+            let is_known = |queue: &WorkQueue| known.get(queue).is_some_and(|seen| seen.elapsed() < CONSUMER_KNOWN_FOR);
+            queues.into_iter().filter(|queue| !is_known(queue)).collect::<Vec<_>>()
+        };
+        for queue in unknown {
+            self.create_queue(&queue).await?;
+            let body = outlast_core::encode(&TagBody { consumer: queue.consumer() });
+            self.outbox.send(self.subjects.tags(), body);
+        }
+        Ok(())
+    }
+
+    /// Creates the consumer of a queue unless it is there. Gives the time in which it wants to hear from who holds an item.
+    pub(crate) async fn create_queue(&self, queue: &WorkQueue) -> Result<Duration, Error> {
+        let (stream, config) = (self.subjects.work_stream(), self.queue_config(queue));
+        let create = async { Ok(self.js.create_consumer_strict_on_stream(config, stream.clone()).await) };
+        let ack_wait = match self.answer(create).await? {
+            Ok(consumer) => consumer.cached_info().config.ack_wait,
+            Err(error) if error.kind() == ConsumerCreateStrictErrorKind::AlreadyExists => {
+                // It keeps its time to acknowledge, so that nodes with different options do not take turns.
+                let found = self.set_consumer_right(queue).await?;
+                found.ok_or_else(|| Error::Unavailable("the consumer goes away".to_owned()))?
+            }
+            Err(error) => {
+                return Err(match error.kind() {
+                    ConsumerCreateStrictErrorKind::JetStream(error) if is_full(&error) => Error::Unusable(format!(
+                        "the server allows no more consumers: use fewer tags or raise its limit ({error})"
+                    )),
+                    _ => unavailable(error),
+                });
+            }
+        };
+        self.lock_queues().insert(queue.clone(), Instant::now());
+        Ok(ack_wait)
+    }
+
+    /// Deletes what was brought to a dead worker alone. While the server is away that is left to the sweep of unused consumers.
+    pub(crate) async fn delete_worker_queue(&self, worker: &WorkerId) -> Result<(), Error> {
+        let queue = WorkQueue::worker(worker);
+        self.forget_queue(&queue);
+        if !self.is_up() {
+            return Ok(());
+        }
+        let delete = async {
+            let stream = self.js.get_stream_no_info(self.subjects.work_stream()).await.map_err(unavailable)?;
+            // It may be gone already.
+            let _gone = stream.delete_consumer(&queue.consumer()).await;
+            stream.purge().filter(self.subjects.queue(&queue)).await.map_err(unavailable)
+        };
+        self.answer(delete).await.map(drop)
+    }
+
+    /// What the server says of a queue at this moment.
+    pub(crate) async fn backlog(&self, queue: &WorkQueue) -> Result<Backlog, Error> {
+        let (consumer, stream) = (queue.consumer(), self.subjects.work_stream());
+        let find = self.js.get_consumer_from_stream::<pull::Config, _, _>(consumer, stream).await;
+        let found = find.map_err(unavailable)?;
+        let info = found.cached_info();
+        Ok(Backlog { pending: info.num_pending, unsettled: info.num_ack_pending, requests: info.num_waiting })
+    }
+
+    pub(crate) fn queue_config(&self, queue: &WorkQueue) -> pull::Config {
+        let inactive_threshold = match queue {
+            // Those of tags show the backlog to whatever starts workers: they stay while items wait.
+            WorkQueue::Tag(_) | WorkQueue::Session(_) => Duration::ZERO,
+            WorkQueue::Worker(_) => WORKER_GONE_AFTER,
+        };
+        pull::Config {
+            durable_name: Some(queue.consumer()),
+            filter_subject: self.subjects.queue(queue),
+            deliver_policy: DeliverPolicy::All,
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: self.options.ack_wait,
+            // After the last delivery an item would stay for ever: attempts are counted in the store.
+            max_deliver: -1,
+            max_ack_pending: ACK_PENDING_MAX,
+            max_waiting: WAITING_MAX,
+            inactive_threshold,
+            ..pull::Config::default()
+        }
+    }
+
     /// Takes back what somebody has changed about a consumer. Gives the time in which it wants to hear from who holds an item;
     /// `None` when there is no such consumer: whoever pulls from it or publishes to it makes it again.
-    pub(crate) async fn set_consumer_right(&self, lane: &Lane) -> Result<Option<Duration>, Error> {
-        let (stream, name) = (self.subjects.work_stream(), lane.consumer());
+    pub(crate) async fn set_consumer_right(&self, queue: &WorkQueue) -> Result<Option<Duration>, Error> {
+        let (stream, name) = (self.subjects.work_stream(), queue.consumer());
         let find = async { Ok(self.js.get_consumer_from_stream::<Config, _, _>(&name, &stream).await) };
         let found = match self.answer(find).await? {
             Ok(found) => found.cached_info().clone(),
@@ -48,11 +156,11 @@ impl Hub {
         };
         let ack_wait = found.config.ack_wait;
         self.note_ack_wait(ack_wait);
-        let wanted = self.lane_config(lane);
+        let wanted = self.queue_config(queue);
         if is_right(&wanted, &found.config) {
             if self.is_ahead(&found).await? {
                 self.troubles.note(format!("the consumer {name} is ahead of its stream: it is made anew"));
-                self.replace_consumer(lane, &found).await?;
+                self.replace_consumer(queue, &found).await?;
             }
             return Ok(Some(ack_wait));
         }
@@ -65,21 +173,21 @@ impl Hub {
             // What was made in another way under this name cannot be updated.
             Err(error) => match error.kind() {
                 ConsumerErrorKind::TimedOut | ConsumerErrorKind::Request => return Err(unavailable(error)),
-                _ => self.replace_consumer(lane, &found).await?,
+                _ => self.replace_consumer(queue, &found).await?,
             },
         }
         Ok(Some(ack_wait))
     }
 
     /// What it holds goes to others, who ask first whether it is still wanted.
-    async fn replace_consumer(&self, lane: &Lane, found: &Info) -> Result<(), Error> {
+    async fn replace_consumer(&self, queue: &WorkQueue, found: &Info) -> Result<(), Error> {
         let delete = async {
             let stream = self.js.get_stream_no_info(&found.stream_name).await.map_err(unavailable)?;
             stream.delete_consumer(&found.name).await.map_err(unavailable)
         };
         self.answer(delete).await?;
         // Boxed, as it may find one that was made meanwhile and come here.
-        Box::pin(self.create_lane(lane)).await.map(drop)
+        Box::pin(self.create_queue(queue)).await.map(drop)
     }
 
     /// Whether it passes over what the stream gets next: the stream was set back and the consumer was not.
@@ -118,4 +226,8 @@ fn is_right(wanted: &pull::Config, found: &Config) -> bool {
         && !held_back
         && !asked_less
         && !goes_early
+}
+
+fn is_full(error: &async_nats::jetstream::Error) -> bool {
+    error.error_code() == ErrorCode::MAXIMUM_CONSUMERS_LIMIT
 }

@@ -1,7 +1,7 @@
 //! A broker on NATS JetStream, for many processes on many machines.
 //!
-//! Work waits in a stream until a worker has acknowledged it, one consumer per tag and one per worker; mail and news go
-//! and cancellations over plain subjects. Whatever is lost on the way is handed out again by the owners of the shards (see
+//! Work waits in a stream until a worker has acknowledged it, one consumer per tag and one per worker; shard messages, status
+//! updates and cancellations go over plain subjects. Whatever is lost on the way is handed out again by the owners of the shards (see
 //! `losses`) or asked for by workers.
 
 mod connection;
@@ -13,23 +13,27 @@ mod tls;
 mod wire;
 
 mod consumers;
-mod hub;
-mod losses;
+mod loss_alarm;
 mod outbox;
-mod refused_work;
+mod restarts;
+mod server;
+mod stream_trial;
+mod stream_watch;
 mod streams;
-mod sweep;
 mod troubles;
-mod upkeep;
+mod unused_consumers;
+mod uptake;
 
-mod control;
+mod ack_subject;
+mod cancellations;
+mod prefetch;
 mod publish;
 mod puller;
-mod settle;
 mod source;
+mod unacknowledged;
 
-mod mail;
-mod news;
+mod shard_messages;
+mod status_updates;
 
 #[cfg(test)]
 mod tests;
@@ -38,24 +42,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use outlast_core::{ActivityRef, InstanceId, InstanceState, MessageId, ShardId, StartSnapshot, TagFilter, WorkerId};
-use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use outlast_core::{InstanceId, InstanceState, MessageId, ShardId, TagFilter};
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use self::cancellations::{Cancelled, Canceller, Reader};
 use self::connection::NAMES_BYTES_MAX;
-use self::control::{Cancelled, Canceller, Reader};
-use self::hub::{ANSWER_TIMEOUT, Hub, unavailable, within};
-use self::mail::MailRoom;
-use self::news::NewsDesk;
 pub use self::options::{Auth, ClientCertificate, JetStreamOptions, Tls};
+use self::prefetch::PrefetchBuffer;
 use self::puller::Puller;
-use self::settle::Holdings;
-use self::source::{Shelf, Source};
-use self::subjects::{Lane, Subjects};
-use self::upkeep::keep;
+use self::restarts::keep;
+use self::server::{ANSWER_TIMEOUT, Server, unavailable, within};
+use self::shard_messages::ShardMessages;
+use self::source::Source;
+use self::status_updates::StatusUpdates;
+use self::subjects::{Subjects, WorkQueue};
+use self::unacknowledged::Unacknowledged;
 use crate::{
-    Broker, Control, Dispatch, Error, Question, Report, ReportReply, ShardMessage, StatusWatch, Trouble, WorkSource,
-    WorkerProfile,
+    Broker, BrokerState, Control, Dispatch, Error, ReportReply, ShardMessage, ShardNotice, ShardRequest, StatusWatch,
+    Withdrawal, WorkSource, WorkerProfile,
 };
 
 /// Where all log lines of the broker go.
@@ -65,11 +70,11 @@ const PAYLOAD_BYTES_MAX: usize = 256 << 10;
 /// How often workers that take every tag look for new ones.
 const LEARN_EVERY: Duration = Duration::from_secs(5);
 
-/// Carries work, mail and news between processes. Lives inside a tokio runtime, and longer than the sources that it opened.
+/// Carries work, shard messages and status updates between processes. Lives inside a tokio runtime, and longer than the sources that it opened.
 pub struct JetStreamBroker {
-    hub: Arc<Hub>,
-    mail: Arc<MailRoom>,
-    news: Arc<NewsDesk>,
+    server: Arc<Server>,
+    shard_messages: Arc<ShardMessages>,
+    status_updates: Arc<StatusUpdates>,
     canceller: Canceller,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -81,32 +86,37 @@ impl JetStreamBroker {
         let subjects = Subjects::new(&options.namespace)?;
         let (client, link) = connection::connect(&options).await?;
         let (canceller, cancelled) = Canceller::new();
-        let hub = Arc::new(Hub::new(client, link, subjects, options));
-        hub.create_stream(&hub.work_config()).await?;
+        let server = Arc::new(Server::new(client, link, subjects, options));
+        server.create_stream(&server.work_config()).await?;
         let (cancelled, seen) = (Arc::new(Mutex::new(cancelled)), Arc::new(Mutex::new(None)));
         let tasks = vec![
-            spawn(&hub, "cancellations", move |hub| control::send(hub, Arc::clone(&cancelled))),
-            spawn(&hub, "losses", move |hub| losses::run(hub, Arc::clone(&seen))),
-            spawn(&hub, "sweep", sweep::run),
-            spawn(&hub, "consumers", consumers::run),
+            spawn(&server, "cancellations", move |server| cancellations::send(server, Arc::clone(&cancelled))),
+            spawn(&server, "watch of the stream", move |server| stream_watch::run(server, Arc::clone(&seen))),
+            spawn(&server, "unused consumers", unused_consumers::run),
+            spawn(&server, "consumers", consumers::run),
         ];
         within(ANSWER_TIMEOUT, async {
-            hub.checked().await;
+            server.checked().await;
             Ok(())
         })
         .await?;
-        let (mail, news) = (MailRoom::new(Arc::clone(&hub)), NewsDesk::new(Arc::clone(&hub)));
-        Ok(Self { hub, mail, news, canceller, tasks })
+        let (shard_messages, status_updates) =
+            (ShardMessages::new(Arc::clone(&server)), StatusUpdates::new(Arc::clone(&server)));
+        Ok(Self { server, shard_messages, status_updates, canceller, tasks })
     }
 }
 
-/// Starts a task that needs little but the hub.
-fn spawn<F>(hub: &Arc<Hub>, task: &'static str, start: impl Fn(Arc<Hub>) -> F + Send + 'static) -> JoinHandle<()>
+/// Starts a task that needs little but the server.
+fn spawn<F>(
+    server: &Arc<Server>,
+    task: &'static str,
+    start: impl Fn(Arc<Server>) -> F + Send + 'static,
+) -> JoinHandle<()>
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let kept = Arc::clone(hub);
-    tokio::spawn(keep(Arc::clone(&hub.troubles), task, move || start(Arc::clone(&kept))))
+    let kept = Arc::clone(server);
+    tokio::spawn(keep(Arc::clone(&server.troubles), task, move || start(Arc::clone(&kept))))
 }
 
 impl Drop for JetStreamBroker {
@@ -118,120 +128,85 @@ impl Drop for JetStreamBroker {
 #[async_trait]
 impl Broker for JetStreamBroker {
     async fn publish(&self, items: Vec<Dispatch>) -> Result<(), Error> {
-        let items = self.hub.without_unclaimed(items).await?;
-        self.hub.publish_work(&items).await
+        let items = self.server.without_unclaimed(items).await?;
+        self.server.publish_work(&items).await
     }
 
-    async fn cancel(&self, activity: &ActivityRef) -> Result<(), Error> {
-        self.canceller.cancel(activity.clone())
+    async fn withdraw(&self, what: Withdrawal) -> Result<(), Error> {
+        match what {
+            Withdrawal::Activity(activity) => self.canceller.cancel(activity),
+            Withdrawal::Worker(worker) => self.server.delete_worker_queue(&worker).await,
+        }
     }
 
     async fn pull(
         &self,
         worker: WorkerProfile,
     ) -> Result<(Box<dyn WorkSource>, mpsc::UnboundedReceiver<Control>), Error> {
-        let hub = &self.hub;
-        let lanes = puller::lanes_of(&worker);
-        let mut ack_wait = hub.options.ack_wait;
-        for lane in &lanes {
-            ack_wait = ack_wait.min(hub.create_lane(lane).await?);
+        let server = &self.server;
+        let queues = puller::queues_of(&worker);
+        let mut ack_wait = server.options.ack_wait;
+        for queue in &queues {
+            ack_wait = ack_wait.min(server.create_queue(queue).await?);
         }
         let (control, listener) = mpsc::unbounded_channel();
         let cancelled = Arc::new(Cancelled::default());
-        let reader = Reader { cancelled: Arc::clone(&cancelled), troubles: Arc::clone(&hub.troubles), control };
+        let reader = Reader { cancelled: Arc::clone(&cancelled), troubles: Arc::clone(&server.troubles), control };
         // Before the first request for items: whatever is cancelled after it was delivered here is heard of.
-        let letters = hub.client.subscribe(hub.subjects.cancel()).await.map_err(unavailable)?;
+        let messages = server.client.subscribe(server.subjects.cancel()).await.map_err(unavailable)?;
         let (reading, read_no_more) = oneshot::channel();
-        tokio::spawn(reader.run(letters, read_no_more));
-        let shelf = Arc::new(Shelf::default());
-        let holdings = Holdings::new(Arc::clone(hub), ack_wait);
+        tokio::spawn(reader.run(messages, read_no_more));
+        let buffer = Arc::new(PrefetchBuffer::default());
+        let unacknowledged = Unacknowledged::new(Arc::clone(server), ack_wait);
         let (learn, learned) = mpsc::unbounded_channel();
-        let own = lanes.iter().find(|lane| matches!(lane, Lane::Worker(_))).cloned();
-        let puller = Puller::new(Arc::clone(hub), Arc::clone(&shelf), Arc::clone(&holdings), lanes, learned).await?;
+        let own = queues.iter().find(|queue| matches!(queue, WorkQueue::Worker(_))).cloned();
+        let puller =
+            Puller::new(Arc::clone(server), Arc::clone(&buffer), Arc::clone(&unacknowledged), queues, learned).await?;
         if worker.filter == TagFilter::Any {
-            spawn(hub, "new tags", move |hub| puller::learn(hub, learn.clone(), LEARN_EVERY));
+            spawn(server, "new tags", move |server| puller::learn(server, learn.clone(), LEARN_EVERY));
         }
         let (pulling, pull_no_more) = oneshot::channel();
         let puller = tokio::spawn(puller.run(pull_no_more));
         let open = Some([reading, pulling]);
-        let hub = Arc::clone(hub);
-        Ok((Box::new(Source { hub, shelf, cancelled, holdings, own, puller, open, look_from: 0 }), listener))
+        let server = Arc::clone(server);
+        Ok((Box::new(Source { server, buffer, cancelled, unacknowledged, own, puller, open, look_from: 0 }), listener))
     }
 
-    async fn own(&self, shards: &[ShardId], mail: mpsc::UnboundedSender<ShardMessage>) -> Result<(), Error> {
-        self.mail.own(shards, &mail).await
+    async fn own(&self, shards: &[ShardId], receiver: mpsc::UnboundedSender<ShardMessage>) -> Result<(), Error> {
+        self.shard_messages.own(shards, &receiver).await
     }
 
-    async fn disown(&self, shards: &[ShardId], mail: &mpsc::UnboundedSender<ShardMessage>) {
-        self.mail.disown(shards, mail).await;
+    async fn disown(&self, shards: &[ShardId], receiver: &mpsc::UnboundedSender<ShardMessage>) {
+        self.shard_messages.disown(shards, receiver).await;
     }
 
-    fn nudge(&self, shard: ShardId, instance: InstanceId) {
-        self.mail.nudge(shard, instance);
+    fn notify(&self, shard: ShardId, notice: ShardNotice) {
+        self.shard_messages.notify(shard, notice);
     }
 
-    fn begin(&self, shard: ShardId, beginning: StartSnapshot) {
-        self.mail.begin(shard, beginning);
+    async fn request(&self, shard: ShardId, request: ShardRequest) -> Vec<ReportReply> {
+        match request {
+            ShardRequest::Report(report) => self.shard_messages.report(shard, *report).await.into_iter().collect(),
+            ShardRequest::Wanted(questions) => self.shard_messages.ask(shard, questions).await,
+        }
     }
 
-    fn deleted(&self, shard: ShardId, instance: InstanceId) {
-        self.mail.deleted(shard, instance);
-    }
-
-    async fn report(&self, shard: ShardId, report: Report) -> ReportReply {
-        self.mail.report(shard, report).await
-    }
-
-    async fn ask(&self, shard: ShardId, questions: Vec<Question>) -> Vec<ReportReply> {
-        self.mail.ask(shard, questions).await
-    }
-
-    fn publish_status(&self, instance: &InstanceId, state: Option<&InstanceState>) {
-        self.news.publish_status(instance, state, None);
-    }
-
-    fn publish_status_of(&self, instance: &InstanceId, state: &InstanceState, begun_by: &MessageId) {
-        self.news.publish_status(instance, Some(state), Some(begun_by));
+    fn publish_status(&self, instance: &InstanceId, state: Option<&InstanceState>, begun_by: Option<&MessageId>) {
+        self.status_updates.publish_status(instance, state, begun_by);
     }
 
     fn watch(&self, instance: &InstanceId) -> StatusWatch {
-        self.news.watch(instance)
+        self.status_updates.watch(instance)
     }
 
-    fn is_shared(&self) -> bool {
-        true
-    }
-
-    fn is_connected(&self) -> bool {
-        self.hub.is_up()
-    }
-
-    fn payload_bytes_max(&self) -> usize {
-        PAYLOAD_BYTES_MAX.min(self.hub.client.max_payload().saturating_sub(NAMES_BYTES_MAX))
-    }
-
-    fn losses(&self) -> watch::Receiver<u64> {
-        self.hub.losses.subscribe()
-    }
-
-    fn troubles(&self) -> Vec<Trouble> {
-        self.hub.troubles.list()
-    }
-
-    async fn forget_worker(&self, worker: &WorkerId) {
-        let (hub, lane) = (&self.hub, Lane::worker(worker));
-        hub.forget_lane(&lane);
-        if !hub.is_up() {
-            return;
-        }
-        let forget = async {
-            let stream = hub.js.get_stream_no_info(hub.subjects.work_stream()).await.map_err(unavailable)?;
-            // It may be gone already.
-            let _gone = stream.delete_consumer(&lane.consumer()).await;
-            stream.purge().filter(hub.subjects.lane(&lane)).await.map_err(unavailable)
-        };
-        if let Err(error) = hub.answer(forget).await {
-            tracing::warn!(target: LOG, %worker, %error, "what was brought to a dead worker stays queued");
+    fn state(&self) -> BrokerState {
+        let server = &self.server;
+        BrokerState {
+            is_shared: true,
+            is_connected: server.is_up(),
+            payload_bytes_max: PAYLOAD_BYTES_MAX.min(server.client.max_payload().saturating_sub(NAMES_BYTES_MAX)),
+            losses: server.losses.subscribe(),
+            troubles: server.troubles.list(),
         }
     }
 }

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use tokio::sync::{Mutex, mpsc};
 
+use super::restarts::keep;
 use super::troubles::Troubles;
-use super::upkeep::keep;
 
 /// Most messages that wait to be written.
 const WAITING_MAX: usize = 8_192;
@@ -20,33 +20,33 @@ const BATCH_MAX: usize = 256;
 #[derive(Clone)]
 pub(crate) struct Outbox {
     client: Client,
-    letters: mpsc::Sender<Letter>,
-    /// Letters that wait or are being written; while there are none, a message takes the short way.
+    messages: mpsc::Sender<Outgoing>,
+    /// Messages that wait or are being written; while there are none, a message takes the short way.
     waiting: Arc<AtomicUsize>,
 }
 
 /// A message on its way out.
-struct Letter {
+struct Outgoing {
     subject: Subject,
     body: Bytes,
 }
 
 /// What outlives a panic of the task.
 struct Queue {
-    letters: mpsc::Receiver<Letter>,
+    messages: mpsc::Receiver<Outgoing>,
     /// Taken and not written yet, the first one last.
-    batch: Vec<Letter>,
+    batch: Vec<Outgoing>,
 }
 
 impl Outbox {
     /// Starts the task that writes what could not be written at once; it ends with the last outbox.
     pub(crate) fn start(client: Client, troubles: Arc<Troubles>) -> Self {
-        let (letters, queue) = mpsc::channel(WAITING_MAX);
+        let (messages, queue) = mpsc::channel(WAITING_MAX);
         let waiting = Arc::new(AtomicUsize::new(0));
-        let queue = Arc::new(Mutex::new(Queue { letters: queue, batch: Vec::with_capacity(BATCH_MAX) }));
+        let queue = Arc::new(Mutex::new(Queue { messages: queue, batch: Vec::with_capacity(BATCH_MAX) }));
         let (sending, counted) = (client.clone(), Arc::clone(&waiting));
         tokio::spawn(keep(troubles, "outbox", move || run(sending.clone(), Arc::clone(&queue), Arc::clone(&counted))));
-        Self { client, letters, waiting }
+        Self { client, messages, waiting }
     }
 
     /// Sends a message, or loses it.
@@ -61,7 +61,7 @@ impl Outbox {
             }
         }
         self.waiting.fetch_add(1, Ordering::AcqRel);
-        if self.letters.try_send(Letter { subject, body }).is_err() {
+        if self.messages.try_send(Outgoing { subject, body }).is_err() {
             self.waiting.fetch_sub(1, Ordering::AcqRel);
             tracing::debug!(target: super::LOG, "too much to send: a notice is dropped");
         }
@@ -71,23 +71,23 @@ impl Outbox {
 async fn run(client: Client, queue: Arc<Mutex<Queue>>, waiting: Arc<AtomicUsize>) {
     // Only one run at a time asks for it.
     let mut queue = queue.lock().await;
-    let Queue { letters, batch } = &mut *queue;
+    let Queue { messages, batch } = &mut *queue;
     loop {
-        while let Some(Letter { subject, body }) = batch.pop() {
-            // A letter that is lost to a panic does not wait any more either.
+        while let Some(Outgoing { subject, body }) = batch.pop() {
+            // A message that is lost to a panic does not wait any more either.
             let _counted = Counted(&waiting);
             if let Err(error) = client.publish(subject, body).await {
                 tracing::debug!(target: super::LOG, %error, "a notice is lost");
             }
         }
-        if letters.recv_many(batch, BATCH_MAX).await == 0 {
+        if messages.recv_many(batch, BATCH_MAX).await == 0 {
             return;
         }
         batch.reverse();
     }
 }
 
-/// A letter that is written or lost.
+/// A message that is written or lost.
 struct Counted<'a>(&'a AtomicUsize);
 
 impl Drop for Counted<'_> {

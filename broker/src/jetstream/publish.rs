@@ -9,9 +9,9 @@ use async_nats::jetstream::stream::{Info, LastRawMessageErrorKind};
 use futures::future::try_join_all;
 use outlast_core::{ActivityItem, ActivityRef, encode};
 
-use super::hub::{Hub, unavailable};
-use super::puller::Origin;
-use super::subjects::Lane;
+use super::ack_subject::AGAIN;
+use super::server::{Server, unavailable};
+use super::subjects::WorkQueue;
 use crate::{Dispatch, Error};
 
 /// Longest time that a caller waits.
@@ -22,22 +22,14 @@ const PIPELINE_MAX: usize = 1_024;
 const ANCHOR_SPAN_MAX: u64 = 10_000_000;
 /// Most bytes of the headers of an item.
 const HEADERS_BYTES_MAX: usize = 512;
-/// The header of what was handed out before.
-const AGAIN: &str = "Outlast-Again";
 /// Items that are looked for at once.
 const LOOKS_MAX: usize = 64;
-/// Looks for copies of one item: it may be in its tag's lane and in the lanes of workers.
+/// Looks for copies of one item: it may be in its tag's queue and in the queues of workers.
 const COPIES_MAX: usize = 4;
 /// Pause between attempts.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// Whether this item may have been run: its owner has handed it out before, or the server has delivered it before.
-pub(crate) fn was_handed_out(message: &async_nats::Message) -> bool {
-    let again = message.headers.as_ref().is_some_and(|headers| headers.get(AGAIN).is_some());
-    again || message.reply.as_deref().and_then(Origin::parse).is_some_and(|origin| origin.delivered > 1)
-}
-
-impl Hub {
+impl Server {
     /// Returns when the stream has every item, or had it already. Sending again what may have arrived is harmless.
     pub(crate) async fn publish_work(&self, items: &[Dispatch]) -> Result<(), Error> {
         let mut last = Error::Unavailable("the server does not take it".to_owned());
@@ -69,9 +61,9 @@ impl Hub {
 
     async fn publish_all(&self, items: &[Dispatch]) -> Result<(), Error> {
         // What a worker holds goes to its own consumer, which it made itself.
-        let lanes = items.iter().filter(|dispatch| dispatch.worker.is_none());
-        let lanes = lanes.map(|dispatch| Lane::of(&dispatch.item, None)).collect();
-        self.prepare(lanes).await?;
+        let queues = items.iter().filter(|dispatch| dispatch.worker.is_none());
+        let queues = queues.map(|dispatch| WorkQueue::of(&dispatch.item, None)).collect();
+        self.prepare(queues).await?;
         for pipeline in items.chunks(PIPELINE_MAX) {
             let homeless = self.answer(self.publish_once(pipeline.iter().collect())).await?;
             if !homeless.is_empty() {
@@ -84,7 +76,7 @@ impl Hub {
     }
 
     /// Leaves out what is in the stream where it was put before its session had a holder: whoever was given it there may be
-    /// that holder and run it now, and the holder's own lane would take a second copy.
+    /// that holder and run it now, and the holder's own queue would take a second copy.
     pub(crate) async fn without_unclaimed(&self, mut items: Vec<Dispatch>) -> Result<Vec<Dispatch>, Error> {
         let mut there = Vec::with_capacity(items.len());
         for some in items.chunks(LOOKS_MAX) {
@@ -99,7 +91,7 @@ impl Hub {
         if !dispatch.again || dispatch.worker.is_none() {
             return Ok(false);
         }
-        let subject = self.subjects.item(&Lane::of(&dispatch.item, None), &dispatch.item);
+        let subject = self.subjects.item(&WorkQueue::of(&dispatch.item, None), &dispatch.item);
         Ok(self.sequence_of(&subject).await?.is_some())
     }
 
@@ -201,8 +193,8 @@ impl Hub {
         let _permits = self.publishes.acquire_many(count).await;
         let mut sent = Vec::with_capacity(items.len());
         for dispatch in items {
-            let lane = Lane::of(&dispatch.item, dispatch.worker.as_ref());
-            let subject = self.subjects.item(&lane, &dispatch.item);
+            let queue = WorkQueue::of(&dispatch.item, dispatch.worker.as_ref());
+            let subject = self.subjects.item(&queue, &dispatch.item);
             let Some(body) = self.body(dispatch) else { continue };
             // Refused when the subject has a message: the refusal has a number of its own, which the refusal by the
             // limit of messages per subject has not.

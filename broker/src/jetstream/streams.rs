@@ -7,10 +7,10 @@ use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType};
 
-use super::hub::{Hub, unavailable};
+use super::server::{Server, unavailable};
 use crate::Error;
 
-impl Hub {
+impl Server {
     /// A stream as it is; `None` when there is none.
     pub(crate) async fn look_at(&self, config: &Config) -> Result<Option<Info>, Error> {
         let found = self.answer(async { Ok(self.js.get_stream(&config.name).await) }).await?;

@@ -17,9 +17,9 @@ const NAMESPACE_MAX: usize = 64;
 /// The token of activities without a tag; no hash looks like it.
 const NO_TAG: &str = "=default";
 
-/// Where an item of work waits: each lane is one consumer.
+/// Where an item of work waits: each queue is one consumer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Lane {
+pub(crate) enum WorkQueue {
     /// Items of a tag, by its token, that belong to no session.
     Tag(String),
     /// Items of a tag, by its token, whose session nobody holds.
@@ -28,23 +28,23 @@ pub(crate) enum Lane {
     Worker(String),
 }
 
-impl Lane {
-    /// The lane of a tag's items.
+impl WorkQueue {
+    /// The queue of a tag's items.
     pub(crate) fn tag(tag: Option<&str>) -> Self {
         Self::Tag(tag.map_or_else(|| NO_TAG.to_owned(), token))
     }
 
-    /// The lane of a tag's items whose session nobody holds.
+    /// The queue of a tag's items whose session nobody holds.
     pub(crate) fn session(tag: Option<&str>) -> Self {
         Self::Session(tag.map_or_else(|| NO_TAG.to_owned(), token))
     }
 
-    /// The lane of a worker.
+    /// The queue of a worker.
     pub(crate) fn worker(worker: &WorkerId) -> Self {
         Self::Worker(token(worker.as_str()))
     }
 
-    /// The lane that an item goes to.
+    /// The queue that an item goes to.
     pub(crate) fn of(item: &ActivityItem, worker: Option<&WorkerId>) -> Self {
         match (worker, &item.session_id) {
             (Some(worker), _) => Self::worker(worker),
@@ -62,7 +62,7 @@ impl Lane {
         }
     }
 
-    /// The lane that a consumer of this name reads.
+    /// The queue that a consumer of this name reads.
     pub(crate) fn of_consumer(name: &str) -> Option<Self> {
         let (kind, token) = name.split_once('-')?;
         match kind {
@@ -114,17 +114,17 @@ impl Subjects {
         format!("{}.control.cancel", self.namespace)
     }
 
-    /// All items of a lane.
-    pub(crate) fn lane(&self, lane: &Lane) -> String {
-        format!("{}.*", lane.prefix(&self.namespace))
+    /// All items of a queue.
+    pub(crate) fn queue(&self, queue: &WorkQueue) -> String {
+        format!("{}.*", queue.prefix(&self.namespace))
     }
 
     /// One item; the same item has the same subject always.
-    pub(crate) fn item(&self, lane: &Lane, item: &ActivityItem) -> String {
-        format!("{}.{}", lane.prefix(&self.namespace), item_token(&item.activity()))
+    pub(crate) fn item(&self, queue: &WorkQueue, item: &ActivityItem) -> String {
+        format!("{}.{}", queue.prefix(&self.namespace), item_token(&item.activity()))
     }
 
-    /// The same item in whichever lane.
+    /// The same item in whichever queue.
     pub(crate) fn item_anywhere(&self, activity: &ActivityRef) -> String {
         format!("{}.work.*.*.{}", self.namespace, item_token(activity))
     }
@@ -134,23 +134,23 @@ impl Subjects {
         format!("{}.work.anchor", self.namespace)
     }
 
-    /// All items in the lanes of workers.
+    /// All items in the queues of workers.
     pub(crate) fn workers(&self) -> String {
         format!("{}.work.worker.>", self.namespace)
     }
 
-    /// The lane of a worker that an item's subject lies in.
-    pub(crate) fn worker_of(&self, subject: &str) -> Option<Lane> {
+    /// The queue of a worker that an item's subject lies in.
+    pub(crate) fn worker_of(&self, subject: &str) -> Option<WorkQueue> {
         let rest = subject.strip_prefix(&self.namespace)?.strip_prefix(".work.worker.")?;
-        rest.split_once('.').map(|(token, _)| Lane::Worker(token.to_owned()))
+        rest.split_once('.').map(|(token, _)| WorkQueue::Worker(token.to_owned()))
     }
 
-    /// Whether `subject` lies in the lane of some worker.
+    /// Whether `subject` lies in the queue of some worker.
     pub(crate) fn is_of_worker(&self, subject: &str) -> bool {
         subject.strip_prefix(&self.namespace).is_some_and(|rest| rest.starts_with(".work.worker."))
     }
 
-    /// Mail for the owner of a shard.
+    /// ShardBody for the owner of a shard.
     pub(crate) fn shard(&self, shard: ShardId) -> String {
         format!("{}.shard.{shard}", self.namespace)
     }
@@ -166,8 +166,8 @@ impl Subjects {
     }
 
     /// Where a consumer of the stream of work is asked for messages.
-    pub(crate) fn next(&self, lane: &Lane) -> String {
-        format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.work_stream(), lane.consumer())
+    pub(crate) fn next(&self, queue: &WorkQueue) -> String {
+        format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.work_stream(), queue.consumer())
     }
 
     /// Where the server tells of calls of its interface that changed something.
@@ -195,10 +195,10 @@ impl Subjects {
     }
 
     /// The consumer that a call with this subject deletes.
-    pub(crate) fn deletes_consumer(&self, subject: &str) -> Option<Lane> {
+    pub(crate) fn deletes_consumer(&self, subject: &str) -> Option<WorkQueue> {
         let call = subject.strip_prefix("$JS.API.CONSUMER.DELETE.")?;
         let (stream, consumer) = call.split_once('.')?;
-        (stream == self.work_stream()).then(|| Lane::of_consumer(consumer)).flatten()
+        (stream == self.work_stream()).then(|| WorkQueue::of_consumer(consumer)).flatten()
     }
 }
 

@@ -3,8 +3,8 @@
 use outlast_core::{ActivityItem, ActivityKey, ActivityTimeouts, EventId, ExecutionId, InstanceId, Token, Verdict};
 use proptest::prelude::*;
 
-use super::subjects::{Lane, Subjects, token};
-use super::wire::{Letter, Mail, ReplyBody, ReportBody};
+use super::subjects::{Subjects, WorkQueue, token};
+use super::wire::{Asked, ReplyBody, ReportBody, ShardBody};
 use super::{Auth, JetStreamOptions};
 use crate::{Question, ReportReply};
 
@@ -38,7 +38,7 @@ proptest! {
     #[test]
     fn distinct_strings_have_distinct_tokens(one in strings(), two in strings()) {
         prop_assert_eq!(one == two, token(&one) == token(&two));
-        prop_assert_ne!(Lane::tag(Some(&one)), Lane::tag(None));
+        prop_assert_ne!(WorkQueue::tag(Some(&one)), WorkQueue::tag(None));
     }
 
     #[test]
@@ -49,9 +49,9 @@ proptest! {
     }
 
     #[test]
-    fn lanes_are_found_by_their_consumers(text in strings()) {
-        for lane in [Lane::tag(Some(&text)), Lane::session(Some(&text)), Lane::worker(&text.as_str().into()), Lane::tag(None)] {
-            prop_assert_eq!(Lane::of_consumer(&lane.consumer()), Some(lane));
+    fn queues_are_found_by_their_consumers(text in strings()) {
+        for queue in [WorkQueue::tag(Some(&text)), WorkQueue::session(Some(&text)), WorkQueue::worker(&text.as_str().into()), WorkQueue::tag(None)] {
+            prop_assert_eq!(WorkQueue::of_consumer(&queue.consumer()), Some(queue));
         }
     }
 
@@ -61,7 +61,7 @@ proptest! {
         two in (strings(), any::<[u64; 3]>()),
     ) {
         let subjects = Subjects::new("test").unwrap();
-        let subject = |(instance, numbers): &(String, [u64; 3])| subjects.item(&Lane::tag(None), &item(instance, *numbers));
+        let subject = |(instance, numbers): &(String, [u64; 3])| subjects.item(&WorkQueue::tag(None), &item(instance, *numbers));
         prop_assert_eq!(one == two, subject(&one) == subject(&two));
     }
 }
@@ -96,7 +96,10 @@ fn only_what_removes_work_raises_an_alarm() {
     ] {
         assert!(!subjects.removes_work(call), "{call}");
     }
-    assert_eq!(subjects.deletes_consumer("$JS.API.CONSUMER.DELETE.test_WORK.tag-x"), Some(Lane::Tag("x".to_owned())));
+    assert_eq!(
+        subjects.deletes_consumer("$JS.API.CONSUMER.DELETE.test_WORK.tag-x"),
+        Some(WorkQueue::Tag("x".to_owned()))
+    );
     assert_eq!(subjects.deletes_consumer("$JS.API.CONSUMER.DELETE.other_WORK.tag-x"), None);
 }
 
@@ -105,21 +108,21 @@ fn only_what_removes_work_raises_an_alarm() {
 fn every_body_begins_with_its_version_and_a_newer_one_is_left_unread() {
     use outlast_core::{DecodeError, decode, encode};
 
-    use super::wire::{CancelBody, Mail, NewsBody, ReplyBody, TagBody};
+    use super::wire::{CancelBody, ReplyBody, ShardBody, StatusUpdateBody, TagBody};
 
     let key = item("a", [1, 2, 3]).key;
     let bodies = [
         encode(&item("a", [1, 2, 3])),
-        encode(&Mail::Nudge(InstanceId::new("a"))),
+        encode(&ShardBody::Nudge(InstanceId::new("a"))),
         encode(&ReplyBody::TryAgain),
         encode(&CancelBody { key, token: Some(Token(3)) }),
         encode(&TagBody { consumer: "tag-x".to_owned() }),
-        encode(&NewsBody { status: None }),
+        encode(&StatusUpdateBody { status: None }),
     ];
     for mut body in bodies {
         assert_eq!(body[0], 1);
         body[0] = 2;
-        assert!(matches!(decode::<Mail>(&body), Err(DecodeError::Newer(2))));
+        assert!(matches!(decode::<ShardBody>(&body), Err(DecodeError::Newer(2))));
     }
 }
 
@@ -143,12 +146,12 @@ fn older_nodes_ask_and_answer_one_question_at_a_time() {
     let item = item("i", [1, 2, 3]);
     let asked = OldMail::Report(OldReport { key: item.key.clone(), token: item.token, result: OldResult::Begun });
     let asked = outlast_core::encode(&asked);
-    let Ok(Mail::Report(body)) = outlast_core::decode(&asked) else { panic!("it is not read") };
-    let Letter::Questions(questions) = body.open() else { panic!("it is a question") };
+    let Ok(ShardBody::Report(body)) = outlast_core::decode(&asked) else { panic!("it is not read") };
+    let Asked::Questions(questions) = body.open() else { panic!("it is a question") };
     assert_eq!(questions, [Question { activity: item.activity(), begun: true }]);
     // The same bytes go out, so that an older owner reads them.
     let body = ReportBody::asking(&questions).unwrap();
-    assert_eq!(outlast_core::encode(&Mail::Report(Box::new(body))), asked);
+    assert_eq!(outlast_core::encode(&ShardBody::Report(Box::new(body))), asked);
     let reply = ReportReply::Settled(Verdict::Applied);
     let answered = outlast_core::encode(&ReplyBody::to(vec![reply]));
     assert_eq!(answered, outlast_core::encode(&std::collections::BTreeMap::from([("Settled", "Applied")])));

@@ -10,7 +10,7 @@ use crate::{Question, Report, ReportReply, ReportResult};
 
 /// What the owner of a shard is sent.
 #[derive(Serialize, Deserialize)]
-pub(crate) enum Mail {
+pub(crate) enum ShardBody {
     Nudge(InstanceId),
     Report(Box<ReportBody>),
     Begin(Box<StartSnapshot>),
@@ -69,7 +69,7 @@ pub(crate) struct CancelBody {
 }
 
 /// What a worker sends as a report.
-pub(crate) enum Letter {
+pub(crate) enum Asked {
     Report(Report),
     Questions(Vec<Question>),
 }
@@ -82,7 +82,7 @@ pub(crate) struct TagBody {
 
 /// What an instance has come to; without it, readers look in the store.
 #[derive(Serialize, Deserialize)]
-pub(crate) struct NewsBody {
+pub(crate) struct StatusUpdateBody {
     pub(crate) status: Option<StatusBody>,
 }
 
@@ -126,7 +126,7 @@ impl ReportBody {
         Some(Self { key, token, result: ResultBody::Begun, waits, more: bodies.collect() })
     }
 
-    pub(crate) fn open(self) -> Letter {
+    pub(crate) fn open(self) -> Asked {
         let Self { key, token, result, waits, more } = self;
         let result = match result {
             ResultBody::Done { outcome, run } => ReportResult::Done { outcome, run },
@@ -137,10 +137,10 @@ impl ReportBody {
                     let activity = ActivityRef { key: body.key, token: body.token };
                     Question { activity, begun: !body.waits }
                 };
-                return Letter::Questions(bodies.map(question).collect());
+                return Asked::Questions(bodies.map(question).collect());
             }
         };
-        Letter::Report(Report { key, token, result })
+        Asked::Report(Report { key, token, result })
     }
 }
 

@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use outlast_broker::{Control, Dispatch, Question, Report, ReportReply, ReportResult, Settle, ShardMessage};
+use outlast_broker::{
+    Control, Dispatch, Question, Report, ReportReply, ReportResult, Settle, ShardMessage, ShardNotice, ShardRequest,
+    Withdrawal,
+};
 use outlast_core::{
     InboxSeq, InstanceId, InstanceState, Message, MessageKind, OrchestrationStatus, ShardId, StartMessage,
     StartSnapshot, TagFilter, Token, Verdict, WorkerId,
@@ -12,8 +15,8 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::items::{
-    NEVER, SOON, activity, assert_nothing, in_session, item, key, open, publish, publish_to, run, tagged, take,
-    take_within, worker,
+    NEVER, SOON, activity, assert_nothing, in_session, item, key, open, publish, publish_to, report_to, run, tagged,
+    take, take_within, worker,
 };
 use crate::world::World;
 
@@ -104,7 +107,7 @@ async fn work_of_a_closed_source_goes_to_others(world: World) {
     gone.finish().await;
     let mut source = open(&*world.there, "w", TagFilter::DefaultOnly).await;
     // The in-process broker knows that the attempts of a worker go on in this very process.
-    if !world.there.is_shared() {
+    if !world.there.state().is_shared {
         drop(held);
     }
     let mut seen = BTreeSet::new();
@@ -259,7 +262,7 @@ async fn a_cancel_reaches_the_running_worker(world: World) {
     let (mut source, mut control) = world.here.pull(worker("w", TagFilter::DefaultOnly)).await.unwrap();
     publish(&*world.there, item("a", 1)).await;
     let _running = take(&mut source).await;
-    world.there.cancel(&activity("a", 1)).await.unwrap();
+    world.there.withdraw(Withdrawal::Activity(activity("a", 1))).await.unwrap();
     assert_eq!(timeout(SOON, control.recv()).await.unwrap(), Some(Control::Cancel(activity("a", 1))));
 }
 
@@ -267,7 +270,7 @@ async fn a_cancel_reaches_the_running_worker(world: World) {
 async fn a_cancelled_item_is_not_delivered(world: World) {
     publish(&*world.there, item("a", 1)).await;
     publish(&*world.there, item("a", 2)).await;
-    world.there.cancel(&activity("a", 1)).await.unwrap();
+    world.there.withdraw(Withdrawal::Activity(activity("a", 1))).await.unwrap();
     tokio::time::sleep(NEVER).await;
     let mut source = open(&*world.here, "w", TagFilter::DefaultOnly).await;
     assert_eq!(run(&mut source).await, key("a", 2));
@@ -278,7 +281,7 @@ async fn a_cancelled_item_is_not_delivered(world: World) {
 async fn a_later_life_of_a_cancelled_key_is_delivered(world: World) {
     let mut source = open(&*world.here, "w", TagFilter::DefaultOnly).await;
     publish(&*world.there, item("a", 1)).await;
-    world.there.cancel(&activity("a", 1)).await.unwrap();
+    world.there.withdraw(Withdrawal::Activity(activity("a", 1))).await.unwrap();
     tokio::time::sleep(NEVER).await;
     assert_nothing(&mut source).await;
     let again = outlast_core::ActivityItem { token: Token(77), ..item("a", 1) };
@@ -295,10 +298,10 @@ async fn a_cancel_touches_no_other_life(world: World) {
     publish(&*world.there, later.clone()).await;
     let second = take(&mut source).await;
     assert_eq!(second.item.token, Token(77));
-    world.there.cancel(&activity("a", 1)).await.unwrap();
+    world.there.withdraw(Withdrawal::Activity(activity("a", 1))).await.unwrap();
     assert_eq!(timeout(SOON, control.recv()).await.unwrap(), Some(Control::Cancel(activity("a", 1))));
     assert!(timeout(NEVER, control.recv()).await.is_err());
-    world.there.cancel(&later.activity()).await.unwrap();
+    world.there.withdraw(Withdrawal::Activity(later.activity())).await.unwrap();
     assert_eq!(timeout(SOON, control.recv()).await.unwrap(), Some(Control::Cancel(later.activity())));
 }
 
@@ -311,7 +314,7 @@ async fn what_is_put_off_comes_after_others(world: World) {
     }
     publish(&*world.there, item("a", 3)).await;
     assert_eq!(run(&mut source).await, key("a", 3));
-    world.there.cancel(&activity("a", 1)).await.unwrap();
+    world.there.withdraw(Withdrawal::Activity(activity("a", 1))).await.unwrap();
     assert_eq!(run(&mut source).await, key("a", 2));
     assert_nothing(&mut source).await;
 }
@@ -325,31 +328,38 @@ async fn mail_reaches_the_latest_owner_in_order(world: World) {
     world.here.own(&shards, owner.clone()).await.unwrap();
     world.here.disown(&shards, &former).await;
     for number in 0..100 {
-        world.there.nudge(ShardId(63), InstanceId::new(format!("i{number}")));
+        world.there.notify(ShardId(63), ShardNotice::Nudge(InstanceId::new(format!("i{number}"))));
     }
     for number in 0..100 {
         match timeout(SOON, letters.recv()).await.unwrap().unwrap() {
-            ShardMessage::Nudge(instance) => assert_eq!(instance.as_str(), format!("i{number}")),
+            ShardMessage::Notice(ShardNotice::Nudge(instance)) => assert_eq!(instance.as_str(), format!("i{number}")),
             other => panic!("only nudges were sent, not {other:?}"),
         }
     }
     let small = beginning("in".to_owned());
-    world.there.begin(ShardId(63), small.clone());
+    world.there.notify(ShardId(63), ShardNotice::Started(Box::new(small.clone())));
     // What does not fit into a message is a nudge at least.
     let large = beginning("x".repeat(1 << 20));
-    world.there.begin(ShardId(63), large.clone());
+    world.there.notify(ShardId(63), ShardNotice::Started(Box::new(large.clone())));
     for sent in [small, large] {
         match timeout(SOON, letters.recv()).await.unwrap().unwrap() {
-            ShardMessage::Begin(beginning) => assert_eq!(*beginning, sent),
-            ShardMessage::Nudge(instance) => assert!(instance == sent.instance && sent.seq == InboxSeq(1 << 20)),
-            ShardMessage::Deleted(_) | ShardMessage::Ask(..) | ShardMessage::Report(..) => panic!("it was not sent"),
+            ShardMessage::Notice(ShardNotice::Started(beginning)) => assert_eq!(*beginning, sent),
+            ShardMessage::Notice(ShardNotice::Nudge(instance)) => {
+                assert!(instance == sent.instance && sent.seq == InboxSeq(1 << 20))
+            }
+            ShardMessage::Notice(ShardNotice::Deleted(_)) | ShardMessage::Ask(..) | ShardMessage::Report(..) => {
+                panic!("it was not sent")
+            }
         }
     }
-    world.there.deleted(ShardId(63), InstanceId::new("gone"));
+    world.there.notify(ShardId(63), ShardNotice::Deleted(InstanceId::new("gone")));
     let sent = timeout(SOON, letters.recv()).await.unwrap();
-    assert!(matches!(&sent, Some(ShardMessage::Deleted(instance)) if instance.as_str() == "gone"), "{sent:?}");
+    assert!(
+        matches!(&sent, Some(ShardMessage::Notice(ShardNotice::Deleted(instance))) if instance.as_str() == "gone"),
+        "{sent:?}"
+    );
     world.here.disown(&shards, &owner).await;
-    world.there.nudge(ShardId(63), InstanceId::new("late"));
+    world.there.notify(ShardId(63), ShardNotice::Nudge(InstanceId::new("late")));
     assert!(timeout(NEVER, letters.recv()).await.is_err());
     assert!(dead_letters.try_recv().is_err());
 }
@@ -390,9 +400,9 @@ async fn reports_get_the_owners_answer(world: World) {
     };
     let worker = async {
         for answer in answers {
-            assert_eq!(world.there.report(ShardId(3), report()).await, answer);
+            assert_eq!(report_to(&*world.there, ShardId(3), report()).await, answer);
         }
-        assert_eq!(world.there.report(ShardId(3), report()).await, ReportReply::TryAgain);
+        assert_eq!(report_to(&*world.there, ShardId(3), report()).await, ReportReply::TryAgain);
     };
     timeout(SOON, async { tokio::join!(owner, worker) }).await.unwrap();
 }
@@ -400,7 +410,7 @@ async fn reports_get_the_owners_answer(world: World) {
 /// Guarantee 7.
 async fn a_report_without_an_owner_is_to_be_tried_again(world: World) {
     // Less than the wait for an owner that does not answer.
-    let reply = timeout(Duration::from_secs(4), world.here.report(ShardId(5), report())).await;
+    let reply = timeout(Duration::from_secs(4), report_to(&*world.here, ShardId(5), report())).await;
     assert_eq!(reply.unwrap(), ReportReply::TryAgain);
 }
 
@@ -427,11 +437,13 @@ async fn questions_are_answered_one_by_one(world: World) {
                 other => panic!("only questions were sent, not {other:?}"),
             }
         };
-        let worker = world.there.ask(ShardId(3), questions);
+        let worker = world.there.request(ShardId(3), ShardRequest::Wanted(questions));
         let (answered, ()) = timeout(SOON, async { tokio::join!(worker, owner) }).await.unwrap();
         assert_eq!(answered, expected);
     }
-    let nobody = timeout(SOON, world.there.ask(ShardId(5), vec![question(1), question(2)])).await.unwrap();
+    let nobody = timeout(SOON, world.there.request(ShardId(5), ShardRequest::Wanted(vec![question(1), question(2)])))
+        .await
+        .unwrap();
     assert_eq!(nobody, []);
 }
 
@@ -443,14 +455,14 @@ async fn a_watch_sees_what_is_announced(world: World) {
     let state = InstanceState { custom_status: Some("half".to_owned()), ..InstanceState::default() };
     // A watch takes hold in a moment; what is announced before may be missed.
     tokio::time::sleep(NEVER).await;
-    world.there.publish_status(&InstanceId::new("other"), Some(&state));
-    world.there.publish_status(&instance, Some(&state));
+    world.there.publish_status(&InstanceId::new("other"), Some(&state), None);
+    world.there.publish_status(&instance, Some(&state), None);
     timeout(SOON, watch.changed()).await.unwrap().unwrap();
     timeout(SOON, second.changed()).await.unwrap().unwrap();
     let status = watch.borrow_and_update().status.clone();
     assert_eq!(status, Some(state.to_status()));
     assert!(matches!(status, Some(OrchestrationStatus::Running { .. })));
-    world.there.publish_status(&instance, None);
+    world.there.publish_status(&instance, None, None);
     timeout(SOON, watch.changed()).await.unwrap().unwrap();
     assert_eq!(watch.borrow_and_update().status, None);
     // Whoever waits again, after nobody did, hears of it too.
@@ -458,7 +470,7 @@ async fn a_watch_sees_what_is_announced(world: World) {
     tokio::time::sleep(Duration::from_millis(50)).await;
     let mut watch = world.here.watch(&instance);
     tokio::time::sleep(NEVER).await;
-    world.there.publish_status(&instance, Some(&state));
+    world.there.publish_status(&instance, Some(&state), None);
     timeout(SOON, watch.changed()).await.unwrap().unwrap();
 }
 

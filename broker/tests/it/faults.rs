@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
 use outlast_broker::jetstream::{JetStreamBroker, JetStreamOptions};
-use outlast_broker::{Broker, Control, Delivery, Dispatch, Error, Settle, WorkSource};
+use outlast_broker::{Broker, Control, Delivery, Dispatch, Error, Settle, ShardNotice, Withdrawal, WorkSource};
 use outlast_core::{TagFilter, WorkerId};
 use tokio::sync::watch;
 
@@ -42,7 +42,7 @@ async fn a_wiped_server_is_noticed_and_used_again() {
     let mut server = Server::own();
     let broker = server.broker("wipe").await;
     let (mut source, mut control) = broker.pull(worker("w", TagFilter::DefaultOnly)).await.unwrap();
-    let mut losses = broker.losses();
+    let mut losses = broker.state().losses;
     publish(&broker, item("a", 1)).await;
     publish(&broker, tagged("a", 2, "nobody")).await;
     let held = take(&mut source).await;
@@ -63,7 +63,7 @@ async fn a_wiped_server_is_noticed_and_used_again() {
     publish(&broker, tagged("a", 2, "nobody")).await;
     let mut late = open(&broker, "late", TagFilter::tags(["nobody"])).await;
     assert_eq!(run(&mut late).await, key("a", 2));
-    broker.cancel(&activity("a", 9)).await.unwrap();
+    broker.withdraw(Withdrawal::Activity(activity("a", 9))).await.unwrap();
     assert_eq!(tokio::time::timeout(SOON, control.recv()).await.unwrap(), Some(Control::Cancel(activity("a", 9))));
 }
 
@@ -72,7 +72,7 @@ async fn a_server_that_went_back_in_time_is_noticed() {
     let mut server = Server::own();
     let broker = server.broker("back").await;
     let mut source = open(&broker, "w", TagFilter::DefaultOnly).await;
-    let mut losses = broker.losses();
+    let mut losses = broker.state().losses;
     publish(&broker, item("a", 1)).await;
     assert_eq!(run(&mut source).await, key("a", 1));
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -136,7 +136,7 @@ async fn a_purge_and_a_deletion_are_noticed() {
     let namespace = namespace();
     let broker = server.broker(&namespace).await;
     let mut source = open(&broker, "w", TagFilter::DefaultOnly).await;
-    let mut losses = broker.losses();
+    let mut losses = broker.state().losses;
     let queued = || publish(&broker, tagged("a", 1, "gpu"));
     queued().await;
     work_stream(&server, &namespace).await.purge().await.unwrap();
@@ -177,7 +177,7 @@ async fn memory_storage_survives_nothing_and_works_again() {
     let options = JetStreamOptions { memory_storage: true, ..server.options("memory") };
     let broker = JetStreamBroker::connect(options).await.unwrap();
     let mut source = open(&broker, "w", TagFilter::DefaultOnly).await;
-    let mut losses = broker.losses();
+    let mut losses = broker.state().losses;
     publish(&broker, tagged("a", 1, "gpu")).await;
     server.stop();
     server.start();
@@ -199,9 +199,9 @@ async fn calls_end_while_the_server_is_away() {
     let published = broker.publish(vec![Dispatch { item: item("a", 1), worker: None, again: false }]).await;
     assert!(matches!(published, Err(Error::Unavailable(_))), "{published:?}");
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
-    broker.nudge(outlast_core::ShardId(1), "i".into());
-    broker.publish_status(&"i".into(), None);
-    broker.cancel(&activity("a", 5)).await.unwrap();
+    broker.notify(outlast_core::ShardId(1), ShardNotice::Nudge("i".into()));
+    broker.publish_status(&"i".into(), None, None);
+    broker.withdraw(Withdrawal::Activity(activity("a", 5))).await.unwrap();
     assert!(take_within(&mut source, Duration::from_millis(300)).await.is_none());
     server.start();
     publish(&broker, item("a", 1)).await;
@@ -307,17 +307,17 @@ async fn a_forgotten_worker_leaves_nothing_behind() {
     let server = Server::any();
     let namespace = namespace();
     let broker = server.broker(&namespace).await;
-    let losses = broker.losses();
+    let losses = broker.state().losses;
     drop(open(&broker, "dead", TagFilter::DefaultOnly).await);
     publish_to(&broker, in_session("a", 1, "s"), "dead").await;
     publish(&broker, tagged("a", 2, "gpu")).await;
-    broker.forget_worker(&WorkerId::new("dead")).await;
+    broker.withdraw(Withdrawal::Worker(WorkerId::new("dead"))).await.unwrap();
     let mut stream = work_stream(&server, &namespace).await;
     assert_eq!(messages(&mut stream).await, 1);
     assert_eq!(stream.info().await.unwrap().state.consumer_count, 2 + 1);
     assert!(!losses.has_changed().unwrap());
     // Forgotten once more.
-    broker.forget_worker(&WorkerId::new("dead")).await;
+    broker.withdraw(Withdrawal::Worker(WorkerId::new("dead"))).await.unwrap();
 }
 
 /// Nobody has to take it for that, and it is no loss that owners must make good.
@@ -326,7 +326,7 @@ async fn a_cancelled_item_leaves_the_stream_in_whichever_lane_it_is() {
     let server = Server::any();
     let namespace = namespace();
     let (broker, other) = (server.broker(&namespace).await, server.broker(&namespace).await);
-    let losses = other.losses();
+    let losses = other.state().losses;
     publish(&broker, tagged("a", 1, "nobody")).await;
     publish(&broker, in_session("a", 2, "s")).await;
     publish_to(&broker, in_session("a", 3, "s"), "holder").await;
@@ -336,7 +336,7 @@ async fn a_cancelled_item_leaves_the_stream_in_whichever_lane_it_is() {
     publish(&broker, tagged("a", 5, "nobody")).await;
     let mut stream = work_stream(&server, &namespace).await;
     for event in 1..=4 {
-        broker.cancel(&activity("a", event)).await.unwrap();
+        broker.withdraw(Withdrawal::Activity(activity("a", event))).await.unwrap();
     }
     let begun = Instant::now();
     while messages(&mut stream).await > 1 {
@@ -387,7 +387,7 @@ async fn namespaces_do_not_see_each_other() {
     let mut source = open(&one, "w", TagFilter::Any).await;
     let (mut other, mut control) = two.pull(worker("w", TagFilter::Any)).await.unwrap();
     publish(&one, item("a", 1)).await;
-    one.cancel(&activity("a", 7)).await.unwrap();
+    one.withdraw(Withdrawal::Activity(activity("a", 7))).await.unwrap();
     assert_eq!(run(&mut source).await, key("a", 1));
     assert_nothing(&mut other).await;
     assert!(control.try_recv().is_err());

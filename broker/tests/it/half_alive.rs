@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::{self, consumer, stream};
 use outlast_broker::jetstream::JetStreamBroker;
-use outlast_broker::{Broker, Control, Dispatch, Report, ReportReply, ReportResult, ShardMessage};
+use outlast_broker::{Broker, Control, Dispatch, Report, ReportReply, ReportResult, ShardMessage, Withdrawal};
 use outlast_core::{ActivityItem, ShardId, TagFilter, Token, Verdict};
 use tokio::sync::mpsc;
 
-use crate::items::{SOON, activity, item, key, open, run, tagged, worker};
+use crate::items::{SOON, activity, item, key, open, report_to, run, tagged, worker};
 use crate::server::Server;
 use crate::world::namespace;
 
@@ -87,13 +87,13 @@ async fn work_goes_on_after_the_disk_was_full() {
     let server = Server::own_in(disk.0.path());
     let broker = server.broker("full").await;
     let mut source = open(&broker, "w", TagFilter::DefaultOnly).await;
-    let mut losses = broker.losses();
+    let mut losses = broker.state().losses;
     offer(&broker, 1, SOON).await;
     assert_eq!(run(&mut source).await, key("a", 1));
 
     disk.fill();
     assert!(broker.publish(large(2)).await.is_err(), "the disk is full");
-    let told = |broker: &JetStreamBroker| broker.troubles().iter().any(|trouble| trouble.reason.contains("disk"));
+    let told = |broker: &JetStreamBroker| broker.state().troubles.iter().any(|trouble| trouble.reason.contains("disk"));
     until("the trouble is said", async || {
         let _refused = broker.publish(large(2)).await;
         told(&broker)
@@ -112,7 +112,7 @@ async fn an_edited_stream_of_work_is_set_right() {
     let (namespace, js) = (namespace(), js(&server).await);
     let broker = server.broker(&namespace).await;
     let mut source = open(&broker, "w", TagFilter::DefaultOnly).await;
-    let mut losses = broker.losses();
+    let mut losses = broker.state().losses;
     let name = format!("{namespace}_WORK");
     let config = async || js.get_stream(&name).await.unwrap().cached_info().config.clone();
     let before = config().await;
@@ -141,7 +141,11 @@ async fn an_edited_stream_of_work_is_set_right() {
         assert_eq!(run(&mut source).await, key("a", n));
     }
     assert!(*losses.borrow_and_update() > 0, "what the edits may have removed is handed out again");
-    assert!(broker.troubles().iter().any(|trouble| trouble.reason.contains("edited")), "{:?}", broker.troubles());
+    assert!(
+        broker.state().troubles.iter().any(|trouble| trouble.reason.contains("edited")),
+        "{:?}",
+        broker.state().troubles
+    );
 }
 
 /// An edit that the server does not let anybody take back.
@@ -166,7 +170,7 @@ async fn a_cancellation_is_heard_whatever_became_of_the_streams() {
     let broker = server.broker(&namespace).await;
     let (_source, mut control) = broker.pull(worker("w", TagFilter::DefaultOnly)).await.unwrap();
     let mut heard = async |n: u64| {
-        broker.cancel(&activity("a", n)).await.unwrap();
+        broker.withdraw(Withdrawal::Activity(activity("a", n))).await.unwrap();
         let cancelled = tokio::time::timeout(MENDED_WITHIN, control.recv()).await.expect("it is heard");
         assert_eq!(cancelled, Some(Control::Cancel(activity("a", n))));
     };
@@ -191,7 +195,7 @@ async fn a_full_account_is_said_and_work_goes_on_when_it_has_room() {
     while js.publish("ballast", vec![7; 100].into()).await.unwrap().await.is_ok() {}
     until("the limit is said", async || {
         let _refused = broker.publish(vec![Dispatch { item: item("a", 1), worker: None, again: true }]).await;
-        broker.troubles().iter().any(|trouble| trouble.reason.contains("limits"))
+        broker.state().troubles.iter().any(|trouble| trouble.reason.contains("limits"))
     })
     .await;
     js.delete_stream("BALLAST").await.unwrap();
@@ -224,7 +228,7 @@ async fn an_edited_consumer_is_set_right() {
         offer(&broker, n, MENDED_WITHIN).await;
         assert_eq!(run(&mut source).await, key("a", n));
     }
-    let told = broker.troubles();
+    let told = broker.state().troubles;
     assert!(told.iter().any(|trouble| trouble.reason.contains("tag-=default")), "{told:?}");
 }
 
@@ -281,7 +285,7 @@ async fn dropped_subscriptions_are_made_again(denied: &str) {
             token: Token(1),
             result: ReportResult::Unregistered { activity: "charge".to_owned() },
         };
-        other.report(ShardId(3), report).await == ReportReply::Settled(Verdict::Applied)
+        report_to(&other, ShardId(3), report).await == ReportReply::Settled(Verdict::Applied)
     };
     assert!(report().await);
     server.configure(&rights(&format!(", deny: \"{denied}\"")));

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use outlast_broker::{Broker, Delivery, Dispatch, Settle, WorkSource, WorkerProfile};
+use outlast_broker::{
+    Broker, Delivery, Dispatch, Report, ReportReply, Settle, ShardRequest, WorkSource, WorkerProfile,
+};
 use outlast_core::{
-    ActivityItem, ActivityKey, ActivityRef, ActivityTimeouts, EventId, ExecutionId, InstanceId, TagFilter, Token,
-    WorkerId,
+    ActivityItem, ActivityKey, ActivityRef, ActivityTimeouts, EventId, ExecutionId, InstanceId, ShardId, TagFilter,
+    Token, WorkerId,
 };
 
 /// Long enough for anything that must happen.
@@ -87,4 +89,10 @@ pub(crate) async fn run(source: &mut Box<dyn WorkSource>) -> ActivityKey {
 pub(crate) async fn assert_nothing(source: &mut Box<dyn WorkSource>) {
     let surplus = take_within(source, NEVER).await;
     assert!(surplus.is_none(), "nothing comes, but {:?} came", surplus.map(|delivery| delivery.item.key));
+}
+
+/// Brings a report to the owner of a shard; without an answer it is to be tried again.
+pub(crate) async fn report_to(broker: &dyn Broker, shard: ShardId, report: Report) -> ReportReply {
+    let replies = broker.request(shard, ShardRequest::Report(Box::new(report))).await;
+    replies.first().copied().unwrap_or(ReportReply::TryAgain)
 }

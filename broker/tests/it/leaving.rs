@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use outlast_broker::jetstream::{JetStreamBroker, JetStreamOptions};
-use outlast_broker::{Broker, Dispatch, Settle};
+use outlast_broker::{Broker, Dispatch, Settle, Withdrawal};
 use outlast_core::{TagFilter, WorkerId};
 
 use crate::items::{assert_nothing, in_session, item, key, open, publish, publish_to, run, take};
@@ -66,7 +66,7 @@ async fn a_worker_leaves_at_once_when_the_server_is_away() {
     publish(&broker, item("a", 1)).await;
     let held = take(&mut source).await;
     server.kill();
-    while broker.is_connected() {
+    while broker.state().is_connected {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let begun = std::time::Instant::now();
@@ -74,7 +74,7 @@ async fn a_worker_leaves_at_once_when_the_server_is_away() {
     (held.settle)(Settle::Requeue);
     source.finish().await;
     broker.disown(&[outlast_core::ShardId(1)], &mail).await;
-    broker.forget_worker(&WorkerId::new("w")).await;
+    broker.withdraw(Withdrawal::Worker(WorkerId::new("w"))).await.unwrap();
     drop((source, broker));
     // One wait for an answer alone would take longer.
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
@@ -92,7 +92,7 @@ async fn a_worker_that_has_left_and_was_forgotten_leaves_nothing_at_the_server()
     source.finish().await;
     // It comes too late for the worker.
     publish_to(&broker, in_session("a", 2, "s"), "w").await;
-    broker.forget_worker(&WorkerId::new("w")).await;
+    broker.withdraw(Withdrawal::Worker(WorkerId::new("w"))).await.unwrap();
     let js = async_nats::jetstream::new(async_nats::connect(&server.url).await.unwrap());
     let mut stream = js.get_stream(format!("{namespace}_WORK")).await.unwrap();
     let names: Vec<String> = futures::TryStreamExt::try_collect(stream.consumer_names()).await.unwrap();
@@ -114,7 +114,7 @@ async fn a_broker_that_is_dropped_while_the_server_is_away_leaves_no_task_and_no
     let watch = broker.watch(&"a".into());
     publish(&broker, item("a", 1)).await;
     server.kill();
-    while broker.is_connected() {
+    while broker.state().is_connected {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     drop((source, letters, watch, broker));

@@ -8,7 +8,7 @@ use outlast_broker::{Broker, Dispatch, Report, ReportReply, ReportResult, Settle
 use outlast_core::{ShardId, TagFilter, Token, Verdict};
 use tokio::sync::mpsc;
 
-use crate::items::{item, key, open, publish, tagged, take};
+use crate::items::{item, key, open, publish, report_to, tagged, take};
 use crate::server::Server;
 
 const ITEMS: u64 = 60_000;
@@ -110,7 +110,10 @@ async fn rates_of_reports() {
                     for event in 0..each {
                         let result = ReportResult::Unregistered { activity: "charge".to_owned() };
                         let report = Report { key: key("a", event), token: Token(1), result };
-                        assert_eq!(worker.report(ShardId(1), report).await, ReportReply::Settled(Verdict::Applied));
+                        assert_eq!(
+                            report_to(&*worker, ShardId(1), report).await,
+                            ReportReply::Settled(Verdict::Applied)
+                        );
                     }
                 })
             })

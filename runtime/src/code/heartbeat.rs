@@ -3,13 +3,12 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use outlast_core::{ActivityItem, Limits};
-use outlast_storage::HeartbeatOf;
+use outlast_core::{ActivityItem, ActivityKey, Limits, Millis};
+use outlast_storage::{HeartbeatOf, Store};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::logging::RUNTIME;
-use crate::worker::Worker;
 
 /// Details are stored at most so often; the last ones of a failed attempt always are.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
@@ -17,7 +16,16 @@ const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// The words of one attempt.
 pub(crate) struct Heartbeat {
     state: Mutex<State>,
+    store: Arc<dyn Store>,
     limits: Limits,
+    /// The scheduling event of this attempt, and when it was made.
+    key: ActivityKey,
+    scheduled_at: Millis,
+    /// The same in all attempts: under it details are stored.
+    idempotency_key: String,
+    activity: String,
+    /// An attempt before this one may have stored details, or still store them.
+    is_repeated: bool,
 }
 
 struct State {
@@ -28,10 +36,11 @@ struct State {
 
 impl Heartbeat {
     /// Begins with what an earlier attempt said, if there can be one.
-    pub(crate) async fn begin(worker: &Arc<Worker>, item: &ActivityItem, redelivered: bool) -> Self {
+    pub(crate) async fn begin(store: Arc<dyn Store>, limits: Limits, item: &ActivityItem, redelivered: bool) -> Self {
+        let (idempotency_key, is_repeated) = (item.idempotency_key(), redelivered || item.attempt > 1);
         let mut details = None;
-        if redelivered || item.attempt > 1 {
-            match worker.store.heartbeat(&item.key.instance, &item.idempotency_key()).await {
+        if is_repeated {
+            match store.heartbeat(&item.key.instance, &idempotency_key).await {
                 Ok(found) => details = found,
                 Err(error) => {
                     tracing::warn!(target: RUNTIME, activity = %item.name, %error, "the last heartbeat was not read");
@@ -39,7 +48,8 @@ impl Heartbeat {
             }
         }
         let state = Mutex::new(State { details, beaten: Instant::now(), saved: true });
-        Self { state, limits: worker.options.limits.clone() }
+        let (key, scheduled_at, activity) = (item.key.clone(), item.scheduled_at, item.name.clone());
+        Self { state, store, limits, key, scheduled_at, idempotency_key, activity, is_repeated }
     }
 
     pub(crate) fn beat(&self, details: String) {
@@ -69,29 +79,29 @@ impl Heartbeat {
 
     /// Stores new details now and then, until `ended`. One that is being stored then is waited for: it must not arrive behind
     /// the outcome, whose turn takes it away.
-    pub(crate) async fn keep(&self, worker: &Arc<Worker>, item: &ActivityItem, ended: CancellationToken) {
+    pub(crate) async fn keep(&self, ended: CancellationToken) {
         while ended.run_until_cancelled(tokio::time::sleep(SAVE_EVERY)).await.is_some() {
-            self.save(worker, item).await;
+            self.save().await;
         }
     }
 
     /// Whether something of the activity may be stored, by this attempt or by another one that may still run.
-    pub(crate) fn may_be_stored(&self, item: &ActivityItem, redelivered: bool) -> bool {
-        redelivered || item.attempt > 1 || self.lock().details.is_some()
+    pub(crate) fn may_be_stored(&self) -> bool {
+        self.is_repeated || self.lock().details.is_some()
     }
 
     /// Stores new details, if there are any.
-    pub(crate) async fn save(&self, worker: &Arc<Worker>, item: &ActivityItem) {
+    pub(crate) async fn save(&self) {
         let details = {
             let mut state = self.lock();
             if std::mem::replace(&mut state.saved, true) { None } else { state.details.clone() }
         };
         let Some(details) = details else { return };
-        let name = item.idempotency_key();
-        let of = HeartbeatOf { key: &item.key, scheduled_at: item.scheduled_at, activity: &name };
-        if let Err(error) = worker.store.save_heartbeat(of, details).await {
+        let Self { key, scheduled_at, idempotency_key, .. } = self;
+        let of = HeartbeatOf { key, scheduled_at: *scheduled_at, activity: idempotency_key };
+        if let Err(error) = self.store.save_heartbeat(of, details).await {
             self.lock().saved = false;
-            tracing::warn!(target: RUNTIME, activity = %item.name, %error, "a heartbeat was not stored");
+            tracing::warn!(target: RUNTIME, activity = %self.activity, %error, "a heartbeat was not stored");
         }
     }
 

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use outlast_broker::{Broker, Dispatch};
+use outlast_broker::{Broker, Dispatch, Withdrawal};
 use outlast_core::{
     ActivityItem, ActivityKey, ActivityRef, ErrorDetails, KV_READ_ACTIVITY, Message, MessageId, MessageKind, Token,
     WorkerId,
@@ -153,7 +153,7 @@ impl Dispatcher {
     }
 
     async fn try_publish(&self, items: &[ActivityItem], may_have_run: bool) -> Result<(), PublishError> {
-        let max = self.parts.broker.payload_bytes_max();
+        let max = self.parts.broker.state().payload_bytes_max;
         let mut dispatches: Vec<Dispatch> = items
             .iter()
             .map(|item| Dispatch { item: strip_input(item, max), worker: None, again: may_have_run })
@@ -184,7 +184,7 @@ impl Dispatcher {
     pub(crate) async fn stop_activities(&self, activities: Vec<ActivityRef>) {
         for activity in activities {
             self.registered(&activity);
-            if let Err(error) = self.parts.broker.cancel(&activity).await {
+            if let Err(error) = self.parts.broker.withdraw(Withdrawal::Activity(activity)).await {
                 tracing::warn!(target: RUNTIME, %error, "a cancellation was not sent: its worker will ask");
             }
         }
@@ -194,7 +194,9 @@ impl Dispatcher {
     pub(crate) async fn workers_lost(&self, workers: &[WorkerId]) {
         for worker in workers {
             tracing::warn!(target: RUNTIME, %worker, "a worker is gone, its work is handed out again");
-            self.parts.broker.forget_worker(worker).await;
+            if let Err(error) = self.parts.broker.withdraw(Withdrawal::Worker(worker.clone())).await {
+                tracing::warn!(target: RUNTIME, %worker, %error, "what was brought to a dead worker stays queued");
+            }
         }
         if !workers.is_empty() {
             // Another worker may have passed an item on to the one that is gone, of which this node does not know.

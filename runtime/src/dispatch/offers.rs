@@ -25,7 +25,7 @@ pub(crate) async fn offer_all(dispatcher: &Arc<Dispatcher>) {
 
 /// Offers what is outstanding again: after a loss at once, otherwise after a while.
 pub(crate) async fn offer_again(dispatcher: Arc<Dispatcher>) {
-    let mut losses = dispatcher.parts.broker.losses();
+    let mut losses = dispatcher.parts.broker.state().losses;
     let mut look = tokio::time::interval(LOOK_EVERY);
     let mut told = true;
     loop {

@@ -4,7 +4,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use outlast_broker::Broker;
+use outlast_broker::{Broker, ShardNotice};
 use outlast_core::InstanceId;
 use outlast_storage::{FencedTurn, Store, TurnOutcome};
 use tokio::sync::{Mutex, mpsc, oneshot};
@@ -106,7 +106,7 @@ async fn commit_group(
             for (answer, outcome) in answers.into_iter().zip(reply.outcomes) {
                 // Told here: the actor and its whole executor may be gone, and what was sent waits for others.
                 if let TurnOutcome::Committed { wakes } = &outcome {
-                    wakes.iter().for_each(|wake| broker.nudge(wake.shard, wake.instance.clone()));
+                    wakes.iter().for_each(|wake| broker.notify(wake.shard, ShardNotice::Nudge(wake.instance.clone())));
                 }
                 // An actor that is gone needs no answer.
                 let _gone = answer.send(Committed::Outcome(outcome));

@@ -9,18 +9,20 @@ use tokio::sync::Notify;
 /// The next wake-up of each instance that is due within the horizon.
 #[derive(Default)]
 pub(crate) struct DueQueue {
-    state: Mutex<WheelState>,
+    state: Mutex<Entries>,
     sooner: Notify,
 }
 
 #[derive(Default)]
-struct WheelState {
+struct Entries {
     horizon: Millis,
     due: BTreeSet<(Millis, InstanceId)>,
     at: HashMap<InstanceId, Millis>,
+    /// All that was due by then has been woken.
+    woken_until: Millis,
 }
 
-impl WheelState {
+impl Entries {
     /// Notes when an instance is due; `true` when that is now the soonest of all.
     fn set(&mut self, instance: &InstanceId, at: Option<Millis>) -> bool {
         let within = at.filter(|at| *at <= self.horizon);
@@ -74,6 +76,16 @@ impl DueQueue {
         taken
     }
 
+    /// Notes that all that was due by `now` has been woken, what only the store knew of included.
+    pub(crate) fn note_woken(&self, now: Millis) {
+        self.lock().woken_until = now;
+    }
+
+    /// By when all that was due has been woken.
+    pub(crate) fn woken_until(&self) -> Millis {
+        self.lock().woken_until
+    }
+
     /// The soonest entry.
     pub(crate) fn next(&self) -> Option<Millis> {
         self.lock().due.first().map(|(at, _)| *at)
@@ -91,7 +103,7 @@ impl DueQueue {
         state.at.clear();
     }
 
-    fn lock(&self) -> MutexGuard<'_, WheelState> {
+    fn lock(&self) -> MutexGuard<'_, Entries> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -145,8 +145,8 @@ impl InstanceRun {
         let outstanding = instance.outstanding();
         let to_stop = self.engine.dispatcher.outstanding.keep_of(&self.instance, &outstanding);
         self.engine.dispatcher.stop_activities(to_stop).await;
-        // In process there is nobody else who could write mail.
-        let mailed = mailed.filter(|_| self.engine.broker.is_shared());
+        // In process nobody else could write a notice.
+        let mailed = mailed.filter(|_| self.engine.broker.state().is_shared);
         self.warm = Some(Hydrated { instance, shard, epoch, generation, cursor, waiting, stored, mailed });
         self.backlog = inbox.into();
         if !outstanding.is_empty() {

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use outlast_broker::ReportReply;
+use outlast_broker::{ReportReply, ShardNotice};
 use outlast_core::{
     ActivityKey, AppErrorKind, Decision, Epoch, ErrorDetails, EventKind, InboxSeq, Incoming, InstanceId, InstanceState,
     InstanceStatus, Limits, MessageId, ShardId, TURN_MESSAGE_BYTES_MAX, Token, Turn, TurnInput, Verdict, WarmInstance,
@@ -68,7 +68,7 @@ pub(crate) struct Hydrated {
     pub(crate) waiting: HashSet<InboxSeq>,
     /// The row as the store has it.
     pub(crate) stored: InstanceState,
-    /// The start that came with the broker's mail, until a commit has compared it with its row.
+    /// The start that came with the broker's notice, until a commit has compared it with its row.
     pub(crate) mailed: Option<Mailed>,
 }
 
@@ -118,7 +118,7 @@ impl InstanceRun {
                 ReportReply::Settled(Verdict::Unknown)
             }
             Obstacle::Elsewhere(shard) => {
-                self.engine.broker.nudge(shard, self.instance.clone());
+                self.engine.broker.notify(shard, ShardNotice::Nudge(self.instance.clone()));
                 ReportReply::Moved(shard)
             }
             Obstacle::Again => {
@@ -245,7 +245,7 @@ impl InstanceRun {
                 self.log_failure(&shown, &details);
             }
             if held {
-                self.engine.broker.nudge(move_to.unwrap_or(shard), self.instance.clone());
+                self.engine.broker.notify(move_to.unwrap_or(shard), ShardNotice::Nudge(self.instance.clone()));
             }
             self.publish_status(&before, kv);
         }
@@ -318,7 +318,7 @@ impl InstanceRun {
             let now = self.engine.store.now();
             self.engine.problems.note_damaged(&self.instance, format!("stored data is damaged: {reason}"), now);
         }
-        self.engine.broker.publish_status(&self.instance, None);
+        self.engine.broker.publish_status(&self.instance, None, None);
     }
 
     fn publish_status(&self, before: &InstanceState, kv_changed: bool) {
@@ -329,10 +329,7 @@ impl InstanceRun {
             || before.custom_status_version != now.custom_status_version
             || before.execution != now.execution
         {
-            match hydrated.instance.begun_by() {
-                Some(start) => broker.publish_status_of(&self.instance, now, start),
-                None => broker.publish_status(&self.instance, Some(now)),
-            }
+            broker.publish_status(&self.instance, Some(now), hydrated.instance.begun_by());
         }
     }
 

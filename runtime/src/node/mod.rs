@@ -13,7 +13,6 @@ pub(crate) mod dedicated_thread;
 pub(crate) mod node_task;
 pub(crate) mod presence;
 pub(crate) mod readiness;
-pub(crate) mod shutdown;
 pub(crate) mod supervision;
 pub(crate) mod tasks;
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use outlast_broker::ShardMessage;
+use outlast_broker::{ShardMessage, Withdrawal};
 use outlast_core::WorkerId;
 use outlast_storage::{Error, NodeInfo};
 use tokio::sync::mpsc;
@@ -77,7 +77,11 @@ async fn say_farewell(owner: Arc<Owner>, worker: WorkerId, messages: mpsc::Unbou
     let left = async {
         insist("sessions", || owner.store.release_sessions(&worker)).await;
         // Not before its sessions are free: until then, owners bring items of them to it.
-        tokio::join!(owner.broker.forget_worker(&worker), insist("shards", || owner.store.leave(&owner.id)));
+        let withdrawn = owner.broker.withdraw(Withdrawal::Worker(worker.clone()));
+        let (withdrawn, ()) = tokio::join!(withdrawn, insist("shards", || owner.store.leave(&owner.id)));
+        if let Err(error) = withdrawn {
+            tracing::debug!(target: RUNTIME, %worker, %error, "what was brought to this worker alone stays queued until others find it gone");
+        }
     };
     // At once: a broker that is away does not delay the store.
     tokio::join!(owner.broker.disown(&held, &messages), left);

@@ -45,6 +45,6 @@ impl Node {
         if silence > SILENCE_MAX {
             return Err(NotReady::StoreSilent(silence));
         }
-        if !self.owner.broker.is_connected() { Err(NotReady::BrokerAway) } else { Ok(()) }
+        if !self.owner.broker.state().is_connected { Err(NotReady::BrokerAway) } else { Ok(()) }
     }
 }

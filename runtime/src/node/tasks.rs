@@ -64,7 +64,7 @@ impl Tasks {
         self.spawn_duty(NodeTask::InboxSweep, inbox_sweep::watch_inboxes);
         // What it takes out has its outcome before anything can fail.
         self.spawn_dispatch(NodeTask::LateWork, offers::end_late);
-        if self.owner.broker.is_shared() {
+        if self.owner.broker.state().is_shared {
             // It looks at all that is outstanding again and again.
             self.spawn_dispatch(NodeTask::Offers, offers::offer_again);
         }

@@ -73,7 +73,7 @@ fn look(watched: &Watched) -> Vec<Shortage> {
         found.add(Standstill::ResultNotTaken(untaken.activity), &key.instance, age);
         found.name_orchestration(&key.instance, &untaken.orchestration);
     }
-    for trouble in owner.broker.troubles() {
+    for trouble in owner.broker.state().troubles {
         let since = trouble.since.elapsed();
         found.add_many(Standstill::BrokerTrouble(trouble.reason), &InstanceId::new(""), since, 0);
     }

@@ -1,5 +1,6 @@
 //! Embedded: a SQLite file and an in-process broker, nothing to install.
 
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use async_trait::async_trait;
@@ -82,6 +83,11 @@ impl SqliteProvider {
         let broker = Arc::new(InProcessBroker::new());
         store.on_arrival(carry_arrivals(broker.clone()));
         Self { store: Arc::new(store), broker }
+    }
+
+    /// Counts the activities that are queued or run.
+    pub(crate) fn outstanding(&self) -> Arc<AtomicUsize> {
+        self.broker.outstanding()
     }
 
     /// Statements and jobs that the database has done; for tests of idleness.

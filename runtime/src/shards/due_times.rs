@@ -23,11 +23,16 @@ pub(crate) async fn wake_due(owner: Arc<Owner>) {
     let mut next_look = Millis(0);
     loop {
         let now = owner.store.now();
+        let mut is_known = true;
         if now >= next_look {
-            next_look = look_ahead(&owner, now).await;
+            is_known = look_ahead(&owner, now).await;
+            next_look = now.plus(if is_known { HORIZON_STEP } else { LOOK_AGAIN });
         }
         for instance in owner.due_queue.take_due(owner.store.now()) {
             owner.warm.deliver(&instance, Inbound::Wake);
+        }
+        if is_known {
+            owner.due_queue.note_woken(now);
         }
         let until = owner.due_queue.next().map_or(next_look, |at| at.min(next_look));
         tokio::select! {
@@ -38,17 +43,15 @@ pub(crate) async fn wake_due(owner: Arc<Owner>) {
     }
 }
 
-/// Reads what comes within the horizon; returns when to look again.
-async fn look_ahead(owner: &Arc<Owner>, now: Millis) -> Millis {
+/// Reads what comes within the horizon; says whether it was read.
+async fn look_ahead(owner: &Arc<Owner>, now: Millis) -> bool {
     let horizon = now.plus(HORIZON);
     owner.due_queue.extend_to(horizon);
-    match load_due(owner, &owner.tenure.held(), horizon).await {
-        Ok(()) => now.plus(HORIZON_STEP),
-        Err(error) => {
-            tracing::warn!(target: RUNTIME, %error, "due instances could not be read, trying again");
-            now.plus(LOOK_AGAIN)
-        }
+    let read = load_due(owner, &owner.tenure.held(), horizon).await;
+    if let Err(error) = &read {
+        tracing::warn!(target: RUNTIME, %error, "due instances could not be read, trying again");
     }
+    read.is_ok()
 }
 
 pub(crate) async fn load_due(

@@ -127,7 +127,7 @@ fn lost(owner: &Owner, view: &LeaseView) -> Vec<ShardId> {
     owner.tenure.held().into_iter().filter(|shard| !held(shard)).collect()
 }
 
-/// Lets go of shards: no mail, no actors, then no lease.
+/// Lets go of shards: no messages, no actors, then no lease.
 async fn give_up(
     owner: &Arc<Owner>,
     shards: &[ShardId],

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use outlast_broker::{Report, ReportReply, ReportResult, ShardMessage};
+use outlast_broker::{Report, ReportReply, ReportResult, ShardMessage, ShardNotice};
 use outlast_core::{ActivityRef, Message, MessageKind, Verdict};
 use tokio::sync::{Mutex, mpsc, oneshot};
 
@@ -19,15 +19,19 @@ pub(crate) async fn receive(owner: Arc<Owner>, messages: Arc<Mutex<mpsc::Unbound
             () = owner.stopping.cancelled() => None,
         };
         match received {
-            Some(ShardMessage::Nudge(instance)) => owner.warm.bring(&instance, Inbound::Nudge),
-            Some(ShardMessage::Begin(beginning)) => {
-                owner.warm.bring(&beginning.instance.clone(), Inbound::Start(beginning))
-            }
-            Some(ShardMessage::Deleted(instance)) => owner.warm.deliver(&instance, Inbound::Reread),
+            Some(ShardMessage::Notice(notice)) => take_notice(&owner, notice),
             Some(ShardMessage::Ask(questions, answer)) => crate::shards::questions::answer(&owner, questions, answer),
             Some(ShardMessage::Report(report, answer)) => take_report(&owner, *report, answer),
             None => return,
         }
+    }
+}
+
+fn take_notice(owner: &Owner, notice: ShardNotice) {
+    match notice {
+        ShardNotice::Nudge(instance) => owner.warm.bring(&instance, Inbound::Nudge),
+        ShardNotice::Started(snapshot) => owner.warm.bring(&snapshot.instance.clone(), Inbound::Start(snapshot)),
+        ShardNotice::Deleted(instance) => owner.warm.deliver(&instance, Inbound::Reread),
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use outlast_broker::{Delivery, Question, Report, ReportReply, ReportResult, Settle};
+use outlast_broker::{Delivery, Question, Report, ReportReply, ReportResult, Settle, ShardRequest};
 use outlast_core::{
     ActivityItem, ActivityRef, AttemptInfo, EventKind, HistoryEvent, Message, MessageKind, Millis, ShardId,
 };
@@ -101,7 +101,7 @@ async fn attempt(
             if item.timeouts.get_schedule_to_start().is_some() {
                 tokio::spawn(tell_begun(Arc::clone(worker), activity.clone()));
             }
-            let call = Call { handler, cancelled, heartbeat, redelivered, slot, session: session.clone() };
+            let call = Call { handler, cancelled, heartbeat, slot, session: session.clone() };
             let Executed { outcome, heartbeat } = execute(worker, &item, call).await;
             crate::telemetry::metrics::ran(&item, started.elapsed());
             worker.counters.ran(&outcome);
@@ -147,7 +147,7 @@ async fn prepare(
         }
     }
     read_input(worker, item).await?;
-    let heartbeat = Heartbeat::begin(worker, item, redelivered).await;
+    let heartbeat = Heartbeat::begin(Arc::clone(&worker.store), worker.options.limits.clone(), item, redelivered).await;
     // Sessions, inputs and heartbeats come from the store, which may have been away.
     for _ in 0..SURE_TRIES {
         if Instant::now() < sure_until {
@@ -229,7 +229,7 @@ fn is_large(worker: &Worker, result: &ReportResult) -> bool {
         ReportResult::Done { outcome: Err(details), .. } => outlast_core::encode(details).len(),
         ReportResult::Unregistered { .. } => 0,
     };
-    bytes > worker.broker.payload_bytes_max()
+    bytes > worker.broker.state().payload_bytes_max
 }
 
 /// Lays a result down in the inbox, where its owner finds it; tries until the store takes it. `false` for what is no result.
@@ -272,16 +272,16 @@ async fn settle_report(worker: &Arc<Worker>, item: &ActivityItem, result: &Repor
             return spill(worker, item, result).await;
         }
         let report = Report { key: item.key.clone(), token: item.token, result: result.clone() };
-        match worker.broker.report(shard, report).await {
-            ReportReply::Settled(_) => {
+        match worker.broker.request(shard, ShardRequest::Report(Box::new(report))).await.first().copied() {
+            Some(ReportReply::Settled(_)) => {
                 worker.troubles.results.end(&item.key);
                 return true;
             }
-            ReportReply::Moved(to) if to != shard => {
+            Some(ReportReply::Moved(to)) if to != shard => {
                 shard = to;
                 continue;
             }
-            ReportReply::Moved(_) | ReportReply::TryAgain => {}
+            Some(ReportReply::Moved(_) | ReportReply::TryAgain) | None => {}
         }
         let untaken = Untaken { activity: item.name.clone(), orchestration: item.orchestration.clone() };
         worker.troubles.results.note(item.key.clone(), untaken);

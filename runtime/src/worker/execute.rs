@@ -32,7 +32,6 @@ pub(crate) struct Call {
     pub(crate) handler: ActivityHandler,
     pub(crate) cancelled: CancellationToken,
     pub(crate) heartbeat: Heartbeat,
-    pub(crate) redelivered: bool,
     pub(crate) slot: Slot,
     pub(crate) session: Option<Arc<SessionUse>>,
 }
@@ -42,7 +41,7 @@ pub(crate) struct Call {
 pub(crate) async fn execute(
     worker: &Arc<Worker>,
     item: &Arc<ActivityItem>,
-    Call { handler, cancelled, heartbeat, redelivered, slot, session }: Call,
+    Call { handler, cancelled, heartbeat, slot, session }: Call,
 ) -> Executed {
     let heartbeat = Arc::new(heartbeat);
     let shared = (worker.client.clone(), Arc::clone(&heartbeat));
@@ -69,7 +68,7 @@ pub(crate) async fn execute(
     let grace = worker.options.activity_cancellation_grace_period;
     let timeouts = item.timeouts.or(worker.activities.timeouts(&item.name));
     let ended = CancellationToken::new();
-    let keeping = heartbeat.keep(worker, item, ended.clone());
+    let keeping = heartbeat.keep(ended.clone());
     let running = async {
         let _ended = ended.drop_guard();
         tokio::select! {
@@ -94,9 +93,9 @@ pub(crate) async fn execute(
     let (outcome, ()) = tokio::join!(running, keeping);
     crate::telemetry::spans::attempt_ended(&attempt, &outcome);
     if outcome.is_err() {
-        heartbeat.save(worker, item).await;
+        heartbeat.save().await;
     }
-    Executed { outcome, heartbeat: heartbeat.may_be_stored(item, redelivered) }
+    Executed { outcome, heartbeat: heartbeat.may_be_stored() }
 }
 
 /// The task of user code.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::join_all;
-use outlast_broker::{Question, ReportReply};
+use outlast_broker::{Question, ReportReply, ShardRequest};
 use outlast_core::{ActivityRef, NodeId, ShardId, Verdict};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -158,7 +158,8 @@ impl Worker {
             let taken = self.inquiries.take(&owner);
             let Some(first) = taken.first() else { return };
             let (shard, questions) = (first.shard, taken.iter().map(|waiting| waiting.question.clone()).collect());
-            let replies = tokio::time::timeout(ANSWER_MAX, self.broker.ask(shard, questions)).await;
+            let replies =
+                tokio::time::timeout(ANSWER_MAX, self.broker.request(shard, ShardRequest::Wanted(questions))).await;
             let replies = replies.unwrap_or_default();
             self.inquiries.note(&owner, !replies.is_empty());
             let mut replies = replies.into_iter();

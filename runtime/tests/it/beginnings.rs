@@ -9,6 +9,7 @@ use outlast::runtime::Runtime;
 use outlast::{
     ActivityContext, ActivityRegistry, Client, OrchestrationContext, OrchestrationRegistry, OrchestrationStatus,
 };
+use outlast_broker::ShardNotice;
 use outlast_core::{InboxSeq, InstanceId, Message, MessageKind, ShardId, StartMessage, StartSnapshot};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -65,7 +66,9 @@ async fn a_beginning_that_is_told_late_changes_nothing() {
     let shard = ShardId::of(&instance, provider.store().shards());
     for seq in 1..=3 {
         let (instance, message) = (instance.clone(), message.clone());
-        provider.broker().begin(shard, StartSnapshot { instance, message, seq: InboxSeq(seq) });
+        provider
+            .broker()
+            .notify(shard, ShardNotice::Started(Box::new(StartSnapshot { instance, message, seq: InboxSeq(seq) })));
     }
     while runtime.metrics_snapshot().commits_failed == 0 {
         tokio::time::sleep(Duration::from_millis(2)).await;

@@ -8,12 +8,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use outlast::providers::Provider;
 use outlast_broker::{
-    Broker, Control, Dispatch, Question, Report, ReportReply, ShardMessage, StatusWatch, Trouble, WorkSource,
-    WorkerProfile,
+    Broker, BrokerState, Control, Dispatch, ReportReply, ShardMessage, ShardNotice, ShardRequest, StatusWatch,
+    Withdrawal, WorkSource, WorkerProfile,
 };
 use outlast_core::{
-    ActivityRef, EventId, ExecutionId, Fork, HistoryEvent, Incoming, InstanceId, InstanceState, KvEntry, Message,
-    MessageId, Millis, NodeId, ShardId, StartSnapshot, WorkerId,
+    EventId, ExecutionId, Fork, HistoryEvent, Incoming, InstanceId, InstanceState, KvEntry, Message, MessageId, Millis,
+    NodeId, ShardId, WorkerId,
 };
 use outlast_storage::{
     Arrivals, CallStore, CommitReply, DeleteInstanceResult, Due, Error, ExecutionInfo, FencedTurn, HeartbeatOf,
@@ -21,7 +21,7 @@ use outlast_storage::{
     ListedStatus, Loaded, NodeInfo, ProblemRow, PruneOptions, PruneResult, QueueDepths, Receipt, SessionClaim,
     Shortage, StartReceipt, StartRequest, Store, SystemMetrics, SystemStats, TurnStore, Wake,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 /// Which calls do not do what they should.
 #[derive(Clone, Default)]
@@ -31,7 +31,8 @@ enum Fault {
     /// So many of the next ones panic.
     Panics(usize),
     Refuses,
-    Hangs,
+    /// So many have come and wait.
+    Hangs(usize),
     /// So many of the next ones are carried out, and then said to have failed.
     LosesAnswers(usize),
 }
@@ -49,7 +50,7 @@ impl Faults {
 
     /// Calls of this name have no answer until it is healed.
     pub(crate) fn hang(&self, call: &'static str) {
-        self.0.lock().unwrap().insert(call, Fault::Hangs);
+        self.0.lock().unwrap().insert(call, Fault::Hangs(0));
     }
 
     /// The next `times` calls of this name are carried out, and the caller is told that the store is away. Only of those that the
@@ -95,9 +96,17 @@ impl Faults {
     }
 
     async fn hangs(&self, call: &str) {
-        while matches!(self.0.lock().unwrap().get(call), Some(Fault::Hangs)) {
+        if let Some(Fault::Hangs(waiting)) = self.0.lock().unwrap().get_mut(call) {
+            *waiting += 1;
+        }
+        while matches!(self.0.lock().unwrap().get(call), Some(Fault::Hangs(_))) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// How many calls wait for this name to be healed.
+    pub(crate) fn waiting(&self, call: &str) -> usize {
+        if let Some(Fault::Hangs(waiting)) = self.0.lock().unwrap().get(call) { *waiting } else { 0 }
     }
 }
 
@@ -166,6 +175,7 @@ macro_rules! pass_on {
             })*
             $(async fn $call(&self, $($arg: $type),*) -> $reply {
                 self.faults.hit(stringify!($call));
+                self.faults.hangs(stringify!($call)).await;
                 self.inner.$call($($arg),*).await
             })*
             $(fn $sync(&self, $($sync_arg: $sync_type),*) -> $sync_reply {
@@ -234,23 +244,13 @@ type Opened = (Box<dyn WorkSource>, mpsc::UnboundedReceiver<Control>);
 
 pass_on! { Broker for FaultyBroker {
     or Err(outlast_broker::Error::Unavailable("a fault of a test".to_owned())); async fn publish(items: Vec<Dispatch>) -> Result<(), outlast_broker::Error>;
-    or ReportReply::TryAgain; async fn report(shard: ShardId, report: Report) -> ReportReply;
-    async fn cancel(activity: &ActivityRef) -> Result<(), outlast_broker::Error>;
+    or Vec::new(); async fn request(shard: ShardId, request: ShardRequest) -> Vec<ReportReply>;
+    async fn withdraw(what: Withdrawal) -> Result<(), outlast_broker::Error>;
     async fn pull(worker: WorkerProfile) -> Result<Opened, outlast_broker::Error>;
-    async fn own(shards: &[ShardId], mail: mpsc::UnboundedSender<ShardMessage>) -> Result<(), outlast_broker::Error>;
-    async fn disown(shards: &[ShardId], mail: &mpsc::UnboundedSender<ShardMessage>) -> ();
-    async fn ask(shard: ShardId, questions: Vec<Question>) -> Vec<ReportReply>;
-    async fn forget_worker(worker: &WorkerId) -> ();
-    fn nudge(shard: ShardId, instance: InstanceId) -> ();
-    fn begin(shard: ShardId, beginning: StartSnapshot) -> ();
-    fn deleted(shard: ShardId, instance: InstanceId) -> ();
-    fn publish_status(instance: &InstanceId, state: Option<&InstanceState>) -> ();
-    fn publish_status_of(instance: &InstanceId, state: &InstanceState, begun_by: &MessageId) -> ();
+    async fn own(shards: &[ShardId], receiver: mpsc::UnboundedSender<ShardMessage>) -> Result<(), outlast_broker::Error>;
+    async fn disown(shards: &[ShardId], receiver: &mpsc::UnboundedSender<ShardMessage>) -> ();
+    fn notify(shard: ShardId, notice: ShardNotice) -> ();
+    fn publish_status(instance: &InstanceId, state: Option<&InstanceState>, begun_by: Option<&MessageId>) -> ();
     fn watch(instance: &InstanceId) -> StatusWatch;
-    fn is_shared() -> bool;
-    fn is_connected() -> bool;
-    fn payload_bytes_max() -> usize;
-    fn losses() -> watch::Receiver<u64>;
-    fn troubles() -> Vec<Trouble>;
-    fn activity_counter() -> Option<Arc<std::sync::atomic::AtomicUsize>>;
+    fn state() -> BrokerState;
 } }

@@ -46,8 +46,8 @@ async fn late_word_of_an_earlier_life_ends_no_wait_for_this_one() {
     starter.start_orchestration("i", "Wait", "").await.unwrap();
     let late = async {
         for _ in 0..10 {
-            broker.publish_status(&"i".into(), Some(&ended));
-            broker.publish_status_of(&"i".into(), &ended, &MessageId::new("an earlier start"));
+            broker.publish_status(&"i".into(), Some(&ended), None);
+            broker.publish_status(&"i".into(), Some(&ended), Some(&MessageId::new("an earlier start")));
             tokio::time::sleep(Duration::from_millis(30)).await;
         }
         world.client.raise_event("i", "go", "of this life").await.unwrap();

@@ -224,7 +224,7 @@ async fn what_the_broker_does_not_take_and_what_no_owner_takes_is_listed() {
     let (world, faults) = faulty_world(&place, options()).await;
     for (call, id, words) in [
         ("publish", "i", "the broker does not take activities"),
-        ("report", "j", "the result of activity Echo is not taken by an owner"),
+        ("request", "j", "the result of activity Echo is not taken by an owner"),
     ] {
         faults.refuse(call);
         world.client.start_orchestration(id, "Echo", id).await.unwrap();

@@ -10,7 +10,7 @@ use outlast::providers::Provider;
 use outlast::{
     Client, NotReady, OrchestrationContext, OrchestrationRegistryBuilder, OrchestrationStatus, RuntimeOptions,
 };
-use outlast_broker::{Broker, Report, ReportResult};
+use outlast_broker::{Broker, Report, ReportResult, ShardRequest};
 use outlast_core::{ActivityKey, EventId, ExecutionId, InstanceId, ShardId, Token};
 
 use crate::model::faulty::{Faults, Faulty};
@@ -75,7 +75,8 @@ async fn panic_in_shard_messages(broker: &dyn Broker) {
     let waker = Waker::from(Arc::clone(&bomb));
     until("somebody answers", async || {
         let result = ReportResult::Unregistered { activity: "Nothing".to_owned() };
-        let mut report = broker.report(ShardId(0), Report { key: key.clone(), token: Token(0), result });
+        let mut report = broker
+            .request(ShardId(0), ShardRequest::Report(Box::new(Report { key: key.clone(), token: Token(0), result })));
         let waits = report.as_mut().poll(&mut Context::from_waker(&waker)).is_pending();
         for _ in 0..50 {
             if !waits || bomb.0.load(Ordering::Acquire) {
@@ -144,7 +145,7 @@ async fn a_panic_beside_the_tasks_costs_no_work() {
     first.runtime.shutdown(None).await;
     work_goes_on(&client, &faults, "own").await;
     // An attempt that cannot report, and a turn that cannot dispatch.
-    for call in ["report", "publish"] {
+    for call in ["request", "publish"] {
         faults.arm(call, 1);
         work_goes_on(&client, &faults, call).await;
     }

@@ -9,8 +9,8 @@ use outlast_core::{Fork, InboxSeq, InstanceId, Message, MessageKind, Millis, Sha
 use super::PostgresStore;
 use super::batch::Batcher;
 use super::clock::ServerClock;
-use super::connect::Pool;
 use super::outgoing::{number_of, parent_of, queue_of, small};
+use super::pool::Pool;
 use super::text::{given, may_exist, stored};
 use crate::arrival::Listener;
 use crate::bulk;
@@ -350,7 +350,7 @@ async fn import(
     db: &mut sqlx::pool::PoolConnection<sqlx::Postgres>,
     (id, shard): (InstanceId, ShardId),
     Fork { state, history, kv }: Fork,
-) -> Result<bool, super::connect::Failure> {
+) -> Result<bool, super::failure::Failure> {
     let datas: Vec<Vec<u8>> = history.iter().map(|event| encode(&event.kind)).collect();
     let mut tx = sqlx::Connection::begin(&mut **db).await?;
     let sql = "INSERT INTO instances (execution, last_event_id, wake_at, custom_status_version, created, updated, pending, \

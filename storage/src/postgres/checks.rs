@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use outlast_core::Millis;
 
 use super::PostgresOptions;
-use super::connect::Pool;
+use super::pool::Pool;
 use crate::Error;
 
 /// The oldest server that is known to work.

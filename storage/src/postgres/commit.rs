@@ -3,7 +3,7 @@
 use outlast_core::{InstanceId, Millis, ShardId};
 
 use super::PostgresStore;
-use super::connect::{Failure, code_of, is_collision, is_refusal};
+use super::failure::{Failure, code_of, is_collision, is_refusal};
 use super::outgoing::{Answer, CommitQuery, commit_query};
 use crate::{CommitReply, Error, FencedTurn, TurnOutcome, Wake};
 

@@ -6,7 +6,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use super::PostgresStore;
-use super::connect::Failure;
+use super::failure::Failure;
 use super::outgoing::number_of;
 use super::rows::{STATE_COLUMNS, event_columns, event_of, optional_millis, state_columns, state_of, unsigned};
 use super::text::{given, may_exist};

@@ -8,14 +8,11 @@ use async_trait::async_trait;
 use outlast_core::{Epoch, Millis, NodeId, ShardId, WorkerId};
 
 use super::PostgresStore;
-use super::connect::Pool;
+use super::pool::Pool;
 use super::serves::{decode, encode};
 use super::set_back::Told;
 use super::turns::numbers;
 use crate::{Error, HeldShard, LeaseStore, LeaseView, NodeInfo, SessionClaim, Shortage};
-
-/// A dead node is forgotten after so many leases.
-pub(super) const FORGET_AFTER_LEASES: u32 = 12;
 
 /// What `renew_lease` answers.
 struct Renewed {
@@ -61,7 +58,7 @@ impl LeaseStore for PostgresStore {
 
     async fn acquire(&self, node: &NodeId, shards: &[ShardId]) -> Result<Vec<HeldShard>, Error> {
         let (node, wanted, steal) = (node.as_str().to_owned(), numbers(shards), self.may_judge());
-        let dead_for = i64::try_from((self.lease * FORGET_AFTER_LEASES).as_millis()).unwrap_or(i64::MAX);
+        let dead_for = i64::try_from((self.lease * super::FORGET_AFTER_LEASES).as_millis()).unwrap_or(i64::MAX);
         let taken: Vec<(i16, i64)> = self
             .pools
             .general

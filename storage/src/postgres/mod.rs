@@ -12,10 +12,12 @@ mod clock;
 mod commit;
 mod connect;
 mod executor;
+mod failure;
 mod inspect;
 mod leases;
 mod outgoing;
 mod parts;
+mod pool;
 mod reads;
 mod roles;
 mod rows;
@@ -41,6 +43,9 @@ use reads::Reads;
 pub use roles::Roles;
 use set_back::Joined;
 
+/// A dead node is forgotten after so many leases.
+const FORGET_AFTER_LEASES: u32 = 12;
+
 /// Settings of a Postgres store.
 #[derive(Clone, Debug)]
 pub struct PostgresOptions {
@@ -59,7 +64,7 @@ pub struct PostgresOptions {
 
 /// Shorter leases end between two renewals, and longer ones keep the shards of a dead node for a day.
 const LEASES: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(86_400);
-/// A node that is alone takes the mail of all of them.
+/// A node that is alone subscribes to the messages of all of them.
 const SHARDS_MAX: u16 = 8_192;
 /// More than any server takes.
 const CONNECTIONS_MAX: u32 = 10_000;

@@ -7,8 +7,9 @@ use outlast_core::{HistoryEvent, InboxSeq, Incoming, InstanceId, InstanceState, 
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
-use super::connect::{Failure, Pool, corrupt};
+use super::failure::{Failure, corrupt};
 use super::outgoing::number_of;
+use super::pool::Pool;
 use super::rows::{event_columns, event_of};
 use crate::{Error, InboxCursor};
 

@@ -9,8 +9,9 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 
 use super::batch::Batcher;
-use super::connect::{Failure, Pool, corrupt};
+use super::failure::{Failure, corrupt};
 use super::parts;
+use super::pool::Pool;
 use super::rows::{STATE_COLUMNS, state_columns, state_of, stored_event, unsigned};
 use crate::{Error, InboxCursor, Loaded};
 

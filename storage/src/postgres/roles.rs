@@ -2,7 +2,8 @@
 
 use sqlx::{AssertSqlSafe, Executor as _};
 
-use super::connect::{self, Failure};
+use super::connect;
+use super::failure::Failure;
 use super::{PostgresOptions, PostgresStore, schema};
 use crate::Error;
 

@@ -6,7 +6,7 @@ use outlast_core::{
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
-use super::connect::{Failure, corrupt};
+use super::failure::{Failure, corrupt};
 use super::text::given;
 
 /// Columns of an instance in the order of `state_of`.

@@ -4,7 +4,8 @@ use sqlx::AssertSqlSafe;
 use sqlx::Executor as _;
 
 use super::PostgresOptions;
-use super::connect::{Failure, Pool};
+use super::failure::Failure;
+use super::pool::Pool;
 use crate::Error;
 
 /// Steps in order. A step is never changed, only followed by others. Programs of two versions share a schema while nodes

@@ -57,7 +57,7 @@ impl PostgresStore {
                 ));
             }
             // A node that was silent for so long may have been forgotten; then others have taken its shards long since.
-            let remembered = told.heard.elapsed() < self.lease * super::leases::FORGET_AFTER_LEASES;
+            let remembered = told.heard.elapsed() < self.lease * super::FORGET_AFTER_LEASES;
             let is_older = was.map_or(remembered, |was| was < told.lease_until);
             is_older.then(|| {
                 "it does not know of a renewal that it has acknowledged: an older state was restored".to_owned()

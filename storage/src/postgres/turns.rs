@@ -8,7 +8,7 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 
 use super::PostgresStore;
-use super::connect::Failure;
+use super::failure::Failure;
 use super::outgoing::small;
 use super::rows::unsigned;
 use super::text::may_exist;

@@ -1,61 +1,40 @@
 //! What all parts of a JetStream broker share: the connection, the names, the streams and the consumers.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::Client;
-use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
-use async_nats::jetstream::stream::ConsumerCreateStrictErrorKind;
-use async_nats::jetstream::{Context, ErrorCode};
+use async_nats::jetstream::Context;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use super::connection::Link;
-use super::losses::Losses;
+use super::loss_alarm::LossAlarm;
 use super::options::JetStreamOptions;
 use super::outbox::Outbox;
-use super::refused_work::Uptake;
-use super::subjects::{Lane, Subjects};
+use super::subjects::{Subjects, WorkQueue};
 use super::troubles::Troubles;
-use super::wire::TagBody;
+use super::uptake::Uptake;
 use crate::Error;
 
 /// Longest wait for one answer of the server.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most publishes that wait for their acknowledgement at once.
 const PUBLISHES_IN_FLIGHT_MAX: usize = 8_192;
-/// Items of one consumer that workers may hold at once.
-const ACK_PENDING_MAX: i64 = 100_000;
-/// Pull requests of one consumer that may wait at once.
-const WAITING_MAX: i64 = 8_192;
-/// The server forgets a worker that has not pulled for so long. One that is full does not pull: its activities may be long.
-const WORKER_GONE_AFTER: Duration = Duration::from_secs(24 * 3_600);
 /// A shorter time to acknowledge is not kept up with.
 const ACK_WAIT_MIN_MS: u64 = 60;
-/// How long a consumer that was seen is taken to be there still.
-const LANE_KNOWN_FOR: Duration = Duration::from_secs(300);
-
-/// What waits in a lane.
-pub(crate) struct Backlog {
-    /// Items that were never handed out.
-    pub(crate) pending: u64,
-    /// Items that were handed out and are not settled: held by workers, or given back.
-    pub(crate) unsettled: usize,
-    /// Requests of workers that have room.
-    pub(crate) requests: usize,
-}
 
 /// Shared by a broker, its sources and its tasks.
-pub(crate) struct Hub {
+pub(crate) struct Server {
     pub(crate) client: Client,
     pub(crate) js: Context,
     pub(crate) subjects: Subjects,
     pub(crate) options: JetStreamOptions,
     pub(crate) link: watch::Receiver<Link>,
     pub(crate) outbox: Outbox,
-    pub(crate) losses: Losses,
+    pub(crate) losses: LossAlarm,
     pub(crate) troubles: Arc<Troubles>,
     /// Whether the stream of work takes what it is offered.
     pub(crate) uptake: Uptake,
@@ -65,12 +44,12 @@ pub(crate) struct Hub {
     pub(crate) acknowledged: AtomicU64,
     ack_wait_min_ms: AtomicU64,
     /// Consumers that are there, and when that was seen.
-    lanes: Mutex<HashMap<Lane, Instant>>,
+    queues: Mutex<HashMap<WorkQueue, Instant>>,
     /// Keeps one process from creating streams many times at once.
     pub(crate) creating: tokio::sync::Mutex<()>,
 }
 
-impl Hub {
+impl Server {
     pub(crate) fn new(
         client: Client,
         link: watch::Receiver<Link>,
@@ -91,13 +70,13 @@ impl Hub {
             options,
             link,
             outbox,
-            losses: Losses::default(),
+            losses: LossAlarm::default(),
             troubles,
             uptake: Uptake::default(),
             publishes: Semaphore::new(PUBLISHES_IN_FLIGHT_MAX),
             acknowledged: AtomicU64::new(0),
             ack_wait_min_ms: AtomicU64::new(u64::MAX),
-            lanes: Mutex::default(),
+            queues: Mutex::default(),
             creating: tokio::sync::Mutex::default(),
         }
     }
@@ -112,6 +91,28 @@ impl Hub {
         let mut link = self.link.clone();
         // The sender lives as long as the client.
         let _up = link.wait_for(|link| link.up).await;
+    }
+
+    /// Waits until the connection stands and the stream was looked at on it.
+    pub(crate) async fn checked(&self) {
+        let mut link = self.link.clone();
+        let mut checked = self.losses.checked.subscribe();
+        loop {
+            let now = *link.borrow_and_update();
+            if now.up && *checked.borrow_and_update() == now.connects {
+                return;
+            }
+            tokio::select! {
+                changed = link.changed() => if changed.is_err() { return },
+                _ = checked.changed() => {}
+            }
+        }
+    }
+
+    /// Whether `checked` would return at once.
+    pub(crate) fn is_checked(&self) -> bool {
+        let now = *self.link.borrow();
+        now.up && *self.losses.checked.borrow() == now.connects
     }
 
     /// Bounds a wait for an answer. One that was asked for on a connection that is gone never comes.
@@ -148,78 +149,9 @@ impl Hub {
         self.answer(trip).await.map(drop)
     }
 
-    /// Creates the consumers of these lanes unless they are known, and tells workers of new tags.
-    pub(crate) async fn prepare(&self, lanes: BTreeSet<Lane>) -> Result<(), Error> {
-        let unknown = {
-            let known = self.lock_lanes();
-            let is_known = |lane: &Lane| known.get(lane).is_some_and(|seen| seen.elapsed() < LANE_KNOWN_FOR);
-            lanes.into_iter().filter(|lane| !is_known(lane)).collect::<Vec<_>>()
-        };
-        for lane in unknown {
-            self.create_lane(&lane).await?;
-            let body = outlast_core::encode(&TagBody { consumer: lane.consumer() });
-            self.outbox.send(self.subjects.tags(), body);
-        }
-        Ok(())
-    }
-
-    /// Creates the consumer of a lane unless it is there. Gives the time in which it wants to hear from who holds an item.
-    pub(crate) async fn create_lane(&self, lane: &Lane) -> Result<Duration, Error> {
-        let (stream, config) = (self.subjects.work_stream(), self.lane_config(lane));
-        let create = async { Ok(self.js.create_consumer_strict_on_stream(config, stream.clone()).await) };
-        let ack_wait = match self.answer(create).await? {
-            Ok(consumer) => consumer.cached_info().config.ack_wait,
-            Err(error) if error.kind() == ConsumerCreateStrictErrorKind::AlreadyExists => {
-                // It keeps its time to acknowledge, so that nodes with different options do not take turns.
-                let found = self.set_consumer_right(lane).await?;
-                found.ok_or_else(|| Error::Unavailable("the consumer goes away".to_owned()))?
-            }
-            Err(error) => {
-                return Err(match error.kind() {
-                    ConsumerCreateStrictErrorKind::JetStream(error) if is_full(&error) => Error::Unusable(format!(
-                        "the server allows no more consumers: use fewer tags or raise its limit ({error})"
-                    )),
-                    _ => unavailable(error),
-                });
-            }
-        };
-        self.lock_lanes().insert(lane.clone(), Instant::now());
-        Ok(ack_wait)
-    }
-
-    /// What the server says of a lane at this moment.
-    pub(crate) async fn backlog(&self, lane: &Lane) -> Result<Backlog, Error> {
-        let (consumer, stream) = (lane.consumer(), self.subjects.work_stream());
-        let find = self.js.get_consumer_from_stream::<pull::Config, _, _>(consumer, stream).await;
-        let found = find.map_err(unavailable)?;
-        let info = found.cached_info();
-        Ok(Backlog { pending: info.num_pending, unsettled: info.num_ack_pending, requests: info.num_waiting })
-    }
-
-    pub(crate) fn lane_config(&self, lane: &Lane) -> pull::Config {
-        let inactive_threshold = match lane {
-            // Those of tags show the backlog to whatever starts workers: they stay while items wait.
-            Lane::Tag(_) | Lane::Session(_) => Duration::ZERO,
-            Lane::Worker(_) => WORKER_GONE_AFTER,
-        };
-        pull::Config {
-            durable_name: Some(lane.consumer()),
-            filter_subject: self.subjects.lane(lane),
-            deliver_policy: DeliverPolicy::All,
-            ack_policy: AckPolicy::Explicit,
-            ack_wait: self.options.ack_wait,
-            // After the last delivery an item would stay for ever: attempts are counted in the store.
-            max_deliver: -1,
-            max_ack_pending: ACK_PENDING_MAX,
-            max_waiting: WAITING_MAX,
-            inactive_threshold,
-            ..pull::Config::default()
-        }
-    }
-
     /// Consumers that this process uses.
-    pub(crate) fn known_lanes(&self) -> Vec<Lane> {
-        self.lock_lanes().keys().cloned().collect()
+    pub(crate) fn known_queues(&self) -> Vec<WorkQueue> {
+        self.lock_queues().keys().cloned().collect()
     }
 
     /// Somebody may have shortened it since it was asked for.
@@ -233,14 +165,14 @@ impl Hub {
         Duration::from_millis(self.ack_wait_min_ms.load(Ordering::Relaxed))
     }
 
-    /// The consumer of this lane is gone, as far as is known.
-    pub(crate) fn forget_lane(&self, lane: &Lane) {
-        self.lock_lanes().remove(lane);
+    /// The consumer of this queue is gone, as far as is known.
+    pub(crate) fn forget_queue(&self, queue: &WorkQueue) {
+        self.lock_queues().remove(queue);
     }
 
     /// All consumers may be gone.
-    pub(crate) fn forget_lanes(&self) {
-        self.lock_lanes().clear();
+    pub(crate) fn forget_queues(&self) {
+        self.lock_queues().clear();
     }
 
     /// Notes what the stream of work acknowledged.
@@ -249,13 +181,9 @@ impl Hub {
         self.uptake.taken();
     }
 
-    fn lock_lanes(&self) -> MutexGuard<'_, HashMap<Lane, Instant>> {
-        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn lock_queues(&self) -> MutexGuard<'_, HashMap<WorkQueue, Instant>> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn is_full(error: &async_nats::jetstream::Error) -> bool {
-    error.error_code() == ErrorCode::MAXIMUM_CONSUMERS_LIMIT
 }
 
 /// Bounds a wait for the server.

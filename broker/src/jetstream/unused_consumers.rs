@@ -1,4 +1,4 @@
-//! Deletes the consumers of tags that are out of use, and what lies in lanes of workers that are gone. The server's own rule for
+//! Deletes the consumers of tags that are out of use, and what lies in queues of workers that are gone. The server's own rule for
 //! idle consumers would also delete those whose work waits for workers to be started.
 
 use std::collections::BTreeSet;
@@ -8,60 +8,62 @@ use std::time::{Duration, UNIX_EPOCH};
 use async_nats::jetstream::consumer::Info;
 use futures::StreamExt as _;
 
-use super::hub::{Hub, unavailable};
-use super::subjects::Lane;
+use super::server::{Server, unavailable};
+use super::subjects::WorkQueue;
 use crate::Error;
 
 /// Longest time between two sweeps.
 const SWEEP_EVERY_MAX: Duration = Duration::from_secs(600);
 
 /// Sweeps until it is aborted.
-pub(crate) async fn run(hub: Arc<Hub>) {
-    let kept = hub.options.unused_tag_kept;
+pub(crate) async fn run(server: Arc<Server>) {
+    let kept = server.options.unused_tag_kept;
     let every = (kept / 4).clamp(Duration::from_millis(100), SWEEP_EVERY_MAX);
     let mut orphans = BTreeSet::new();
     loop {
         tokio::time::sleep(every).await;
-        if let Err(error) = hub.answer(sweep(&hub, kept, &mut orphans)).await {
+        if let Err(error) = server.answer(sweep(&server, kept, &mut orphans)).await {
             tracing::debug!(target: super::LOG, %error, "consumers out of use stay for now");
         }
     }
 }
 
-async fn sweep(hub: &Hub, kept: Duration, orphans: &mut BTreeSet<Lane>) -> Result<(), Error> {
-    let stream = hub.js.get_stream_no_info(hub.subjects.work_stream()).await.map_err(unavailable)?;
+async fn sweep(server: &Server, kept: Duration, orphans: &mut BTreeSet<WorkQueue>) -> Result<(), Error> {
+    let stream = server.js.get_stream_no_info(server.subjects.work_stream()).await.map_err(unavailable)?;
     let mut consumers = stream.consumers();
     let (mut unused, mut workers) = (Vec::new(), BTreeSet::new());
     while let Some(consumer) = consumers.next().await {
         let consumer = consumer.map_err(unavailable)?;
-        match Lane::of_consumer(&consumer.name) {
-            Some(lane @ (Lane::Tag(_) | Lane::Session(_))) if is_unused(&consumer, kept) => unused.push(lane),
-            Some(lane @ Lane::Worker(_)) => drop(workers.insert(lane)),
+        match WorkQueue::of_consumer(&consumer.name) {
+            Some(queue @ (WorkQueue::Tag(_) | WorkQueue::Session(_))) if is_unused(&consumer, kept) => {
+                unused.push(queue)
+            }
+            Some(queue @ WorkQueue::Worker(_)) => drop(workers.insert(queue)),
             Some(_) | None => {}
         }
     }
-    let subjects = stream.info_builder().subjects(hub.subjects.workers()).fetch().await.map_err(unavailable)?;
-    let lanes: BTreeSet<Lane> = subjects
+    let subjects = stream.info_builder().subjects(server.subjects.workers()).fetch().await.map_err(unavailable)?;
+    let queues: BTreeSet<WorkQueue> = subjects
         .filter_map(|subject| {
-            std::future::ready(subject.ok().and_then(|(subject, _)| hub.subjects.worker_of(&subject)))
+            std::future::ready(subject.ok().and_then(|(subject, _)| server.subjects.worker_of(&subject)))
         })
         .collect()
         .await;
-    let now: BTreeSet<Lane> = lanes.difference(&workers).cloned().collect();
+    let now: BTreeSet<WorkQueue> = queues.difference(&workers).cloned().collect();
     // Twice in a row: a worker may begin between the two looks. Its owner offers again what was for one that is gone.
-    for lane in now.intersection(orphans) {
-        stream.purge().filter(hub.subjects.lane(lane)).await.map_err(unavailable)?;
-        tracing::info!(target: super::LOG, ?lane, "what was brought to a worker that is gone is dropped");
+    for queue in now.intersection(orphans) {
+        stream.purge().filter(server.subjects.queue(queue)).await.map_err(unavailable)?;
+        tracing::info!(target: super::LOG, ?queue, "what was brought to a worker that is gone is dropped");
     }
     *orphans = now;
-    for lane in unused {
-        stream.delete_consumer(&lane.consumer()).await.map_err(unavailable)?;
-        hub.forget_lane(&lane);
-        tracing::info!(target: super::LOG, ?lane, "a consumer out of use is deleted");
+    for queue in unused {
+        stream.delete_consumer(&queue.consumer()).await.map_err(unavailable)?;
+        server.forget_queue(&queue);
+        tracing::info!(target: super::LOG, ?queue, "a consumer out of use is deleted");
         // Somebody may have published just before, and must see its backlog.
-        let left = stream.info_builder().subjects(hub.subjects.lane(&lane)).fetch().await.map_err(unavailable)?;
+        let left = stream.info_builder().subjects(server.subjects.queue(&queue)).fetch().await.map_err(unavailable)?;
         if left.count().await > 0 {
-            hub.create_lane(&lane).await?;
+            server.create_queue(&queue).await?;
         }
     }
     Ok(())

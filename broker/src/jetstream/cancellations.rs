@@ -11,9 +11,9 @@ use futures::StreamExt as _;
 use outlast_core::{ActivityRef, decode, encode};
 use tokio::sync::{mpsc, oneshot};
 
-use super::hub::Hub;
+use super::restarts::note_panic;
+use super::server::Server;
 use super::troubles::Troubles;
-use super::upkeep::note_panic;
 use super::wire::CancelBody;
 use crate::{Control, Error};
 
@@ -83,17 +83,17 @@ impl Canceller {
 }
 
 /// Carries cancellations out until it is aborted.
-pub(crate) async fn send(hub: Arc<Hub>, waiting: Arc<tokio::sync::Mutex<mpsc::Receiver<ActivityRef>>>) {
+pub(crate) async fn send(server: Arc<Server>, waiting: Arc<tokio::sync::Mutex<mpsc::Receiver<ActivityRef>>>) {
     // Only one run at a time asks for it. Workers ask about what was in hand at a panic.
     let mut waiting = waiting.lock().await;
     let (told, items) = mpsc::channel(WAITING_MAX);
     let tell = async {
         let mut batch = Vec::with_capacity(BATCH_MAX);
         while waiting.recv_many(&mut batch, BATCH_MAX).await > 0 {
-            hub.up().await;
+            server.up().await;
             for activity in batch.drain(..) {
                 let body = CancelBody { key: activity.key.clone(), token: Some(activity.token) };
-                if let Err(error) = hub.client.publish(hub.subjects.cancel(), encode(&body).into()).await {
+                if let Err(error) = server.client.publish(server.subjects.cancel(), encode(&body).into()).await {
                     tracing::debug!(target: super::LOG, %error, "a cancellation is lost: its worker will ask");
                 }
                 // When too many wait, whoever is given the item asks before it begins.
@@ -101,20 +101,20 @@ pub(crate) async fn send(hub: Arc<Hub>, waiting: Arc<tokio::sync::Mutex<mpsc::Re
             }
         }
     };
-    tokio::join!(tell, withdraw_all(&hub, items));
+    tokio::join!(tell, withdraw_all(&server, items));
 }
 
 /// Takes items out of the stream, after their workers were told: telling waits for nothing. One that stays is not begun, as
 /// whoever is given it asks.
-async fn withdraw_all(hub: &Hub, mut items: mpsc::Receiver<ActivityRef>) {
+async fn withdraw_all(server: &Server, mut items: mpsc::Receiver<ActivityRef>) {
     let mut batch = Vec::with_capacity(BATCH_MAX);
     while items.recv_many(&mut batch, BATCH_MAX).await > 0 {
         for _ in 0..TRIES_MAX {
             if batch.is_empty() {
                 break;
             }
-            hub.checked().await;
-            let looks = batch.drain(..).map(async |activity| match hub.withdraw(&activity).await {
+            server.checked().await;
+            let looks = batch.drain(..).map(async |activity| match server.withdraw(&activity).await {
                 Ok(()) => None,
                 Err(error) => {
                     tracing::debug!(target: super::LOG, %error, "a cancelled item stays in the stream for now");
@@ -140,13 +140,13 @@ pub(crate) struct Reader {
 
 impl Reader {
     /// Reads until the worker neither listens nor pulls.
-    pub(crate) async fn run(self, mut letters: Subscriber, pulls_no_more: oneshot::Receiver<()>) {
+    pub(crate) async fn run(self, mut messages: Subscriber, pulls_no_more: oneshot::Receiver<()>) {
         let listener = self.control.clone();
         let read = async {
             // The library subscribes again on each new connection; what was said meanwhile is asked for.
-            while let Some(letter) = letters.next().await {
+            while let Some(message) = messages.next().await {
                 // Its worker asks about a cancellation that cannot be handled; the others are heard.
-                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.take(&letter.payload))) {
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.take(&message.payload))) {
                     note_panic(&self.troubles, "hearing of cancellations", panic);
                 }
             }

@@ -1,4 +1,4 @@
-//! News of instances: one subscription per instance that somebody in this process waits for.
+//! Status updates: one subscription per instance that somebody in this process waits for.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -8,23 +8,23 @@ use futures::StreamExt as _;
 use outlast_core::{InstanceId, InstanceState, MessageId, decode, encode};
 use tokio::sync::watch;
 
-use super::hub::Hub;
-use super::upkeep::keep;
-use super::wire::{NewsBody, StatusBody};
+use super::restarts::keep;
+use super::server::Server;
+use super::wire::{StatusBody, StatusUpdateBody};
 use crate::{StatusUpdate, StatusWatch};
 
 /// A larger status is read from the store.
 const STATUS_BYTES_MAX: usize = 64 << 10;
 
-/// Who waits for news of what.
-pub(crate) struct NewsDesk {
-    hub: Arc<Hub>,
+/// Who waits for updates of which instance.
+pub(crate) struct StatusUpdates {
+    server: Arc<Server>,
     watched: Mutex<HashMap<InstanceId, watch::Sender<StatusUpdate>>>,
 }
 
-impl NewsDesk {
-    pub(crate) fn new(hub: Arc<Hub>) -> Arc<Self> {
-        Arc::new(Self { hub, watched: Mutex::default() })
+impl StatusUpdates {
+    pub(crate) fn new(server: Arc<Server>) -> Arc<Self> {
+        Arc::new(Self { server, watched: Mutex::default() })
     }
 
     /// Says what was committed; those in this process hear it from the server too.
@@ -34,15 +34,15 @@ impl NewsDesk {
         state: Option<&InstanceState>,
         begun_by: Option<&MessageId>,
     ) {
-        if !self.hub.is_up() {
+        if !self.server.is_up() {
             return;
         }
         let status = state.map(|state| StatusBody::new(state, begun_by.cloned()));
-        let mut body = encode(&NewsBody { status });
-        if body.len() > STATUS_BYTES_MAX.min(self.hub.client.max_payload()) {
-            body = encode(&NewsBody { status: None });
+        let mut body = encode(&StatusUpdateBody { status });
+        if body.len() > STATUS_BYTES_MAX.min(self.server.client.max_payload()) {
+            body = encode(&StatusUpdateBody { status: None });
         }
-        self.hub.outbox.send(self.hub.subjects.status(instance), body);
+        self.server.outbox.send(self.server.subjects.status(instance), body);
     }
 
     pub(crate) fn watch(self: &Arc<Self>, instance: &InstanceId) -> StatusWatch {
@@ -53,9 +53,9 @@ impl NewsDesk {
         let (sender, receiver) = watch::channel(StatusUpdate::default());
         watched.insert(instance.clone(), sender.clone());
         drop(watched);
-        let (desk, hub, instance) = (Arc::downgrade(self), Arc::clone(&self.hub), instance.clone());
-        tokio::spawn(keep(Arc::clone(&self.hub.troubles), "news", move || {
-            listen(Weak::clone(&desk), Arc::clone(&hub), instance.clone(), sender.clone())
+        let (updates, server, instance) = (Arc::downgrade(self), Arc::clone(&self.server), instance.clone());
+        tokio::spawn(keep(Arc::clone(&self.server.troubles), "status updates", move || {
+            listen(Weak::clone(&updates), Arc::clone(&server), instance.clone(), sender.clone())
         }));
         receiver
     }
@@ -75,21 +75,26 @@ impl NewsDesk {
     }
 }
 
-/// Passes news on while somebody waits. After a reconnect everyone is told to look, as news may have been missed.
-async fn listen(desk: Weak<NewsDesk>, hub: Arc<Hub>, instance: InstanceId, sender: watch::Sender<StatusUpdate>) {
-    let mut letters = hub.client.subscribe(hub.subjects.status(&instance)).await.ok();
-    let mut link = hub.link.clone();
+/// Passes updates on while somebody waits. After a reconnect everyone is told to look, as updates may have been missed.
+async fn listen(
+    updates: Weak<StatusUpdates>,
+    server: Arc<Server>,
+    instance: InstanceId,
+    sender: watch::Sender<StatusUpdate>,
+) {
+    let mut messages = server.client.subscribe(server.subjects.status(&instance)).await.ok();
+    let mut link = server.link.clone();
     let mut connects = link.borrow_and_update().connects;
     // A connection that was not there took no subscription yet.
-    if !hub.is_up() {
+    if !server.is_up() {
         connects = 0;
     }
     loop {
         tokio::select! {
             biased;
-            letter = next(&mut letters) => match letter {
-                Some(letter) => tell(&sender, decode::<NewsBody>(&letter.payload).ok().and_then(|body| body.status)),
-                None => letters = None,
+            message = next(&mut messages) => match message {
+                Some(message) => tell(&sender, decode::<StatusUpdateBody>(&message.payload).ok().and_then(|body| body.status)),
+                None => messages = None,
             },
             changed = link.changed() => {
                 let now = *link.borrow_and_update();
@@ -99,8 +104,8 @@ async fn listen(desk: Weak<NewsDesk>, hub: Arc<Hub>, instance: InstanceId, sende
                 }
             }
             () = sender.closed() => {
-                let Some(desk) = desk.upgrade() else { return };
-                if desk.forget(&instance, &sender) {
+                let Some(updates) = updates.upgrade() else { return };
+                if updates.forget(&instance, &sender) {
                     return;
                 }
             }
@@ -109,16 +114,16 @@ async fn listen(desk: Weak<NewsDesk>, hub: Arc<Hub>, instance: InstanceId, sende
 }
 
 fn tell(sender: &watch::Sender<StatusUpdate>, body: Option<StatusBody>) {
-    sender.send_modify(|news| {
-        let execution = body.as_ref().map_or(news.execution, |body| body.execution);
+    sender.send_modify(|update| {
+        let execution = body.as_ref().map_or(update.execution, |body| body.execution);
         let begun_by = body.as_ref().and_then(|body| body.begun_by.clone());
-        *news = StatusUpdate { version: news.version + 1, status: body.map(Into::into), execution, begun_by };
+        *update = StatusUpdate { version: update.version + 1, status: body.map(Into::into), execution, begun_by };
     });
 }
 
-async fn next(letters: &mut Option<Subscriber>) -> Option<async_nats::Message> {
-    match letters {
-        Some(letters) => letters.next().await,
+async fn next(messages: &mut Option<Subscriber>) -> Option<async_nats::Message> {
+    match messages {
+        Some(messages) => messages.next().await,
         None => std::future::pending().await,
     }
 }

@@ -13,10 +13,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::hub::{Hub, unavailable};
-use super::puller::Origin;
-use super::subjects::Lane;
-use super::upkeep::keep;
+use super::ack_subject::AckSubject;
+use super::restarts::keep;
+use super::server::{Server, unavailable};
+use super::subjects::WorkQueue;
 use crate::{Dispatch, Error, Settle};
 
 /// Most decisions that are written at once.
@@ -25,14 +25,14 @@ const BATCH_MAX: usize = 256;
 const CHECK_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The items that a worker holds.
-pub(crate) struct Holdings {
+pub(crate) struct Unacknowledged {
     held: Mutex<HashMap<u64, Held>>,
     next_id: AtomicU64,
     /// Its worker takes no more: nothing goes back to where only this worker is given it.
     closed: AtomicBool,
     /// Something went back since somebody looked.
     given_back: AtomicBool,
-    hub: Arc<Hub>,
+    server: Arc<Server>,
     decisions: mpsc::UnboundedSender<Decision>,
 }
 
@@ -55,28 +55,29 @@ enum Decision {
     Told(oneshot::Sender<()>),
 }
 
-impl Holdings {
+impl Unacknowledged {
     /// Starts the task that writes decisions; it ends when nothing is held any more and the source is gone.
-    pub(crate) fn new(hub: Arc<Hub>, ack_wait: Duration) -> Arc<Self> {
+    pub(crate) fn new(server: Arc<Server>, ack_wait: Duration) -> Arc<Self> {
         let (decisions, waiting) = mpsc::unbounded_channel();
         let (held, next_id, closed) = (Mutex::default(), AtomicU64::new(0), AtomicBool::new(false));
         let given_back = AtomicBool::new(false);
-        let holdings = Arc::new(Self { held, next_id, closed, given_back, hub: Arc::clone(&hub), decisions });
-        let (troubles, kept) = (Arc::clone(&hub.troubles), Arc::downgrade(&holdings));
+        let unacknowledged =
+            Arc::new(Self { held, next_id, closed, given_back, server: Arc::clone(&server), decisions });
+        let (troubles, kept) = (Arc::clone(&server.troubles), Arc::downgrade(&unacknowledged));
         let waiting = Arc::new(tokio::sync::Mutex::new(waiting));
         tokio::spawn(keep(troubles, "acknowledgements", move || {
-            write(Arc::clone(&hub), Arc::clone(&waiting), Weak::clone(&kept), ack_wait)
+            write(Arc::clone(&server), Arc::clone(&waiting), Weak::clone(&kept), ack_wait)
         }));
-        holdings
+        unacknowledged
     }
 
-    /// Takes a message into the holdings. Dropped without a decision it goes back.
-    pub(crate) fn hold(self: &Arc<Self>, message: Message) -> Option<Hold> {
+    /// Takes a message into the unacknowledged. Dropped without a decision it goes back.
+    pub(crate) fn hold(self: &Arc<Self>, message: Message) -> Option<AckHandle> {
         let answer_to = message.reply.clone()?;
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let incarnation = self.hub.losses.incarnation();
+        let incarnation = self.server.losses.incarnation();
         self.lock().insert(id, Held { answer_to, incarnation, heard: Instant::now() });
-        Some(Hold { holdings: Arc::clone(self), id, message: Some(message) })
+        Some(AckHandle { unacknowledged: Arc::clone(self), id, message: Some(message) })
     }
 
     /// From now on, what goes back does not go back to this worker.
@@ -84,15 +85,15 @@ impl Holdings {
         self.closed.store(true, Ordering::Release);
     }
 
-    /// Passes on some of what waits in the lane of a worker that takes no more; returns how much it was.
-    pub(crate) async fn take_waiting(self: &Arc<Self>, lane: &Lane) -> Result<usize, Error> {
-        let (consumer, stream) = (lane.consumer(), self.hub.subjects.work_stream());
+    /// Passes on some of what waits in the queue of a worker that takes no more; returns how much it was.
+    pub(crate) async fn take_waiting(self: &Arc<Self>, queue: &WorkQueue) -> Result<usize, Error> {
+        let (consumer, stream) = (queue.consumer(), self.server.subjects.work_stream());
         let fetch = async {
-            let consumer = self.hub.js.get_consumer_from_stream::<pull::Config, _, _>(consumer, stream).await;
+            let consumer = self.server.js.get_consumer_from_stream::<pull::Config, _, _>(consumer, stream).await;
             let fetched = consumer.map_err(unavailable)?.fetch().max_messages(BATCH_MAX).messages().await;
             Ok(fetched.map_err(unavailable)?.collect::<Vec<_>>().await)
         };
-        let messages = self.hub.answer(fetch).await?;
+        let messages = self.server.answer(fetch).await?;
         let count = messages.len();
         // Dropped, each goes to others.
         messages.into_iter().filter_map(Result::ok).for_each(|message| drop(self.hold(message.message)));
@@ -102,7 +103,7 @@ impl Holdings {
     /// Gives back all that has no decision yet, and returns when the server has handled everything.
     pub(crate) async fn finish(&self) {
         let left: Vec<Held> = self.lock().drain().map(|(_, held)| held).collect();
-        let incarnation = self.hub.losses.incarnation();
+        let incarnation = self.server.losses.incarnation();
         for held in left.into_iter().filter(|held| held.incarnation == incarnation) {
             let _sent = self.decisions.send(Decision::Nak(held.answer_to));
         }
@@ -122,10 +123,10 @@ impl Holdings {
         self.given_back.store(true, Ordering::Release);
     }
 
-    /// How many items of a lane are held here.
-    pub(crate) fn held_of(&self, lane: &Lane) -> usize {
-        let consumer = lane.consumer();
-        let is_of = |held: &&Held| Origin::parse(&held.answer_to).is_some_and(|origin| origin.consumer == consumer);
+    /// How many items of a queue are held here.
+    pub(crate) fn held_of(&self, queue: &WorkQueue) -> usize {
+        let consumer = queue.consumer();
+        let is_of = |held: &&Held| AckSubject::parse(&held.answer_to).is_some_and(|origin| origin.consumer == consumer);
         self.lock().values().filter(is_of).count()
     }
 
@@ -140,12 +141,12 @@ impl Holdings {
     }
 
     fn is_mine_alone(&self, message: &Message) -> bool {
-        self.hub.subjects.is_of_worker(&message.subject)
+        self.server.subjects.is_of_worker(&message.subject)
     }
 
     /// Whose news are older than `age`, counted anew from now.
     fn silent_for(&self, age: Duration) -> Vec<Subject> {
-        let incarnation = self.hub.losses.incarnation();
+        let incarnation = self.server.losses.incarnation();
         let mut held = self.lock();
         let silent = held.values_mut().filter(|held| held.incarnation == incarnation && held.heard.elapsed() >= age);
         silent
@@ -162,13 +163,13 @@ impl Holdings {
 }
 
 /// One held item.
-pub(crate) struct Hold {
-    holdings: Arc<Holdings>,
+pub(crate) struct AckHandle {
+    unacknowledged: Arc<Unacknowledged>,
     id: u64,
     message: Option<Message>,
 }
 
-impl Hold {
+impl AckHandle {
     /// Its bytes.
     pub(crate) fn payload(&self) -> &[u8] {
         self.message.as_ref().map_or(&[], |message| &message.payload)
@@ -176,20 +177,20 @@ impl Hold {
 
     /// Carries out a worker's decision.
     pub(crate) fn settle(mut self, settle: Settle) {
-        self.decide(|holdings, answer_to, message| match settle {
+        self.decide(|unacknowledged, answer_to, message| match settle {
             Settle::Ack => Decision::Ack(answer_to),
-            Settle::Requeue => holdings.back(answer_to, message),
-            Settle::Later(delay) => match holdings.back(answer_to, message) {
+            Settle::Requeue => unacknowledged.back(answer_to, message),
+            Settle::Later(delay) => match unacknowledged.back(answer_to, message) {
                 Decision::Nak(answer_to) => Decision::Later(answer_to, delay),
                 elsewhere => elsewhere,
             },
             Settle::Forward(worker) => Decision::Forward(answer_to, Box::new(message), Some(worker)),
-            // From its own lane it would come back to this worker alone.
-            Settle::Unclaimed if holdings.is_mine_alone(&message) => {
+            // From its own queue it would come back to this worker alone.
+            Settle::Unclaimed if unacknowledged.is_mine_alone(&message) => {
                 Decision::Forward(answer_to, Box::new(message), None)
             }
             Settle::Unclaimed => {
-                holdings.note_given_back();
+                unacknowledged.note_given_back();
                 Decision::Nak(answer_to)
             }
         });
@@ -205,27 +206,27 @@ impl Hold {
         self.decide(|_, answer_to, _| Decision::Drop(answer_to));
     }
 
-    fn decide(&mut self, decision: impl FnOnce(&Holdings, Subject, Message) -> Decision) {
+    fn decide(&mut self, decision: impl FnOnce(&Unacknowledged, Subject, Message) -> Decision) {
         let Some(message) = self.message.take() else { return };
-        let Some(held) = self.holdings.lock().remove(&self.id) else { return };
-        if held.incarnation != self.holdings.hub.losses.incarnation() {
+        let Some(held) = self.unacknowledged.lock().remove(&self.id) else { return };
+        if held.incarnation != self.unacknowledged.server.losses.incarnation() {
             return;
         }
         // The task ends only after the last hold is gone.
-        let _sent = self.holdings.decisions.send(decision(&self.holdings, held.answer_to, message));
+        let _sent = self.unacknowledged.decisions.send(decision(&self.unacknowledged, held.answer_to, message));
     }
 }
 
-impl Drop for Hold {
+impl Drop for AckHandle {
     fn drop(&mut self) {
-        self.decide(Holdings::back);
+        self.decide(Unacknowledged::back);
     }
 }
 
 async fn write(
-    hub: Arc<Hub>,
+    server: Arc<Server>,
     waiting: Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<Decision>>>,
-    holdings: Weak<Holdings>,
+    unacknowledged: Weak<Unacknowledged>,
     ack_wait: Duration,
 ) {
     // Only one run at a time asks for it. The server misses what was in hand at a panic, and gives it to others.
@@ -240,53 +241,53 @@ async fn write(
                     break;
                 }
                 // After a reconnect nothing is said before it is known that the stream is still the same.
-                let checked = tokio::time::timeout(CHECK_TIMEOUT, hub.checked()).await;
+                let checked = tokio::time::timeout(CHECK_TIMEOUT, server.checked()).await;
                 if checked.is_err() {
                     batch.clear();
                 }
                 for decision in batch.drain(..) {
-                    apply_decision(&hub, decision, &mut forwards).await;
+                    apply_decision(&server, decision, &mut forwards).await;
                 }
                 while forwards.try_join_next().is_some() {}
             }
-            () = tokio::time::sleep_until(told + ack_wait.min(hub.ack_wait_min()) / 6) => {
+            () = tokio::time::sleep_until(told + ack_wait.min(server.ack_wait_min()) / 6) => {
                 told = tokio::time::Instant::now();
-                if !hub.is_checked() {
+                if !server.is_checked() {
                     continue;
                 }
-                let ack_wait = ack_wait.min(hub.ack_wait_min());
-                let silent = holdings.upgrade().map(|holdings| holdings.silent_for(ack_wait / 3));
+                let ack_wait = ack_wait.min(server.ack_wait_min());
+                let silent = unacknowledged.upgrade().map(|unacknowledged| unacknowledged.silent_for(ack_wait / 3));
                 for answer_to in silent.into_iter().flatten() {
-                    tell(&hub, answer_to, b"+WPI".to_vec()).await;
+                    tell(&server, answer_to, b"+WPI".to_vec()).await;
                 }
             }
         }
     }
     forwards.join_all().await;
     // Without the server a flush does not end, and would keep the connection.
-    if let Err(error) = hub.answer(async { hub.client.flush().await.map_err(unavailable) }).await {
+    if let Err(error) = server.answer(async { server.client.flush().await.map_err(unavailable) }).await {
         tracing::debug!(target: super::LOG, %error, "acknowledgements may be lost: the items come again");
     }
 }
 
-async fn apply_decision(hub: &Arc<Hub>, decision: Decision, forwards: &mut JoinSet<()>) {
+async fn apply_decision(server: &Arc<Server>, decision: Decision, forwards: &mut JoinSet<()>) {
     match decision {
-        Decision::Ack(answer_to) => tell(hub, answer_to, b"+ACK".to_vec()).await,
-        Decision::Nak(answer_to) => tell(hub, answer_to, b"-NAK".to_vec()).await,
+        Decision::Ack(answer_to) => tell(server, answer_to, b"+ACK".to_vec()).await,
+        Decision::Nak(answer_to) => tell(server, answer_to, b"-NAK".to_vec()).await,
         Decision::Later(answer_to, delay) => {
-            tell(hub, answer_to, format!("-NAK {{\"delay\":{}}}", delay.as_nanos()).into_bytes()).await;
+            tell(server, answer_to, format!("-NAK {{\"delay\":{}}}", delay.as_nanos()).into_bytes()).await;
         }
-        Decision::Drop(answer_to) => tell(hub, answer_to, b"+TERM".to_vec()).await,
+        Decision::Drop(answer_to) => tell(server, answer_to, b"+TERM".to_vec()).await,
         Decision::Forward(answer_to, message, worker) => {
-            let hub = Arc::clone(hub);
+            let server = Arc::clone(server);
             forwards.spawn(async move {
-                let verdict = if forward(&hub, &message, worker).await { b"+ACK" } else { b"-NAK" };
-                tell(&hub, answer_to, verdict.to_vec()).await;
+                let verdict = if forward(&server, &message, worker).await { b"+ACK" } else { b"-NAK" };
+                tell(&server, answer_to, verdict.to_vec()).await;
             });
         }
         Decision::Told(told) => {
             while forwards.join_next().await.is_some() {}
-            match hub.settled().await {
+            match server.settled().await {
                 // Whoever asked may have given up.
                 Ok(()) => drop(told.send(())),
                 Err(error) => tracing::debug!(target: super::LOG, %error, "acknowledgements may be lost"),
@@ -296,13 +297,13 @@ async fn apply_decision(hub: &Arc<Hub>, decision: Decision, forwards: &mut JoinS
 }
 
 /// The new place has the item before the old one loses it. Meanwhile its owner may have found another place for it.
-async fn forward(hub: &Hub, message: &Message, worker: Option<WorkerId>) -> bool {
+async fn forward(server: &Server, message: &Message, worker: Option<WorkerId>) -> bool {
     let Ok(item) = decode::<ActivityItem>(&message.payload) else { return false };
-    hub.publish_work(&[Dispatch { item, worker, again: true }]).await.is_ok()
+    server.publish_work(&[Dispatch { item, worker, again: true }]).await.is_ok()
 }
 
-async fn tell(hub: &Hub, answer_to: Subject, verdict: Vec<u8>) {
-    if let Err(error) = hub.client.publish(answer_to, verdict.into()).await {
+async fn tell(server: &Server, answer_to: Subject, verdict: Vec<u8>) {
+    if let Err(error) = server.client.publish(answer_to, verdict.into()).await {
         tracing::debug!(target: super::LOG, %error, "an acknowledgement is lost: the item comes again");
     }
 }

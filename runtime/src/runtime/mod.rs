@@ -1,10 +1,12 @@
 //! Starting and stopping a node and its worker.
 
+pub(crate) mod shutdown;
+
 use std::sync::Arc;
 
 use outlast_broker::ShardMessage;
 use outlast_client::{Client, Provider};
-use outlast_core::{EventId, EventKind, ExecutionId, InstanceId, NodeId, RefusedOption, WorkerId};
+use outlast_core::{EventId, EventKind, ExecutionId, InstanceId, Millis, NodeId, RefusedOption, WorkerId};
 use outlast_storage::{NodeInfo, WorkerInfo};
 use thiserror::Error;
 use tokio::runtime::Handle;
@@ -14,11 +16,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::node::bounds::{UnderWay, permits};
 use crate::node::presence::Presence;
-use crate::node::shutdown::Leaving;
 use crate::node::tasks::Tasks;
 use crate::node::{Node, NodeParts};
 use crate::problems::report::Watched;
 use crate::providers::sqlite::SqliteProvider;
+use crate::runtime::shutdown::Leaving;
 use crate::worker::Worker;
 use crate::worker::sessions::Sessions;
 use crate::{ActivityRegistry, OrchestrationRegistry};
@@ -227,6 +229,11 @@ impl Runtime {
     #[cfg(feature = "telemetry")]
     pub(crate) fn supervisor(&self) -> &crate::node::supervision::Supervisor {
         &self.node.owner.supervisor
+    }
+
+    /// Whether a turn is under way, or something that was due by `now` has not been woken yet.
+    pub(crate) fn has_turns(&self, now: Millis) -> bool {
+        !self.node.owner.warm.is_quiet() || self.node.owner.due_queue.woken_until() < now
     }
 
     /// Whether an activity runs here that has not been told to stop.

@@ -4,8 +4,7 @@
 //! when there is room again, and publishers see no more than missing acknowledgements.
 
 use std::error::Error as _;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::jetstream::ErrorCode;
@@ -13,41 +12,12 @@ use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::stream::Info;
 use tokio::time::Instant;
 
-use super::connection::Link;
-use super::hub::{Hub, unavailable, within};
+use super::server::{Server, unavailable, within};
+use super::uptake::Offer;
 use crate::Error;
 
-/// Work that was offered for so long and not taken has the stream tried.
-const REFUSED_MAX: Duration = Duration::from_secs(5);
 /// How long the stream may take for the message by which it is tried.
 const TRIAL_MAX: Duration = Duration::from_secs(3);
-/// Shortest time between two trials.
-const TRIAL_EVERY: Duration = Duration::from_secs(2);
-
-/// Whether the stream of work takes what it is offered.
-#[derive(Default)]
-pub(crate) struct Uptake {
-    /// Messages that it has acknowledged to this process.
-    acknowledged: AtomicU64,
-    /// Whether `refused` has something to say.
-    is_refused: AtomicBool,
-    refused: Mutex<Refused>,
-}
-
-#[derive(Default)]
-struct Refused {
-    /// Since when it has taken nothing of what was offered.
-    since: Option<Instant>,
-    tried: Option<Instant>,
-}
-
-/// An attempt to publish work.
-#[derive(Clone, Copy)]
-pub(crate) struct Offer {
-    begun: Instant,
-    acknowledged: u64,
-    link: Link,
-}
 
 /// What came of a trial.
 enum Trial {
@@ -57,38 +27,7 @@ enum Trial {
     Refused(String),
 }
 
-impl Uptake {
-    /// The stream has acknowledged something.
-    pub(crate) fn taken(&self) {
-        self.acknowledged.fetch_add(1, Ordering::Relaxed);
-        if self.is_refused.load(Ordering::Relaxed) {
-            self.clear();
-        }
-    }
-
-    fn clear(&self) {
-        let mut refused = self.lock();
-        self.is_refused.store(false, Ordering::Relaxed);
-        refused.since = None;
-    }
-
-    /// For how long it has taken nothing, when it is time for a trial.
-    fn is_due(&self) -> bool {
-        let mut refused = self.lock();
-        let long = refused.since.is_some_and(|since| since.elapsed() >= REFUSED_MAX);
-        let due = long && refused.tried.is_none_or(|tried| tried.elapsed() >= TRIAL_EVERY);
-        if due {
-            refused.tried = Some(Instant::now());
-        }
-        due
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Refused> {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Hub {
+impl Server {
     /// Work is offered to the stream.
     pub(crate) fn offer(&self) -> Offer {
         let acknowledged = self.uptake.acknowledged.load(Ordering::Relaxed);

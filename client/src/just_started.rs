@@ -1,4 +1,5 @@
-//! Instances that this client has just started, with their news: a wait for one of them has missed nothing and reads nothing.
+//! Instances that this client has just started, with their status updates: a wait for one of them has missed nothing and reads
+//! nothing.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -14,26 +15,26 @@ const KEPT_FOR: Duration = Duration::from_secs(1);
 const KEPT_MAX: usize = 1_024;
 
 /// The newest instances of a client.
-pub(crate) struct Begun {
+pub(crate) struct JustStarted {
     kept: Mutex<LruCache<InstanceId, (Started, Instant)>>,
 }
 
 /// What a client knows of an instance that it has started.
 pub(crate) struct Started {
-    /// The message that began it, by which its news are told from those of an earlier life of the id.
+    /// The message that began it, by which its updates are told from those of an earlier life of the id.
     pub(crate) by: MessageId,
-    /// Its news; they were subscribed to before it was started.
-    pub(crate) news: StatusWatch,
+    /// Its updates, subscribed to before it was started.
+    pub(crate) updates: StatusWatch,
 }
 
-impl Default for Begun {
+impl Default for JustStarted {
     fn default() -> Self {
         Self { kept: Mutex::new(LruCache::unbounded()) }
     }
 }
 
-impl Begun {
-    /// Keeps the news of an instance that was just started.
+impl JustStarted {
+    /// Keeps the updates of an instance that was just started.
     pub(crate) fn note(&self, instance: InstanceId, started: Started) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.put(instance, (started, Instant::now()));
@@ -47,7 +48,7 @@ impl Begun {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// All news since the start of an instance, if it was started here and just now.
+    /// All updates since the start of an instance, if it was started here and just now.
     pub(crate) fn take(&self, instance: &InstanceId) -> Option<Started> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let (started, since) = kept.pop(instance)?;

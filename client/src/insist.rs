@@ -1,0 +1,30 @@
+//! Calls of the store that are repeated while it is away.
+
+use std::time::Duration;
+
+use outlast_storage::Error;
+use tokio::time::Instant;
+
+/// First and longest pause before a call is repeated.
+const RETRY_FIRST: Duration = Duration::from_millis(20);
+const RETRY_MAX: Duration = Duration::from_secs(1);
+
+/// Repeats a call while the store is away, for at most so long.
+pub(crate) async fn insist_for<T, F: Future<Output = Result<T, Error>>>(
+    limit: Duration,
+    call: impl Fn(bool) -> F,
+) -> Result<T, Error> {
+    let begun = Instant::now();
+    let mut pause = RETRY_FIRST;
+    let mut is_repeated = false;
+    loop {
+        match call(is_repeated).await {
+            Err(Error::Unavailable(_)) if begun.elapsed() + pause < limit => {
+                is_repeated = true;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(RETRY_MAX);
+            }
+            result => return result,
+        }
+    }
+}
