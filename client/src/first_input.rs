@@ -26,34 +26,43 @@ impl Client {
     }
 
     async fn began_with_other_input(&self, instance: &InstanceId, input: &str) -> bool {
-        let Ok(Some(state)) = self.store.state(instance).await else { return false };
-        let execution = state.execution;
-        let first = ExecutionId(INITIAL_EXECUTION_ID);
-        let oldest = execution.0.saturating_sub(LOOKED_BACK).max(first.0);
-        let recent = (oldest..=execution.0).rev().map(ExecutionId);
-        // Behind all that continued as new lies the first, unless the instance was started anew in between.
-        for number in recent.chain((oldest > first.0).then_some(first)) {
-            let Ok(event) = self.store.event(instance, number, EventId(1)).await else { return false };
-            match event {
-                // A start came as a message; what has continued as new did not. A copy of a history has only its beginning.
-                Some(event) if event.message_id.is_some() || number == first => {
-                    return matches!(&event.kind, EventKind::OrchestrationStarted { input: of, .. } if of != input);
-                }
-                Some(_) => {}
-                None if number == execution => return self.waits_with_other_input(instance, input).await,
-                None => return false,
+        // The first turn may commit between the look into the history and the one into the inbox: then neither has the start, and
+        // the next look into the history has it.
+        for _ in 0..2 {
+            if let Some(of) = self.input_of_present_life(instance).await {
+                return of != input;
             }
         }
         false
     }
 
+    async fn input_of_present_life(&self, instance: &InstanceId) -> Option<String> {
+        let execution = self.store.state(instance).await.ok()??.execution;
+        let first = ExecutionId(INITIAL_EXECUTION_ID);
+        let oldest = execution.0.saturating_sub(LOOKED_BACK).max(first.0);
+        let recent = (oldest..=execution.0).rev().map(ExecutionId);
+        // Behind all that continued as new lies the first, unless the instance was started anew in between.
+        for number in recent.chain((oldest > first.0).then_some(first)) {
+            match self.store.event(instance, number, EventId(1)).await.ok()? {
+                // A start came as a message; what has continued as new did not. A copy of a history has only its beginning.
+                Some(event) if event.message_id.is_some() || number == first => {
+                    let EventKind::OrchestrationStarted { input, .. } = event.kind else { return None };
+                    return Some(input);
+                }
+                Some(_) => {}
+                None if number == execution => return self.waiting_input(instance).await,
+                None => return None,
+            }
+        }
+        None
+    }
+
     /// The same for an instance whose first turn is still to come.
-    async fn waits_with_other_input(&self, instance: &InstanceId, input: &str) -> bool {
-        let Ok((inbox, _)) = self.store.inbox(instance, InboxCursor::default()).await else { return false };
-        let started = inbox.iter().rev().find_map(|incoming| match &incoming.message.kind {
-            MessageKind::Start(start) | MessageKind::Replace(start) => Some(&start.input),
+    async fn waiting_input(&self, instance: &InstanceId) -> Option<String> {
+        let (inbox, _) = self.store.inbox(instance, InboxCursor::default()).await.ok()?;
+        inbox.into_iter().rev().find_map(|incoming| match incoming.message.kind {
+            MessageKind::Start(start) | MessageKind::Replace(start) => Some(start.input),
             _ => None,
-        });
-        started.is_some_and(|of| of != input)
+        })
     }
 }

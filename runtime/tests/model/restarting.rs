@@ -1,7 +1,8 @@
 //! An id that is started again: what its starter is told.
 
-use outlast::{OrchestrationContext, OrchestrationRegistry, StartConflict, StartOptions, StartOutcome};
+use outlast::{Client, OrchestrationContext, OrchestrationRegistry, StartConflict, StartOptions, StartOutcome};
 
+use crate::model::faulty::{Faults, Faulty};
 use crate::model::world::{World, activities, options};
 use crate::place::Place;
 
@@ -72,9 +73,28 @@ async fn the_input_that_counts_is_that_of_the_present_life() {
 }
 
 #[tokio::test]
+async fn a_start_that_begins_while_it_is_compared_is_found_all_the_same() {
+    let place = Place::default();
+    let (provider, faults) = (place.open().await, Faults::default());
+    let slow = Client::new(Faulty::new(&provider, &faults));
+    slow.start_orchestration("i", "Wait", "a").await.unwrap();
+    // It has found no history yet, and stands before the look into the inbox, which the first turn empties.
+    faults.hang("inbox");
+    let comparing = tokio::spawn(async move { slow.start_with(start("i", "Wait", "b")).await });
+    while faults.waiting("inbox") == 0 {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    let world = World::on(provider, activities(), registry(), options()).await;
+    world.events("i", 2).await;
+    faults.heal("inbox");
+    assert_eq!(comparing.await.unwrap().unwrap(), StartOutcome::AlreadyExistsWithOtherInput);
+    world.client.raise_event("i", "go", "").await.unwrap();
+}
+
+#[tokio::test]
 async fn a_start_that_nobody_has_begun_yet_is_compared_too() {
     let place = Place::default();
-    let client = outlast::Client::new(place.open().await);
+    let client = Client::new(place.open().await);
     client.start_orchestration("i", "Wait", "a").await.unwrap();
     assert_eq!(client.start_with(start("i", "Wait", "a")).await.unwrap(), StartOutcome::AlreadyExists);
     let other = StartOutcome::AlreadyExistsWithOtherInput;
