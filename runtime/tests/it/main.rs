@@ -5,6 +5,7 @@
 mod place;
 
 mod beginnings;
+mod circles;
 mod crash;
 mod extremes;
 mod files;
