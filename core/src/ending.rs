@@ -4,6 +4,7 @@ use crate::draft::{Draft, NewChild};
 use crate::follow::Execution;
 use crate::instance::WarmInstance;
 use crate::journal::OpKind;
+use crate::limits::cut_reason;
 use crate::outstanding::outstanding_in;
 use crate::{
     ActivityKey, AppErrorKind, Carried, Effect, ErrorDetails, EventId, EventKind, Handlers, Incoming, InstanceId,
@@ -79,9 +80,9 @@ impl WarmInstance {
             Some(execution) => execution.journal.lock().outstanding(),
             None => outstanding_in(&self.cold),
         };
-        self.cancel_open(draft, outstanding, &reason);
+        self.cancel_open(draft, outstanding, &cut_reason(&reason));
         let message = reason.clone();
-        let details = ErrorDetails::application(AppErrorKind::Cancelled { reason }, message);
+        let details = ErrorDetails::application(AppErrorKind::Cancelled { reason }, message).within(&self.limits);
         self.terminate(draft, EventKind::OrchestrationFailed { details });
     }
 

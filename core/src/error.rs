@@ -106,7 +106,7 @@ impl ErrorDetails {
         }
     }
 
-    /// The same with a text of at most `error_bytes_max`.
+    /// The same with texts of at most `error_bytes_max`.
     #[must_use]
     pub(crate) fn within(mut self, limits: &Limits) -> Self {
         match &mut self {
@@ -117,6 +117,9 @@ impl ErrorDetails {
                 *message = limits.cut_error(std::mem::take(message));
             }
             Self::Configuration { message: None, .. } => {}
+        }
+        if let Self::Application { kind: AppErrorKind::Cancelled { reason }, .. } = &mut self {
+            *reason = limits.cut_error(std::mem::take(reason));
         }
         self
     }

@@ -51,6 +51,9 @@ pub struct Limits {
 pub const LOAD_BYTES_MAX: usize = 64 << 20;
 /// Bytes of messages after which a turn takes no more of them; the rest follow in the next.
 pub const TURN_MESSAGE_BYTES_MAX: usize = 16 << 20;
+/// Bytes of the reason of a cancel as it is told to each activity and child that was open. The reason itself is a payload, and with
+/// thousands open its copies would be more than a commit can carry.
+pub(crate) const REASON_COPY_BYTES_MAX: usize = 4 << 10;
 /// Default of [`Limits::name_bytes_max`].
 pub const NAME_BYTES_MAX: usize = 512;
 /// Default of [`Limits::queue_messages_max`].
@@ -230,6 +233,11 @@ impl Limits {
 }
 
 /// Keeps the beginning, and says at the end what is missing. A limit that has no room for that leaves the note alone.
+/// The reason of a cancel as activities and children are told it.
+pub(crate) fn cut_reason(reason: &str) -> String {
+    cut(reason.to_owned(), REASON_COPY_BYTES_MAX, "of each copy of a reason")
+}
+
 fn cut(mut text: String, max: usize, limit: &str) -> String {
     if text.len() <= max {
         return text;

@@ -1,10 +1,10 @@
-//! What a JetStream broker must stand of a server that is there and does not do its work: a disk that was full, streams and
-//! consumers that somebody has edited, limits that are met.
+//! What a JetStream broker must stand of a server that is there and does not do its work: a disk that was full, streams
+//! that somebody has edited, limits that are met, subscriptions that are gone.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::{self, consumer, stream};
+use async_nats::jetstream::{self, stream};
 use outlast_broker::jetstream::JetStreamBroker;
 use outlast_broker::{Broker, Control, Dispatch, Report, ReportReply, ReportResult, ShardMessage, Withdrawal};
 use outlast_core::{ActivityItem, ShardId, TagFilter, Token, Verdict};
@@ -15,7 +15,7 @@ use crate::server::Server;
 use crate::world::namespace;
 
 /// Longest time until what was edited is as it must be.
-const MENDED_WITHIN: Duration = Duration::from_secs(10);
+pub(crate) const MENDED_WITHIN: Duration = Duration::from_secs(10);
 
 /// A file system of its own, small enough to be filled.
 struct SmallDisk(tempfile::TempDir);
@@ -59,19 +59,23 @@ fn large(n: u64) -> Vec<Dispatch> {
 
 /// As owners do: offers an item until the broker takes it.
 async fn offer(broker: &JetStreamBroker, n: u64, limit: Duration) {
+    offer_until_taken(broker, large(n), limit).await;
+}
+
+pub(crate) async fn offer_until_taken(broker: &JetStreamBroker, items: Vec<Dispatch>, limit: Duration) {
     let begun = Instant::now();
-    while let Err(error) = broker.publish(large(n)).await {
+    while let Err(error) = broker.publish(items.clone()).await {
         assert!(begun.elapsed() < limit, "{error}");
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }
 
-async fn js(server: &Server) -> jetstream::Context {
+pub(crate) async fn js(server: &Server) -> jetstream::Context {
     jetstream::new(async_nats::connect(&server.url).await.unwrap())
 }
 
 /// Waits until `seen` holds.
-async fn until(what: &str, mut seen: impl AsyncFnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut seen: impl AsyncFnMut() -> bool) {
     let begun = Instant::now();
     while !seen().await {
         assert!(begun.elapsed() < MENDED_WITHIN, "{what}");
@@ -202,60 +206,6 @@ async fn a_full_account_is_said_and_work_goes_on_when_it_has_room() {
     offer(&broker, 1, MENDED_WITHIN).await;
     assert_eq!(run(&mut source).await, key("a", 1));
     assert_eq!(created().await, before, "what waits is left alone");
-}
-
-/// Each of these edits would let an item lie for ever, or for long.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_edited_consumer_is_set_right() {
-    let server = Server::any();
-    let (namespace, js) = (namespace(), js(&server).await);
-    let broker = server.broker(&namespace).await;
-    let mut source = open(&broker, "w", TagFilter::DefaultOnly).await;
-    let stream = js.get_stream(format!("{namespace}_WORK")).await.unwrap();
-    let config = async || stream.consumer_info("tag-=default").await.unwrap().config;
-    let before = config().await;
-    let edits: [fn(&mut consumer::Config); 4] = [
-        |config| config.filter_subject = config.filter_subject.replace("=default", "elsewhere"),
-        |config| (config.max_deliver, config.max_ack_pending) = (1, 1),
-        |config| config.max_expires = Duration::from_millis(1),
-        |config| config.inactive_threshold = Duration::from_secs(60),
-    ];
-    for (edit, n) in edits.into_iter().zip(1..) {
-        let mut edited = before.clone();
-        edit(&mut edited);
-        js.create_consumer_on_stream(edited, stream.cached_info().config.name.clone()).await.unwrap();
-        until("the consumer is as it was", async || config().await == before).await;
-        offer(&broker, n, MENDED_WITHIN).await;
-        assert_eq!(run(&mut source).await, key("a", n));
-    }
-    let told = broker.state().troubles;
-    assert!(told.iter().any(|trouble| trouble.reason.contains("tag-=default")), "{told:?}");
-}
-
-/// One that somebody made in another way under its name.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_foreign_consumer_gives_way() {
-    let server = Server::any();
-    let (namespace, js) = (namespace(), js(&server).await);
-    let broker = server.broker(&namespace).await;
-    let mut source = open(&broker, "w", TagFilter::DefaultOnly).await;
-    let stream = js.get_stream(format!("{namespace}_WORK")).await.unwrap();
-    stream.delete_consumer("tag-=default").await.unwrap();
-    let foreign = consumer::push::Config {
-        durable_name: Some("tag-=default".to_owned()),
-        deliver_subject: "nowhere".to_owned(),
-        filter_subject: format!("{namespace}.work.tag.=default.*"),
-        ..Default::default()
-    };
-    // The worker makes its own as soon as it misses it.
-    until("the foreign one is there", async || {
-        let _gone = stream.delete_consumer("tag-=default").await;
-        js.create_consumer_strict_on_stream(foreign.clone(), format!("{namespace}_WORK")).await.is_ok()
-    })
-    .await;
-    offer(&broker, 1, MENDED_WITHIN).await;
-    let delivery = crate::items::take_within(&mut source, 2 * MENDED_WITHIN).await.expect("it comes");
-    assert_eq!(delivery.item.key, key("a", 1));
 }
 
 fn rights(more: &str) -> String {

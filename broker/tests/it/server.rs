@@ -125,7 +125,12 @@ impl Server {
     }
 
     pub(crate) fn wipe(&mut self) {
-        std::fs::remove_dir_all(self.own_mut().directory.path().join("store")).unwrap();
+        self.remove("store");
+    }
+
+    /// Deletes a folder of a stopped server.
+    pub(crate) fn remove(&mut self, folder: &str) {
+        std::fs::remove_dir_all(self.own_mut().directory.path().join(folder)).unwrap();
     }
 
     /// Copies the store, of a stopped server.
@@ -139,7 +144,8 @@ impl Server {
         self.copy("saved", "store");
     }
 
-    fn copy(&mut self, from: &str, to: &str) {
+    /// Copies a folder of a stopped server.
+    pub(crate) fn copy(&mut self, from: &str, to: &str) {
         let root = self.own_mut().directory.path().to_owned();
         let copied = Command::new("cp").arg("-a").arg(root.join(from)).arg(root.join(to)).status().unwrap();
         assert!(copied.success());

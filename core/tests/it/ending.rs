@@ -1,6 +1,8 @@
 //! How instances end.
 
-use crate::harness::check;
+use outlast_core::{MessageKind, OrchestrationContext, OrchestrationRegistry, StartMessage, encode};
+
+use crate::harness::{Bench, check};
 
 #[test]
 fn what_is_not_awaited_is_recorded_and_not_run_but_detached_starts_are() {
@@ -99,6 +101,26 @@ fn a_cancel_reaches_the_children() {
          > send cancel to i::sub::2
          = Failed",
     );
+}
+
+/// With as many open as there may be, whole copies of the largest reason would be gigabytes in one commit.
+#[test]
+fn a_long_reason_is_told_to_all_that_is_open_in_short() {
+    let code = |ctx: OrchestrationContext, _: String| async move {
+        let activities = (0..1_000).map(|_| ctx.schedule_activity("A", "x")).collect();
+        let children = (0..1_000).map(|_| ctx.schedule_sub_orchestration("Child", "x")).collect();
+        ctx.join2(ctx.join(activities), ctx.join(children)).await;
+        Ok(String::new())
+    };
+    let mut bench = Bench::new(OrchestrationRegistry::builder().register("Fan", code).build());
+    let (name, input) = ("Fan".to_owned(), String::new());
+    bench.send(MessageKind::Start(StartMessage { name, version: None, input, parent: None, traceparent: None }));
+    let reason = "r".repeat(8 << 20);
+    let turn = bench.send(MessageKind::Cancel { child: None, reason: reason.clone() });
+    let sizes = turn.events.iter().map(|(_, event)| encode(&event.kind).len());
+    let written = sizes.sum::<usize>() + turn.outbound.iter().map(|sent| encode(&sent.message).len()).sum::<usize>();
+    assert!(turn.events.len() > 2_000 && turn.outbound.len() == 1_000, "all are told");
+    assert!(written < 3 * reason.len(), "{written} bytes are written");
 }
 
 #[test]

@@ -104,3 +104,18 @@ async fn a_server_that_takes_small_messages_carries_payloads_of_every_size() {
         }
     }
 }
+
+/// Status updates are a short cut: whoever waits looks into the store too.
+#[tokio::test(flavor = "multi_thread")]
+async fn waits_end_for_clients_that_hear_no_status_updates() {
+    let directory = tempfile::tempdir().unwrap();
+    let rights = "authorization { users = [ { user: u, password: p, permissions: { publish: \">\", \
+                  subscribe: { allow: \">\", deny: \"*.status.>\" } } } ] }\n";
+    let nats = Server::nats_with(directory.path(), rights);
+    let cluster = Cluster::on(&Cluster::shared().postgres, &nats.url.replace("nats://", "nats://u:p@"));
+    let (_orchestrator, _worker) = (node(&cluster, 0).await, node(&cluster, 16).await);
+    let client = cluster.client().await;
+    client.start_orchestration("i", "Carry", "even").await.unwrap();
+    let status = client.wait_for_orchestration("i", PATIENCE).await.unwrap();
+    assert!(matches!(&status, OrchestrationStatus::Completed { output, .. } if output == "even"), "{status:?}");
+}
