@@ -43,7 +43,7 @@ impl Client {
         let recent = (oldest..=execution.0).rev().map(ExecutionId);
         // Behind all that continued as new lies the first, unless the instance was started anew in between.
         for number in recent.chain((oldest > first.0).then_some(first)) {
-            match self.store.event(instance, number, EventId(1)).await.ok()? {
+            match self.store.history(instance, number, Some(EventId(1))).await.ok()?.pop() {
                 // A start came as a message; what has continued as new did not. A copy of a history has only its beginning.
                 Some(event) if event.message_id.is_some() || number == first => {
                     let EventKind::OrchestrationStarted { input, .. } = event.kind else { return None };

@@ -65,7 +65,7 @@ impl Client {
     ) -> Result<(), ClientError> {
         self.options.limits.check_instance(new_instance)?;
         let (original, execution) = (InstanceId::new(instance), ExecutionId(execution_id));
-        let history = self.insist(|| self.store.history(&original, execution)).await?;
+        let history = self.insist(|| self.store.history(&original, execution, None)).await?;
         if history.is_empty() {
             return Err(self.no_execution(instance, execution_id).await);
         }
@@ -90,7 +90,7 @@ impl Client {
 
     /// Whether an instance began with this copied history: a repeated call finds what its first try has made.
     async fn is_fork(&self, id: &InstanceId, copied: &[HistoryEvent]) -> Result<bool, Error> {
-        let history = self.store.history(id, ExecutionId(1)).await?;
+        let history = self.store.history(id, ExecutionId(1), None).await?;
         let same = |(one, other): (&HistoryEvent, &HistoryEvent)| one.at == other.at && one.kind == other.kind;
         Ok(history.len() >= copied.len() && history.iter().zip(copied).all(same))
     }

@@ -36,7 +36,7 @@ pub trait Provider: Send + Sync + 'static {
         // Otherwise a store that is away for a moment would look like an instance that does not exist.
         let limit = ClientOptions::default().call_timeout;
         let Ok(Some(state)) = insist_for(limit, |_| store.state(&id)).await else { return Vec::new() };
-        let events = insist_for(limit, |_| store.history(&id, state.execution)).await.unwrap_or_default();
+        let events = insist_for(limit, |_| store.history(&id, state.execution, None)).await.unwrap_or_default();
         events.into_iter().map(|event| Event::from_stored(&id, state.execution, event)).collect()
     }
 }

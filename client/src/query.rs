@@ -138,7 +138,7 @@ impl Client {
     /// The history of an execution; empty when there is none.
     pub async fn read_execution_history(&self, instance: &str, execution_id: u64) -> Result<Vec<Event>, ClientError> {
         let (id, execution) = (InstanceId::new(instance), ExecutionId(execution_id));
-        let events = self.insist(|| self.store.history(&id, execution)).await?;
+        let events = self.insist(|| self.store.history(&id, execution, None)).await?;
         Ok(events.into_iter().map(|event| Event::from_stored(&id, execution, event)).collect())
     }
 

@@ -299,17 +299,14 @@ pub trait InspectStore: Send + Sync + 'static {
     /// Executions that have a history, oldest first.
     async fn executions(&self, instance: &InstanceId) -> Result<Vec<ExecutionInfo>, Error>;
 
-    /// One execution's history, in order.
-    async fn history(&self, instance: &InstanceId, execution: ExecutionId) -> Result<Vec<HistoryEvent>, Error>;
-
-    /// One event of a history. A worker that reads its input here after the event was replaced by one of another life has its report
-    /// refused, as that bears the token of its own.
-    async fn event(
+    /// One execution's history, in order; only one event of it when `only` is given. A worker that reads its input here after the
+    /// event was replaced by one of another life has its report refused, as that bears the token of its own.
+    async fn history(
         &self,
         instance: &InstanceId,
         execution: ExecutionId,
-        event: EventId,
-    ) -> Result<Option<HistoryEvent>, Error>;
+        only: Option<EventId>,
+    ) -> Result<Vec<HistoryEvent>, Error>;
 
     /// The key-value state; only `key` when given.
     async fn kv(&self, instance: &InstanceId, key: Option<&str>) -> Result<Vec<KvEntry>, Error>;

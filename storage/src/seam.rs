@@ -306,11 +306,8 @@ pub trait LeaseStore: Send + Sync + 'static {
     /// it on to whoever holds that now.
     async fn session_owners(&self, sessions: &[String]) -> Result<Vec<Option<WorkerId>>, Error>;
 
-    /// Frees a session that `worker` holds and no longer uses.
-    async fn release_session(&self, session: &str, worker: &WorkerId) -> Result<(), Error>;
-
-    /// Frees all sessions of a worker that stops.
-    async fn release_sessions(&self, worker: &WorkerId) -> Result<(), Error>;
+    /// Frees the sessions of a worker that stops, or only the one that it no longer uses.
+    async fn release_sessions(&self, worker: &WorkerId, only: Option<&str>) -> Result<(), Error>;
 
     /// How many shards there are; fixed when the store is created.
     fn shards(&self) -> u16;

@@ -56,21 +56,17 @@ impl InspectStore for SimulatedStore {
         .await
     }
 
-    async fn history(&self, instance: &InstanceId, execution: ExecutionId) -> Result<Vec<HistoryEvent>, Error> {
-        self.read(|tables, _| {
-            let found = tables.instances.get(instance);
-            found.map(|found| found.events(execution).cloned().collect()).unwrap_or_default()
-        })
-        .await
-    }
-
-    async fn event(
+    async fn history(
         &self,
         instance: &InstanceId,
         execution: ExecutionId,
-        event: EventId,
-    ) -> Result<Option<HistoryEvent>, Error> {
-        self.read(|tables, _| tables.instances.get(instance)?.history.get(&execution)?.get(&event).cloned()).await
+        only: Option<EventId>,
+    ) -> Result<Vec<HistoryEvent>, Error> {
+        self.read(|tables, _| {
+            let events = tables.instances.get(instance).into_iter().flat_map(|found| found.events(execution));
+            events.filter(|event| only.is_none_or(|only| event.event_id == only)).cloned().collect()
+        })
+        .await
     }
 
     async fn kv(&self, instance: &InstanceId, key: Option<&str>) -> Result<Vec<KvEntry>, Error> {

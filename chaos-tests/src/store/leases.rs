@@ -123,19 +123,12 @@ impl LeaseStore for SimulatedStore {
         .await
     }
 
-    async fn release_session(&self, session: &str, worker: &WorkerId) -> Result<(), Error> {
-        let (session, worker) = (session.to_owned(), worker.clone());
+    async fn release_sessions(&self, worker: &WorkerId, only: Option<&str>) -> Result<(), Error> {
+        let (worker, only) = (worker.clone(), only.map(str::to_owned));
         self.change(move |tx| {
-            tx.tables.sessions.retain(|name, held| *name != session || held.worker != worker);
-            Ok(())
-        })
-        .await
-    }
-
-    async fn release_sessions(&self, worker: &WorkerId) -> Result<(), Error> {
-        let worker = worker.clone();
-        self.change(move |tx| {
-            tx.tables.sessions.retain(|_, held| held.worker != worker);
+            let is_kept =
+                |name: &String, holder: &WorkerId| *holder != worker || only.as_ref().is_some_and(|only| name != only);
+            tx.tables.sessions.retain(|name, held| is_kept(name, &held.worker));
             Ok(())
         })
         .await

@@ -151,7 +151,7 @@ async fn every_instance_comes_to_its_one_end_though_the_store_fails_and_nodes_di
 /// Events are numbered without gap, and nothing has two outcomes.
 async fn check_histories(store: &SimulatedStore) {
     for name in store.list(None).await.unwrap() {
-        let history = store.history(&InstanceId::new(&name), ExecutionId(1)).await.unwrap();
+        let history = store.history(&InstanceId::new(&name), ExecutionId(1), None).await.unwrap();
         let numbers: Vec<u64> = history.iter().map(|event| event.event_id.0).collect();
         assert_eq!(numbers, (1..=history.len() as u64).collect::<Vec<_>>(), "{name}");
         let outcomes: Vec<_> = history.iter().filter_map(|event| event.source_event_id).collect();

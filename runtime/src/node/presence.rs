@@ -75,7 +75,7 @@ async fn say_farewell(owner: Arc<Owner>, worker: WorkerId, messages: mpsc::Unbou
     *owner.tenure.has_left.lock().await = true;
     let held = owner.tenure.held();
     let left = async {
-        insist("sessions", || owner.store.release_sessions(&worker)).await;
+        insist("sessions", || owner.store.release_sessions(&worker, None)).await;
         // Not before its sessions are free: until then, owners bring items of them to it.
         let withdrawn = owner.broker.withdraw(Withdrawal::Worker(worker.clone()));
         let (withdrawn, ()) = tokio::join!(withdrawn, insist("shards", || owner.store.leave(&owner.id)));

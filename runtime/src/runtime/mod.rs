@@ -256,7 +256,7 @@ impl Runtime {
     pub async fn get_orchestration_descriptor(&self, instance: &str) -> Option<OrchestrationDescriptor> {
         let info = self.client.get_instance_info(instance).await.ok()?;
         let (id, execution) = (InstanceId::new(instance), ExecutionId(info.current_execution_id));
-        let first = self.node.engine.store.event(&id, execution, EventId(1)).await.ok()?;
+        let first = self.node.engine.store.history(&id, execution, Some(EventId(1))).await.ok()?.pop();
         let parent_id = match first.map(|event| event.kind) {
             Some(EventKind::OrchestrationStarted { parent_id, .. }) => parent_id,
             _ => None,

@@ -207,7 +207,7 @@ async fn read_input(worker: &Arc<Worker>, item: &mut ActivityItem) -> Result<(),
         return Ok(());
     }
     let key = &item.key;
-    match worker.store.event(&key.instance, key.execution, key.event).await {
+    match worker.store.history(&key.instance, key.execution, Some(key.event)).await.map(|mut found| found.pop()) {
         Ok(Some(HistoryEvent { kind: EventKind::ActivityScheduled { input, .. }, .. })) => {
             item.input = input;
             Ok(())

@@ -221,7 +221,7 @@ impl Sessions {
         match talk {
             Talk::Renew(used, answer) => drop(self.ask(&used, answer).await),
             Talk::Release(session, answer) => {
-                if let Err(error) = self.store.release_session(&session, &self.worker).await {
+                if let Err(error) = self.store.release_sessions(&self.worker, Some(&session)).await {
                     tracing::warn!(target: RUNTIME, session, %error, "session stays claimed until it is idle");
                 }
                 let mut table = self.lock();

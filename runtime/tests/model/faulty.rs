@@ -208,8 +208,7 @@ pass_on! { LeaseStore for FaultyStore {
     async fn report_shortages(node: &NodeId, shortages: Vec<Shortage>) -> Result<(), Error>;
     async fn claim_session(session: &str, worker: &WorkerId, idle: Duration) -> Result<SessionClaim, Error>;
     async fn session_owners(sessions: &[String]) -> Result<Vec<Option<WorkerId>>, Error>;
-    async fn release_session(session: &str, worker: &WorkerId) -> Result<(), Error>;
-    async fn release_sessions(worker: &WorkerId) -> Result<(), Error>;
+    async fn release_sessions(worker: &WorkerId, only: Option<&str>) -> Result<(), Error>;
     fn shards() -> u16;
 } }
 
@@ -231,8 +230,7 @@ pass_on! { InspectStore for FaultyStore {
     async fn tree(instance: &InstanceId) -> Result<InstanceTree, Error>;
     async fn list(status: Option<ListedStatus>) -> Result<Vec<String>, Error>;
     async fn executions(instance: &InstanceId) -> Result<Vec<ExecutionInfo>, Error>;
-    async fn history(instance: &InstanceId, execution: ExecutionId) -> Result<Vec<HistoryEvent>, Error>;
-    async fn event(instance: &InstanceId, execution: ExecutionId, event: EventId) -> Result<Option<HistoryEvent>, Error>;
+    async fn history(instance: &InstanceId, execution: ExecutionId, only: Option<EventId>) -> Result<Vec<HistoryEvent>, Error>;
     async fn kv(instance: &InstanceId, key: Option<&str>) -> Result<Vec<KvEntry>, Error>;
     async fn metrics() -> Result<(SystemMetrics, QueueDepths), Error>;
     async fn stats(instance: &InstanceId) -> Result<Option<SystemStats>, Error>;

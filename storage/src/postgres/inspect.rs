@@ -89,40 +89,23 @@ impl InspectStore for PostgresStore {
         read.await
     }
 
-    async fn history(&self, instance: &InstanceId, execution: ExecutionId) -> Result<Vec<HistoryEvent>, Error> {
-        let sql = concat!(
-            "SELECT ",
-            event_columns!(),
-            " FROM history WHERE instance = $1 AND execution = $2 ORDER BY event_id"
-        );
-        let (id, execution) = (instance.clone(), number_of(execution.0));
-        let read = self.pools.general.run(|db| {
-            Box::pin(async move {
-                let rows = sqlx::query(sql).bind(id.as_str()).bind(execution).fetch_all(&mut **db).await?;
-                rows.iter().map(|row| event_of(&id, row)).collect()
-            })
-        });
-        read.await
-    }
-
-    async fn event(
+    async fn history(
         &self,
         instance: &InstanceId,
         execution: ExecutionId,
-        event: EventId,
-    ) -> Result<Option<HistoryEvent>, Error> {
+        only: Option<EventId>,
+    ) -> Result<Vec<HistoryEvent>, Error> {
         let sql = concat!(
             "SELECT ",
             event_columns!(),
-            " FROM history WHERE instance = $1 AND execution = $2 AND event_id = $3"
+            " FROM history WHERE instance = $1 AND execution = $2 AND event_id BETWEEN $3 AND $4 ORDER BY event_id"
         );
         let (id, execution) = (instance.clone(), number_of(execution.0));
-        let event = number_of(event.0);
+        let (first, last) = only.map_or((1, i32::MAX), |only| (number_of(only.0), number_of(only.0)));
         let read = self.pools.general.run(|db| {
             Box::pin(async move {
-                let query = sqlx::query(sql).bind(id.as_str()).bind(execution).bind(event);
-                let row = query.fetch_optional(&mut **db).await?;
-                row.as_ref().map(|row| event_of(&id, row)).transpose()
+                let query = sqlx::query(sql).bind(id.as_str()).bind(execution).bind(first).bind(last);
+                query.fetch_all(&mut **db).await?.iter().map(|row| event_of(&id, row)).collect()
             })
         });
         read.await

@@ -133,15 +133,10 @@ impl LeaseStore for PostgresStore {
         Ok(owners.into_iter().map(|owner| owner.map(WorkerId::from)).collect())
     }
 
-    async fn release_session(&self, session: &str, worker: &WorkerId) -> Result<(), Error> {
-        let (session, worker) = (session.to_owned(), worker.as_str().to_owned());
-        let query = sqlx::query("DELETE FROM sessions WHERE session = $1 AND worker = $2").bind(session).bind(worker);
+    async fn release_sessions(&self, worker: &WorkerId, only: Option<&str>) -> Result<(), Error> {
+        let sql = "DELETE FROM sessions WHERE worker = $1 AND ($2::text IS NULL OR session = $2)";
+        let query = sqlx::query(sql).bind(worker.as_str().to_owned()).bind(only.map(str::to_owned));
         self.pools.general.execute(query).await
-    }
-
-    async fn release_sessions(&self, worker: &WorkerId) -> Result<(), Error> {
-        let worker = worker.as_str().to_owned();
-        self.pools.general.execute(sqlx::query("DELETE FROM sessions WHERE worker = $1").bind(worker)).await
     }
 
     fn shards(&self) -> u16 {

@@ -75,19 +75,21 @@ impl InspectStore for SqliteStore {
             .await
     }
 
-    async fn history(&self, instance: &InstanceId, execution: ExecutionId) -> Result<Vec<HistoryEvent>, Error> {
-        let instance = instance.clone();
-        self.connections.inspect(move |db| read_history(db, &instance, execution)).await
-    }
-
-    async fn event(
+    async fn history(
         &self,
         instance: &InstanceId,
         execution: ExecutionId,
-        event: EventId,
-    ) -> Result<Option<HistoryEvent>, Error> {
+        only: Option<EventId>,
+    ) -> Result<Vec<HistoryEvent>, Error> {
         let instance = instance.clone();
-        self.connections.read(move |db| read_event(db, &instance, (execution, event))).await
+        match only {
+            // Short, and asked by workers: it does not wait behind long looks.
+            Some(event) => {
+                let read = move |db: &Connection| read_event(db, &instance, (execution, event));
+                Ok(self.connections.read(read).await?.into_iter().collect())
+            }
+            None => self.connections.inspect(move |db| read_history(db, &instance, execution)).await,
+        }
     }
 
     async fn kv(&self, instance: &InstanceId, key: Option<&str>) -> Result<Vec<KvEntry>, Error> {

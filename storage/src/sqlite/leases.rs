@@ -313,16 +313,9 @@ impl LeaseStore for SqliteStore {
         Ok(sessions.iter().map(owner).collect())
     }
 
-    async fn release_session(&self, session: &str, worker: &WorkerId) -> Result<(), Error> {
-        let mut members = self.leases.lock();
-        if members.sessions.get(session).is_some_and(|(owner, _)| owner == worker) {
-            members.sessions.remove(session);
-        }
-        Ok(())
-    }
-
-    async fn release_sessions(&self, worker: &WorkerId) -> Result<(), Error> {
-        self.leases.lock().sessions.retain(|_, (owner, _)| owner != worker);
+    async fn release_sessions(&self, worker: &WorkerId, only: Option<&str>) -> Result<(), Error> {
+        let is_kept = |name: &String, owner: &WorkerId| owner != worker || only.is_some_and(|only| name != only);
+        self.leases.lock().sessions.retain(|name, (owner, _)| is_kept(name, owner));
         Ok(())
     }
 

@@ -198,7 +198,7 @@ pub(crate) async fn state(store: &dyn Store, instance: &str) -> InstanceState {
 }
 
 pub(crate) async fn history(store: &dyn Store, instance: &str) -> Vec<HistoryEvent> {
-    store.history(&id(instance), ExecutionId(1)).await.unwrap()
+    store.history(&id(instance), ExecutionId(1), None).await.unwrap()
 }
 
 /// Ids of the messages that wait for an instance, in order, with their rows.

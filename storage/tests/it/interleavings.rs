@@ -490,7 +490,7 @@ impl<'a> World<'a> {
                 found.extend(loaded.state.custom_status.clone());
                 loaded.history.clone()
             }
-            None => self.store.history(&instance, execution).await.unwrap(),
+            None => self.store.history(&instance, execution, None).await.unwrap(),
         };
         found.extend(history.iter().flat_map(labels_of).map(str::to_owned));
         let running = loaded.as_ref().filter(|loaded| loaded.state.status == InstanceStatus::Running);

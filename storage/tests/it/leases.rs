@@ -55,9 +55,9 @@ async fn sessions_stay_with_a_worker_that_lives(store: &dyn Store) {
     // Unused for longer than the asking worker's idle time.
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert_eq!(claim(&second, Duration::from_millis(5)).await.unwrap(), SessionClaim::Mine);
-    store.release_session("s", &first).await.unwrap();
+    store.release_sessions(&first, Some("s")).await.unwrap();
     assert_eq!(claim(&first, idle).await.unwrap(), SessionClaim::Other(second.clone()));
-    store.release_sessions(&second).await.unwrap();
+    store.release_sessions(&second, None).await.unwrap();
     assert_eq!(claim(&first, idle).await.unwrap(), SessionClaim::Mine);
 }
 

@@ -140,7 +140,7 @@ impl<'a> Side<'a> {
                 let worker = WorkerId::new(if *other { self.other.as_str() } else { self.owner.node.as_str() });
                 let session = if *session { "s" } else { "t" };
                 if *release {
-                    return said(store.release_session(session, &worker).await);
+                    return said(store.release_sessions(&worker, Some(session)).await);
                 }
                 said(store.claim_session(session, &worker, std::time::Duration::from_secs(600)).await)
             }
