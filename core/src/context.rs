@@ -222,17 +222,8 @@ impl OrchestrationContext {
         let mut state = self.journal.lock();
         state.guids += 1;
         let base = state.told().seed ^ mix(state.guids);
-        let (high, low) = (mix(base), mix(base ^ 0x5bf0_3635));
-        let high = (high & 0xffff_ffff_ffff_0fff) | 0x4000;
-        let low = (low & 0x3fff_ffff_ffff_ffff) | 0x8000_0000_0000_0000;
-        Ok(format!(
-            "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
-            high >> 32,
-            (high >> 16) & 0xffff,
-            high & 0xffff,
-            low >> 48,
-            low & 0xffff_ffff_ffff
-        ))
+        let bits = (u128::from(mix(base)) << 64) | u128::from(mix(base ^ 0x5bf0_3635));
+        Ok(uuid::Builder::from_random_bytes(bits.to_be_bytes()).into_uuid().to_string())
     }
 
     /// The store's time of the turn that runs; the same at every replay.

@@ -277,7 +277,7 @@ impl WarmInstance {
             self.state.waits = "next execution".to_owned();
         }
         let dispatched = std::mem::take(&mut draft.dispatch).into_values();
-        draft.turn.effects.extend(dispatched.map(|item| Effect::Dispatch(Box::new(item))));
+        draft.turn.effects.extend(dispatched.map(Effect::from));
         for (event, NewChild { start, cancelled }) in std::mem::take(&mut draft.children) {
             let MessageKind::Start(StartMessage { parent: Some(parent), .. }) = &start.message.kind else { continue };
             let (child, token) = (start.to.clone(), parent.token);

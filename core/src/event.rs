@@ -69,8 +69,8 @@ impl Event {
     }
 }
 
-/// The activity name under which the owner itself reads another instance's value.
-pub const KV_READ_ACTIVITY: &str = "outlast::read_kv";
+/// The activity name under which histories record the read of another instance's value.
+pub(crate) const KV_READ_ACTIVITY: &str = "outlast::read_kv";
 
 /// Recorded in the first event of a copy: up to an event its code is told that it is the instance that was copied, and draws
 /// its ids; from there on it is itself, and draws ids of its own.

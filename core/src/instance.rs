@@ -10,8 +10,8 @@ use crate::heartbeats::Heartbeats;
 use crate::journal::OpKind;
 use crate::{
     ActivityItem, Carried, CodeLimits, ErrorDetails, EventId, EventKind, ExecutionId, Handlers, HistoryEvent, InboxSeq,
-    Incoming, InstanceId, InstanceState, InstanceStatus, Limits, Message, MessageId, MessageKind, Millis, ParentLink,
-    Rules, StartMessage, Token, Turn, Verdict,
+    Incoming, InstanceId, InstanceState, InstanceStatus, KvRead, Limits, Message, MessageId, MessageKind, Millis,
+    ParentLink, Rules, StartMessage, Token, Turn, Verdict,
 };
 
 /// All that a warm instance is made of: its row and the history of its current execution.
@@ -190,6 +190,15 @@ impl WarmInstance {
 
     /// Activities without an outcome, as they would be dispatched anew.
     pub fn outstanding(&self) -> Vec<ActivityItem> {
+        self.open_items().into_iter().filter(|item| KvRead::of(item).is_none()).collect()
+    }
+
+    /// Reads of other instances' values that have no answer.
+    pub fn outstanding_kv_reads(&self) -> Vec<KvRead> {
+        self.open_items().iter().filter_map(KvRead::of).collect()
+    }
+
+    fn open_items(&self) -> Vec<ActivityItem> {
         if self.state.status != InstanceStatus::Running {
             return Vec::new();
         }
@@ -200,7 +209,7 @@ impl WarmInstance {
     pub fn awaits(&self, event: EventId, token: Token) -> bool {
         match &self.execution {
             Some(execution) => execution.open_token(event) == Some(token),
-            None => self.outstanding().iter().any(|item| item.key.event == event && item.token == token),
+            None => self.open_items().iter().any(|item| item.key.event == event && item.token == token),
         }
     }
 

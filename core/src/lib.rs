@@ -49,7 +49,8 @@ pub use durable_future::DurableFuture;
 pub use either::{Either2, Either3};
 pub use encoding::{DecodeError, decode, encode};
 pub use error::{AppErrorKind, ConfigErrorKind, ErrorDetails};
-pub use event::{AttemptInfo, Carried, Event, EventKind, ForkPoint, HistoryEvent, KV_READ_ACTIVITY, KvEntry};
+pub(crate) use event::KV_READ_ACTIVITY;
+pub use event::{AttemptInfo, Carried, Event, EventKind, ForkPoint, HistoryEvent, KvEntry};
 pub use follow::OutsideWake;
 pub use fork::{Fork, ForkError, ForkOrigin, fork_history};
 pub use ids::{
@@ -75,5 +76,5 @@ pub use rules::Rules;
 pub use status::{InstanceState, InstanceStatus, OrchestrationStatus};
 pub use tag::{MAX_WORKER_TAGS, TagFilter};
 pub use timeouts::ActivityTimeouts;
-pub use turn::{ActivityItem, Effect, Expected, KvChange, OutboundMessage, Turn, Verdict};
+pub use turn::{ActivityItem, Effect, Expected, KvChange, KvRead, OutboundMessage, Turn, Verdict};
 pub use typed::{read_typed, write_typed};

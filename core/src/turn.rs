@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ActivityKey, ActivityRef, ActivityTimeouts, EventId, ExecutionId, HistoryEvent, InboxSeq, InstanceId,
-    InstanceState, KvEntry, LogLine, Message, MessageId, Millis, Token,
+    InstanceState, KV_READ_ACTIVITY, KvEntry, LogLine, Message, MessageId, Millis, Token,
 };
 
 /// One pass over an instance: messages in, events and effects out.
@@ -90,6 +90,39 @@ pub enum Effect {
     Dispatch(Box<ActivityItem>),
     /// Tell whoever runs or queues it that an activity is no longer wanted.
     CancelActivity(ActivityKey),
+    /// Read another instance's value from the store.
+    ReadKv(Box<KvRead>),
+}
+
+/// A value of another instance to be read. Its answer, the value or `null` as JSON, comes back as the result of an activity: that
+/// is how histories record it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KvRead {
+    /// The event that asks.
+    pub asked_by: ActivityKey,
+    /// The token of that event.
+    pub token: Token,
+    /// Whose value.
+    pub instance: InstanceId,
+    /// Its key.
+    pub key: String,
+}
+
+impl KvRead {
+    /// The read that an item stands for; `None` for an activity.
+    pub(crate) fn of(item: &ActivityItem) -> Option<Self> {
+        if item.name != KV_READ_ACTIVITY {
+            return None;
+        }
+        let (instance, key): (String, String) = serde_json::from_str(&item.input).ok()?;
+        Some(Self { asked_by: item.key.clone(), token: item.token, instance: InstanceId::new(instance), key })
+    }
+}
+
+impl From<ActivityItem> for Effect {
+    fn from(item: ActivityItem) -> Self {
+        KvRead::of(&item).map_or_else(|| Self::Dispatch(Box::new(item)), |read| Self::ReadKv(Box::new(read)))
+    }
 }
 
 /// An activity on its way to a worker.

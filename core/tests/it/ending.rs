@@ -103,6 +103,20 @@ fn a_cancel_reaches_the_children() {
     );
 }
 
+#[test]
+fn a_value_of_another_instance_is_read_outside_and_recorded_as_an_activity() {
+    check(
+        "start curious other
+         done 2 \"red\"",
+        "1.1 OrchestrationStarted curious other
+         1.2 ActivityScheduled outlast::read_kv [\"other\",\"colour\"]
+         > read colour of other
+         1.3 <- 2 ActivityCompleted \"red\"
+         1.4 OrchestrationCompleted Some(\"red\")
+         = Completed",
+    );
+}
+
 /// With as many open as there may be, whole copies of the largest reason would be gigabytes in one commit.
 #[test]
 fn a_long_reason_is_told_to_all_that_is_open_in_short() {

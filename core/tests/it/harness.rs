@@ -219,6 +219,7 @@ fn describe(turn: &Turn, text: &mut String) {
         match effect {
             Effect::Dispatch(item) => writeln!(text, "> dispatch {} {}", item.key.event, item.name).unwrap(),
             Effect::CancelActivity(key) => writeln!(text, "> cancel {}", key.event).unwrap(),
+            Effect::ReadKv(read) => writeln!(text, "> read {} of {}", read.key, read.instance).unwrap(),
         }
     }
     for sent in &turn.outbound {

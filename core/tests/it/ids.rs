@@ -87,3 +87,17 @@ fn a_history_from_before_keeps_the_ids_that_were_taken_then() {
     assert_eq!(bench.state.status, InstanceStatus::Running, "{:?}", bench.state.output);
     assert_eq!(check_replay(&bench.handlers, &bench.exported()), Ok(()));
 }
+
+/// Codes of old histories have put such ids into inputs and names, and replay compares those.
+#[test]
+fn ids_that_code_draws_stay_what_they_were() {
+    let code = |ctx: OrchestrationContext, _: String| async move {
+        Ok(format!("{} {}", ctx.new_guid().await?, ctx.new_guid().await?))
+    };
+    let mut bench = Bench::new(OrchestrationRegistry::builder().register("Draw", code).build());
+    bench.send(start("Draw", ""));
+    assert_eq!(
+        bench.state.output.as_deref(),
+        Some("aeda62c5-6454-4e9e-bffe-681096ec0a37 a5fda6ff-2593-48b8-855e-c8fe7e7006b8")
+    );
+}

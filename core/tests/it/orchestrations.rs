@@ -60,6 +60,9 @@ pub(crate) fn registry() -> OrchestrationRegistry {
                 Either2::Second(b) => b.map(|b| format!("second {b}")),
             }
         })
+        .register("curious", |ctx: OrchestrationContext, input: String| async move {
+            Ok(format!("{:?}", ctx.get_kv_value_from_instance(input, "colour").await?))
+        })
         .register("panics", |ctx: OrchestrationContext, _: String| async move {
             ctx.schedule_timer(Duration::from_secs(1)).await;
             panic!("boom")

@@ -14,8 +14,7 @@ use std::time::Duration;
 
 use outlast_broker::{Broker, Dispatch, Withdrawal};
 use outlast_core::{
-    ActivityItem, ActivityKey, ActivityRef, ErrorDetails, KV_READ_ACTIVITY, Message, MessageId, MessageKind, Token,
-    WorkerId,
+    ActivityItem, ActivityKey, ActivityRef, ErrorDetails, Message, MessageId, MessageKind, Token, WorkerId,
 };
 use outlast_storage::Store;
 use tokio::sync::oneshot;
@@ -89,13 +88,7 @@ impl Dispatcher {
     }
 
     /// Hands activities to the broker, as far as it has room for them; they say themselves whether they may have been run before.
-    pub(crate) async fn dispatch(self: &Arc<Self>, mut items: Vec<ActivityItem>, terms: Terms) {
-        for item in items.extract_if(.., |item| item.name == KV_READ_ACTIVITY) {
-            self.read_kv(item);
-        }
-        if items.is_empty() {
-            return;
-        }
+    pub(crate) async fn dispatch(self: &Arc<Self>, items: Vec<ActivityItem>, terms: Terms) {
         self.parts.counters.dispatched.fetch_add(items.len() as u64, std::sync::atomic::Ordering::Relaxed);
         let admitted = self.outstanding.admit(items, terms);
         if !admitted.is_empty() {

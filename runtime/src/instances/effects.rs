@@ -27,6 +27,7 @@ pub(crate) async fn apply_effects(dispatcher: &Arc<Dispatcher>, mut shown: Shown
     for effect in shown.effects {
         match effect {
             Effect::Dispatch(item) => items.push(*item),
+            Effect::ReadKv(read) => dispatcher.read_kv(*read),
             Effect::CancelActivity(key) => to_stop.extend(dispatcher.outstanding.cancel(&key)),
         }
     }

@@ -142,13 +142,16 @@ impl InstanceRun {
         }));
         // Whatever has no outcome is handed out again; the broker knows what it still carries. What was outstanding and is not is
         // stopped: memory had missed why.
-        let outstanding = instance.outstanding();
+        let (outstanding, kv_reads) = (instance.outstanding(), instance.outstanding_kv_reads());
         let to_stop = self.engine.dispatcher.outstanding.keep_of(&self.instance, &outstanding);
         self.engine.dispatcher.stop_activities(to_stop).await;
         // In process nobody else could write a notice.
         let mailed = mailed.filter(|_| self.engine.broker.state().is_shared);
         self.warm = Some(Hydrated { instance, shard, epoch, generation, cursor, waiting, stored, mailed });
         self.backlog = inbox.into();
+        for read in kv_reads {
+            self.engine.dispatcher.read_kv(read);
+        }
         if !outstanding.is_empty() {
             let (place, now) = (Place { shard, epoch, generation }, self.engine.store.now());
             self.engine.dispatcher.dispatch(outstanding, Terms { place, now, may_have_run: true }).await;

@@ -1,3 +1,6 @@
 //! What a provider fails with.
 
+pub use crate::providers::cluster::ConnectError;
+pub use outlast_broker::Error as BrokerError;
 pub use outlast_client::ProviderError;
+pub use outlast_storage::Error as StoreError;

@@ -5,7 +5,7 @@ pub mod error;
 pub mod management;
 pub mod sqlite;
 
-pub use self::error::ProviderError;
+pub use self::error::{BrokerError, ConnectError, ProviderError, StoreError};
 pub use self::management::{
     DeleteInstanceResult, ExecutionInfo, InstanceFilter, InstanceInfo, InstanceTree, PruneOptions, PruneResult,
     QueueDepths, SystemMetrics,

@@ -14,7 +14,7 @@ mod on {
 
     use opentelemetry::KeyValue;
     use opentelemetry::metrics::{Counter, Histogram, Meter};
-    use outlast_core::{ActivityItem, KV_READ_ACTIVITY};
+    use outlast_core::ActivityItem;
 
     use crate::node::node_task::NodeTask;
 
@@ -155,7 +155,7 @@ mod on {
     /// A turn has scheduled these.
     pub(crate) fn dispatched(items: &[ActivityItem]) {
         let Some(instruments) = INSTRUMENTS.get() else { return };
-        for item in items.iter().filter(|item| item.name != KV_READ_ACTIVITY) {
+        for item in items {
             instruments.dispatched.add(1, &tag(item));
             if item.attempt > 1 {
                 instruments.retries.add(1, &activity(item));

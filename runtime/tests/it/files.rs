@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use outlast::providers::StoreError;
 use outlast::providers::sqlite::SqliteProvider;
 use outlast::runtime::Runtime;
 use outlast::{Client, OrchestrationContext, OrchestrationRegistry, OrchestrationStatus};
@@ -203,7 +204,10 @@ async fn no_path_is_read_as_an_address_of_sqlite() {
         "nul\0inside",
     ] {
         let refused = SqliteProvider::new(address, None).await.map(|_| ()).unwrap_err();
-        assert!(refused.to_string().contains("use sqlite:PATH"), "{address}: {refused}");
+        assert!(
+            matches!(&refused, StoreError::Unusable(why) if why.contains("use sqlite:PATH")),
+            "{address}: {refused}"
+        );
     }
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
     for (name, file) in
