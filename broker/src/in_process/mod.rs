@@ -20,9 +20,10 @@ use work::{Source, WorkState};
 const WATCHES_SWEEP_MIN: usize = 1_024;
 
 /// Carries work, shard messages and status updates between the runtimes and clients of one process.
-#[derive(Default)]
 pub struct InProcessBroker {
     work: Arc<Work>,
+    /// Never rises: what is in this process is lost with it alone.
+    losses: watch::Receiver<u64>,
     owners: RwLock<HashMap<ShardId, mpsc::UnboundedSender<ShardMessage>>>,
     watches: Mutex<Watches>,
 }
@@ -64,7 +65,8 @@ impl Watches {
 impl InProcessBroker {
     /// An empty broker.
     pub fn new() -> Self {
-        Self::default()
+        let losses = watch::channel(0).1;
+        Self { work: Arc::default(), losses, owners: RwLock::default(), watches: Mutex::default() }
     }
 
     fn owner(&self, shard: ShardId) -> Option<mpsc::UnboundedSender<ShardMessage>> {
@@ -78,6 +80,12 @@ impl InProcessBroker {
 
     fn watches(&self) -> MutexGuard<'_, Watches> {
         self.watches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for InProcessBroker {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -179,7 +187,7 @@ impl Broker for InProcessBroker {
             is_shared: false,
             is_connected: true,
             payload_bytes_max: usize::MAX,
-            losses: watch::channel(0).1,
+            losses: self.losses.clone(),
             troubles: Vec::new(),
         }
     }

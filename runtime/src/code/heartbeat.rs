@@ -1,13 +1,17 @@
 //! What an activity says about how far it is; the next attempt can read it, on whichever worker it runs.
 
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
-use outlast_core::{ActivityItem, ActivityKey, Limits, Millis};
+use outlast_core::ActivityItem;
 use outlast_storage::{HeartbeatOf, Store};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
+use crate::RuntimeOptions;
 use crate::telemetry::logging::RUNTIME;
 
 /// Details are stored at most so often; the last ones of a failed attempt always are.
@@ -17,15 +21,11 @@ const SAVE_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct Heartbeat {
     state: Mutex<State>,
     store: Arc<dyn Store>,
-    limits: Limits,
-    /// The scheduling event of this attempt, and when it was made.
-    key: ActivityKey,
-    scheduled_at: Millis,
-    /// The same in all attempts: under it details are stored.
-    idempotency_key: String,
-    activity: String,
+    options: Arc<RuntimeOptions>,
     /// An attempt before this one may have stored details, or still store them.
     is_repeated: bool,
+    /// Details are on their way to the store.
+    is_saving: AtomicBool,
 }
 
 struct State {
@@ -36,11 +36,15 @@ struct State {
 
 impl Heartbeat {
     /// Begins with what an earlier attempt said, if there can be one.
-    pub(crate) async fn begin(store: Arc<dyn Store>, limits: Limits, item: &ActivityItem, redelivered: bool) -> Self {
-        let (idempotency_key, is_repeated) = (item.idempotency_key(), redelivered || item.attempt > 1);
-        let mut details = None;
+    pub(crate) async fn begin(
+        store: Arc<dyn Store>,
+        options: Arc<RuntimeOptions>,
+        item: &ActivityItem,
+        redelivered: bool,
+    ) -> Self {
+        let (mut details, is_repeated) = (None, redelivered || item.attempt > 1);
         if is_repeated {
-            match store.heartbeat(&item.key.instance, &idempotency_key).await {
+            match store.heartbeat(&item.key.instance, &item.idempotency_key()).await {
                 Ok(found) => details = found,
                 Err(error) => {
                     tracing::warn!(target: RUNTIME, activity = %item.name, %error, "the last heartbeat was not read");
@@ -48,12 +52,11 @@ impl Heartbeat {
             }
         }
         let state = Mutex::new(State { details, beaten: Instant::now(), saved: true });
-        let (key, scheduled_at, activity) = (item.key.clone(), item.scheduled_at, item.name.clone());
-        Self { state, store, limits, key, scheduled_at, idempotency_key, activity, is_repeated }
+        Self { state, store, options, is_repeated, is_saving: AtomicBool::new(false) }
     }
 
     pub(crate) fn beat(&self, details: String) {
-        let details = self.limits.cut_heartbeat(details);
+        let details = self.options.limits.cut_heartbeat(details);
         let mut state = self.lock();
         if state.details.as_ref() != Some(&details) {
             state.details = Some(details);
@@ -77,12 +80,29 @@ impl Heartbeat {
         }
     }
 
-    /// Stores new details now and then, until `ended`. One that is being stored then is waited for: it must not arrive behind
-    /// the outcome, whose turn takes it away.
-    pub(crate) async fn keep(&self, ended: CancellationToken) {
-        while ended.run_until_cancelled(tokio::time::sleep(SAVE_EVERY)).await.is_some() {
-            self.save().await;
-        }
+    /// Runs `code`, and stores new details now and then meanwhile. Details that are being stored when it ends are waited for: they
+    /// must not arrive behind the outcome, whose turn takes them away.
+    pub(crate) async fn keep_while<T>(&self, item: &ActivityItem, code: impl Future<Output = T>) -> T {
+        let keep = async {
+            loop {
+                tokio::time::sleep(SAVE_EVERY).await;
+                self.save(item).await;
+            }
+        };
+        let (code, mut keep) = (pin!(code), pin!(keep));
+        let ended = tokio::select! {
+            biased;
+            ended = code => ended,
+            () = &mut keep => unreachable!("details are kept for ever"),
+        };
+        poll_fn(|cx| {
+            if self.is_saving.load(Ordering::Relaxed) {
+                let _goes_on = keep.as_mut().poll(cx);
+            }
+            if self.is_saving.load(Ordering::Relaxed) { Poll::Pending } else { Poll::Ready(()) }
+        })
+        .await;
+        ended
     }
 
     /// Whether something of the activity may be stored, by this attempt or by another one that may still run.
@@ -91,18 +111,20 @@ impl Heartbeat {
     }
 
     /// Stores new details, if there are any.
-    pub(crate) async fn save(&self) {
+    pub(crate) async fn save(&self, item: &ActivityItem) {
         let details = {
             let mut state = self.lock();
             if std::mem::replace(&mut state.saved, true) { None } else { state.details.clone() }
         };
         let Some(details) = details else { return };
-        let Self { key, scheduled_at, idempotency_key, .. } = self;
-        let of = HeartbeatOf { key, scheduled_at: *scheduled_at, activity: idempotency_key };
+        let name = item.idempotency_key();
+        let of = HeartbeatOf { key: &item.key, scheduled_at: item.scheduled_at, activity: &name };
+        self.is_saving.store(true, Ordering::Relaxed);
         if let Err(error) = self.store.save_heartbeat(of, details).await {
             self.lock().saved = false;
-            tracing::warn!(target: RUNTIME, activity = %self.activity, %error, "a heartbeat was not stored");
+            tracing::warn!(target: RUNTIME, activity = %item.name, %error, "a heartbeat was not stored");
         }
+        self.is_saving.store(false, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

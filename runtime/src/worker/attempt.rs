@@ -39,6 +39,8 @@ const SURE_TRIES: usize = 3;
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 /// How long it stays away.
 const STAND_BACK: Duration = Duration::from_secs(3);
+/// Every broker takes results of so many bytes.
+const TRAVELS_ALWAYS: usize = 4 << 10;
 /// How long the store may take to keep a result that no owner has taken.
 const SPILL_MAX: Duration = Duration::from_millis(1_500);
 
@@ -134,7 +136,7 @@ async fn prepare(
     let fresh_for = Duration::from_millis(fresh_until.0.saturating_sub(worker.store.now().0)).min(FRESH);
     let mut sure_until = Instant::now() + fresh_for;
     if fresh_for.is_zero() {
-        sure_until = make_sure(worker, item, cancelled).await?;
+        sure_until = Box::pin(make_sure(worker, item, cancelled)).await?;
     }
     if let Some(session) = session {
         match session.claim().await {
@@ -147,13 +149,13 @@ async fn prepare(
         }
     }
     read_input(worker, item).await?;
-    let heartbeat = Heartbeat::begin(Arc::clone(&worker.store), worker.options.limits.clone(), item, redelivered).await;
+    let heartbeat = Heartbeat::begin(Arc::clone(&worker.store), Arc::clone(&worker.options), item, redelivered).await;
     // Sessions, inputs and heartbeats come from the store, which may have been away.
     for _ in 0..SURE_TRIES {
         if Instant::now() < sure_until {
             break;
         }
-        sure_until = make_sure(worker, item, cancelled).await?;
+        sure_until = Box::pin(make_sure(worker, item, cancelled)).await?;
     }
     match (worker.draining.is_cancelled(), cancelled.is_cancelled()) {
         (true, _) => Err(Settle::Requeue),
@@ -229,7 +231,7 @@ fn is_large(worker: &Worker, result: &ReportResult) -> bool {
         ReportResult::Done { outcome: Err(details), .. } => outlast_core::encode(details).len(),
         ReportResult::Unregistered { .. } => 0,
     };
-    bytes > worker.broker.state().payload_bytes_max
+    bytes > TRAVELS_ALWAYS && bytes > worker.broker.state().payload_bytes_max
 }
 
 /// Lays a result down in the inbox, where its owner finds it; tries until the store takes it. `false` for what is no result.

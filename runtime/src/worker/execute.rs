@@ -67,33 +67,30 @@ pub(crate) async fn execute(
     let mut code = Code(tokio::spawn(call.instrument(attempt.clone()).instrument(span)));
     let grace = worker.options.activity_cancellation_grace_period;
     let timeouts = item.timeouts.or(worker.activities.timeouts(&item.name));
-    let ended = CancellationToken::new();
-    let keeping = heartbeat.keep(ended.clone());
     let running = async {
-        let _ended = ended.drop_guard();
         tokio::select! {
-        result = &mut code.0 => match result {
-            Ok(Ok(output)) => check_size(worker, output),
-            Ok(Err(error)) => Err(application(worker.options.limits.cut_error(error))),
-            Err(join) => Err(application(worker.options.limits.cut_error(panic_message(join)))),
-        },
-        missed = deadline(timeouts, &heartbeat) => {
-            // Nobody waits for it any more; it gets the grace period to notice.
-            worker.cancel(&item.activity());
-            cancelled.cancel();
-            tokio::spawn(see_out(code, (Arc::clone(worker), Arc::clone(item)), grace));
-            Err(application(missed))
-        }
-        () = overdue(worker, &cancelled, grace) => {
-            tokio::spawn(see_out(code, (Arc::clone(worker), Arc::clone(item)), Duration::ZERO));
-            Err(application("activity was cancelled and aborted after its grace period".to_owned()))
-        }
+            result = &mut code.0 => match result {
+                Ok(Ok(output)) => check_size(worker, output),
+                Ok(Err(error)) => Err(application(worker.options.limits.cut_error(error))),
+                Err(join) => Err(application(worker.options.limits.cut_error(panic_message(join)))),
+            },
+            missed = deadline(timeouts, &heartbeat) => {
+                // Nobody waits for it any more; it gets the grace period to notice.
+                worker.cancel(&item.activity());
+                cancelled.cancel();
+                tokio::spawn(see_out(code, (Arc::clone(worker), Arc::clone(item)), grace));
+                Err(application(missed))
+            }
+            () = overdue(worker, &cancelled, grace) => {
+                tokio::spawn(see_out(code, (Arc::clone(worker), Arc::clone(item)), Duration::ZERO));
+                Err(application("activity was cancelled and aborted after its grace period".to_owned()))
+            }
         }
     };
-    let (outcome, ()) = tokio::join!(running, keeping);
+    let outcome = heartbeat.keep_while(item, running).await;
     crate::telemetry::spans::attempt_ended(&attempt, &outcome);
     if outcome.is_err() {
-        heartbeat.save().await;
+        heartbeat.save(item).await;
     }
     Executed { outcome, heartbeat: heartbeat.may_be_stored() }
 }
