@@ -1,6 +1,7 @@
 //! How an execution or instance ends, and how a turn is completed.
 
 use crate::draft::{Draft, NewChild};
+use crate::first_event::started_event;
 use crate::follow::Execution;
 use crate::instance::WarmInstance;
 use crate::journal::OpKind;
@@ -45,7 +46,7 @@ impl WarmInstance {
             parent: old.parent.clone(),
             traceparent: old.traceparent.clone(),
         };
-        let mut kind = crate::instance::started_event(&start, version, draft.seed, &self.limits);
+        let mut kind = started_event(&start, version, draft.seed, &self.limits);
         if let EventKind::OrchestrationStarted { carried: slot, .. } = &mut kind {
             *slot = carried;
         }
@@ -91,7 +92,7 @@ impl WarmInstance {
         let MessageKind::Start(start) = message.kind else { return };
         if self.state.last_event_id == EventId(0) {
             let version = start.version.clone().unwrap_or_default();
-            let kind = crate::instance::started_event(&start, version, draft.seed, &self.limits);
+            let kind = started_event(&start, version, draft.seed, &self.limits);
             self.record_outside_code(draft, (None, Some(message.id), kind));
         }
     }

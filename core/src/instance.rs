@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::draft::Draft;
+use crate::first_event::started_event;
 use crate::follow::{Execution, OutsideWake, Polled, parent_link};
 use crate::heartbeats::Heartbeats;
 use crate::journal::OpKind;
 use crate::{
-    ActivityItem, Carried, CodeLimits, ErrorDetails, EventId, EventKind, ExecutionId, Handlers, HistoryEvent, InboxSeq,
-    Incoming, InstanceId, InstanceState, InstanceStatus, KvRead, Limits, Message, MessageId, MessageKind, Millis,
-    ParentLink, Rules, StartMessage, Token, Turn, Verdict,
+    ActivityItem, ErrorDetails, EventId, EventKind, ExecutionId, Handlers, HistoryEvent, InboxSeq, Incoming,
+    InstanceId, InstanceState, InstanceStatus, KvRead, Limits, Message, MessageId, MessageKind, Millis, ParentLink,
+    StartMessage, Token, Turn, Verdict,
 };
 
 /// All that a warm instance is made of: its row and the history of its current execution.
@@ -579,24 +580,5 @@ fn start_of(incoming: &Incoming) -> Option<(&StartMessage, MessageId)> {
     match &incoming.message.kind {
         MessageKind::Start(start) => Some((start, incoming.message.id.clone())),
         _ => None,
-    }
-}
-
-pub(crate) fn started_event(start: &StartMessage, version: String, seed: u64, limits: &Limits) -> EventKind {
-    let parent: Option<&ParentLink> = start.parent.as_ref();
-    EventKind::OrchestrationStarted {
-        name: start.name.clone(),
-        version,
-        input: start.input.clone(),
-        parent_instance: parent.map(|parent| parent.instance.as_str().to_owned()),
-        parent_id: parent.map(|parent| parent.event.0),
-        parent_execution: parent.map(|parent| parent.execution.0),
-        parent_token: parent.map(|parent| parent.token),
-        seed,
-        rules: Rules::LATEST,
-        traceparent: start.traceparent.clone(),
-        carried: Carried::default(),
-        limits: Some(CodeLimits::of(limits)),
-        forks: Vec::new(),
     }
 }

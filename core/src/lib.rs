@@ -33,6 +33,7 @@ mod journal;
 mod command;
 mod draft;
 mod ending;
+mod first_event;
 mod follow;
 mod fork;
 mod heartbeats;
