@@ -4,7 +4,7 @@
 //! of an instance passes [`WarmInstance::append`].
 
 use crate::draft::{Draft, NewChild};
-use crate::follow::parent_link;
+use crate::execution::parent_link;
 use crate::instance::WarmInstance;
 use crate::journal::Command;
 use crate::{

@@ -1,8 +1,8 @@
 //! How an execution or instance ends, and how a turn is completed.
 
 use crate::draft::{Draft, NewChild};
+use crate::execution::Execution;
 use crate::first_event::started_event;
-use crate::follow::Execution;
 use crate::instance::WarmInstance;
 use crate::journal::OpKind;
 use crate::limits::cut_reason;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::draft::Draft;
+use crate::execution::{Execution, OutsideWake, Polled, parent_link};
 use crate::first_event::started_event;
-use crate::follow::{Execution, OutsideWake, Polled, parent_link};
 use crate::heartbeats::Heartbeats;
 use crate::journal::OpKind;
 use crate::{

@@ -33,8 +33,8 @@ mod journal;
 mod command;
 mod draft;
 mod ending;
+mod execution;
 mod first_event;
-mod follow;
 mod fork;
 mod heartbeats;
 mod instance;
@@ -52,7 +52,7 @@ pub use encoding::{DecodeError, decode, encode};
 pub use error::{AppErrorKind, ConfigErrorKind, ErrorDetails};
 pub(crate) use event::KV_READ_ACTIVITY;
 pub use event::{AttemptInfo, Carried, Event, EventKind, ForkPoint, HistoryEvent, KvEntry};
-pub use follow::OutsideWake;
+pub use execution::OutsideWake;
 pub use fork::{Fork, ForkError, ForkOrigin, fork_history};
 pub use ids::{
     ActivityKey, ActivityRef, Epoch, EventId, ExecutionId, INITIAL_EVENT_ID, INITIAL_EXECUTION_ID, InboxSeq,

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::follow::{Divergence, Execution, Polled, describe};
+use crate::execution::{Divergence, Execution, Polled, describe};
 use crate::{Event, EventId, EventKind, ExecutionId, Handlers, HistoryEvent, InstanceId, Limits, Millis};
 
 /// The first difference between a history and the code.

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::credentials::{self, Destination};
 use super::options::{JetStreamOptions, Tls};
-use super::{refusal, tls};
+use super::{connect_failure, tls};
 use crate::Error;
 
 /// Oldest server that has all that is used here.
@@ -48,8 +48,8 @@ pub(crate) async fn connect(options: &JetStreamOptions) -> Result<(Client, watch
     let place = addresses.iter().map(|address| address.as_url_str()).collect::<Vec<_>>().join(", ");
     let client = tokio::time::timeout(CONNECT_TIMEOUT, settings.event_callback(events).connect(addresses))
         .await
-        .map_err(|_| refusal::no_answer(&place, CONNECT_TIMEOUT))?
-        .map_err(|error| refusal::refusal(&error, &auth, &place))?;
+        .map_err(|_| connect_failure::no_answer(&place, CONNECT_TIMEOUT))?
+        .map_err(|error| connect_failure::refusal(&error, &auth, &place))?;
     let info = client.server_info();
     check_version(&info.version)?;
     check_payload(info.max_payload)?;

@@ -4,10 +4,10 @@
 //! updates and cancellations go over plain subjects. Whatever is lost on the way is handed out again by the owners of the shards (see
 //! `losses`) or asked for by workers.
 
+mod connect_failure;
 mod connection;
 mod credentials;
 mod options;
-mod refusal;
 mod subjects;
 mod tls;
 mod wire;
@@ -29,8 +29,8 @@ mod cancellations;
 mod prefetch;
 mod publish;
 mod puller;
-mod source;
 mod unacknowledged;
+mod worker_source;
 
 mod shard_messages;
 mod status_updates;
@@ -54,10 +54,10 @@ use self::puller::Puller;
 use self::restarts::keep;
 use self::server::{ANSWER_TIMEOUT, Server, unavailable, within};
 use self::shard_messages::ShardMessages;
-use self::source::Source;
 use self::status_updates::StatusUpdates;
 use self::subjects::{Subjects, WorkQueue};
 use self::unacknowledged::Unacknowledged;
+use self::worker_source::Source;
 use crate::{
     Broker, BrokerState, Control, Dispatch, Error, ReportReply, ShardMessage, ShardNotice, ShardRequest, StatusWatch,
     Withdrawal, WorkSource, WorkerProfile,

@@ -4,7 +4,7 @@
 //! Time is tokio's, so a paused runtime makes it virtual. Nothing here depends on anything but the seed and the order of calls.
 //! The server outlives its clients: what is on its way when a handle is cut, or when a caller is dropped, is done all the same.
 
-mod calls;
+mod client_calls;
 mod deletion;
 mod faults;
 mod inspect;

@@ -4,7 +4,7 @@ use outlast_core::{InstanceId, Millis, ShardId};
 
 use super::PostgresStore;
 use super::failure::{Failure, code_of, is_collision, is_refusal};
-use super::outgoing::{Answer, CommitQuery, commit_query};
+use super::turn_arrays::{Answer, CommitQuery, commit_query};
 use crate::{CommitReply, Error, FencedTurn, TurnOutcome, Wake};
 
 /// Times that a group is tried again when other transactions were in its way.

@@ -6,10 +6,10 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use super::PostgresStore;
+use super::escaped_text::{given, may_exist};
 use super::failure::Failure;
-use super::outgoing::number_of;
 use super::rows::{STATE_COLUMNS, event_columns, event_of, optional_millis, state_columns, state_of, unsigned};
-use super::text::{given, may_exist};
+use super::turn_arrays::number_of;
 use crate::inspect::{OWNERLESS_MS, PROBLEMS_MAX, execution_status};
 use crate::{
     Error, ExecutionInfo, InspectStore, InstanceInfo, InstanceTree, ListedStatus, ProblemRow, QueueDepths, Standstill,
@@ -223,7 +223,7 @@ async fn shards_without_owner(db: &mut PgConnection) -> Result<(Vec<i16>, bool),
     let sql = "SELECT coalesce(array_agg(s.id) FILTER (WHERE n.id IS NULL), '{}'), \
                EXISTS (SELECT FROM nodes WHERE lease_until >= now_ms() AND handlers ~ $1) \
                FROM shards s LEFT JOIN nodes n ON n.id = s.owner AND n.lease_until >= now_ms()";
-    sqlx::query_as(sql).bind(super::serves::RUNS_ORCHESTRATIONS).fetch_one(db).await
+    sqlx::query_as(sql).bind(super::node_row::RUNS_ORCHESTRATIONS).fetch_one(db).await
 }
 
 fn problem_of(row: &PgRow) -> Result<ProblemRow, Failure> {

@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use outlast_core::{Epoch, Millis, NodeId, ShardId, WorkerId};
 
 use super::PostgresStore;
+use super::node_row::{decode, encode};
 use super::pool::Pool;
-use super::serves::{decode, encode};
 use super::set_back::Told;
 use super::turns::numbers;
 use crate::{Error, HeldShard, LeaseStore, LeaseView, NodeInfo, SessionClaim, Shortage};

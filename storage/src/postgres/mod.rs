@@ -4,27 +4,27 @@
 //! and never a transaction that waits for a client.
 
 mod address;
-mod batch;
-mod calls;
 mod candidates;
 mod checks;
+mod client_calls;
 mod clock;
 mod commit;
 mod connect;
+mod escaped_text;
 mod executor;
 mod failure;
 mod inspect;
+mod large_instances;
 mod leases;
-mod outgoing;
-mod parts;
+mod node_row;
 mod pool;
 mod reads;
 mod roles;
 mod rows;
 mod schema;
-mod serves;
 mod set_back;
-mod text;
+mod trips;
+mod turn_arrays;
 mod turns;
 
 use std::ops::RangeInclusive;
@@ -36,7 +36,7 @@ use tokio::runtime::Handle;
 
 use crate::arrival::Listener;
 use crate::{Arrival, Error};
-use calls::Calls;
+use client_calls::Calls;
 use clock::ServerClock;
 use connect::Pools;
 use reads::Reads;

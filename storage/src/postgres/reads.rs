@@ -8,11 +8,11 @@ use outlast_core::{
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
-use super::batch::Batcher;
 use super::failure::{Failure, corrupt};
-use super::parts;
+use super::large_instances;
 use super::pool::Pool;
 use super::rows::{STATE_COLUMNS, state_columns, state_of, stored_event, unsigned};
+use super::trips::Batcher;
 use crate::{Error, InboxCursor, Loaded};
 
 /// Trips that are under way at once: a long history must not hold up the others.
@@ -119,10 +119,10 @@ async fn load(pool: Pool, ids: Vec<InstanceId>) -> Result<Vec<One<Option<Loaded>
 async fn load_in_parts(pool: &Pool, id: &InstanceId, row: Loaded) -> One<Loaded> {
     let history = match row.state.last_event_id.0 {
         0 => Vec::new(),
-        _ => parts::read_history(pool, id, &row.state).await?,
+        _ => large_instances::read_history(pool, id, &row.state).await?,
     };
     // From the beginning: what comes in while this is read may be read twice, and is passed over by its number.
-    let inbox = parts::read_inbox(pool, id, InboxCursor::default()).await?;
+    let inbox = large_instances::read_inbox(pool, id, InboxCursor::default()).await?;
     Ok(Loaded { history, inbox, ..row })
 }
 
@@ -192,7 +192,7 @@ async fn read_inboxes(pool: Pool, asked: Vec<(InstanceId, InboxCursor)>) -> Resu
         let is_whole: bool = row.try_get(2).map_err(Failure::Sql)?;
         let inbox = match is_whole {
             true => inbox_of(id, row, 3).map_err(Error::from),
-            false => parts::read_inbox(&pool, id, *after).await,
+            false => large_instances::read_inbox(&pool, id, *after).await,
         };
         read.push(inbox.map(|rows| (rows, InboxCursor { transaction, ..InboxCursor::default() })));
     }

@@ -6,8 +6,8 @@ use outlast_core::{
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
+use super::escaped_text::given;
 use super::failure::{Failure, corrupt};
-use super::text::given;
 
 /// Columns of an instance in the order of `state_of`.
 macro_rules! state_columns {

@@ -8,10 +8,10 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 
 use super::PostgresStore;
+use super::escaped_text::may_exist;
 use super::failure::Failure;
-use super::outgoing::small;
 use super::rows::unsigned;
-use super::text::may_exist;
+use super::turn_arrays::small;
 use crate::{Arrivals, CommitReply, Due, Error, FencedTurn, InboxCursor, Loaded, TurnStore, Wake};
 
 #[async_trait]

@@ -1,8 +1,8 @@
 //! The embedded store: one SQLite file, durable at every commit, written by one thread that groups what arrives.
 
 mod address;
-mod calls;
 mod candidates;
+mod client_calls;
 mod clock;
 mod connection;
 mod deletion;

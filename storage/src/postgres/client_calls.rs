@@ -7,11 +7,11 @@ use async_trait::async_trait;
 use outlast_core::{Fork, InboxSeq, InstanceId, Message, MessageKind, Millis, ShardId, encode};
 
 use super::PostgresStore;
-use super::batch::Batcher;
 use super::clock::ServerClock;
-use super::outgoing::{number_of, parent_of, queue_of, small};
+use super::escaped_text::{given, may_exist, stored};
 use super::pool::Pool;
-use super::text::{given, may_exist, stored};
+use super::trips::Batcher;
+use super::turn_arrays::{number_of, parent_of, queue_of, small};
 use crate::arrival::Listener;
 use crate::bulk;
 use crate::error::panicked;

@@ -8,9 +8,9 @@ use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 
 use super::failure::{Failure, corrupt};
-use super::outgoing::number_of;
 use super::pool::Pool;
 use super::rows::{event_columns, event_of};
+use super::turn_arrays::number_of;
 use crate::{Error, InboxCursor};
 
 /// Bytes of one part, but for its last row.

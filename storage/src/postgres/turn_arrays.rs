@@ -7,7 +7,7 @@ use sqlx::Postgres;
 use sqlx::postgres::PgArguments;
 use sqlx::query::QueryAs;
 
-use super::text::stored;
+use super::escaped_text::stored;
 use crate::FencedTurn;
 
 /// Declares a struct of columns that are bound in their order.
