@@ -10,7 +10,7 @@
 //!    sessions: whoever is given them claims the session in the store, and passes them on when another has it.
 //! 5. A cancellation reaches the workers that run its activity under its token, and its item, if still queued, is not
 //!    delivered. It touches no other life of the instance.
-//! 6. ShardBody from one sender to one shard arrives in order, at its latest owner.
+//! 6. Notices and requests from one sender to one shard arrive in order, at its latest owner.
 //! 7. A request is answered by the owner, or not at all when there is none or it does not answer.
 //! 8. A watch that has taken hold sees every update, or a later one. It takes hold in a moment, and may miss what
 //!    comes before or while the broker is away: waiting clients look into the store too.

@@ -130,7 +130,7 @@ impl Client {
         let message = Message { id: fresh_message_id(), kind };
         let on_conflict: StartConflict = start.on_conflict;
         let request = StartRequest { instance: instance.clone(), message, on_conflict };
-        // News of what it will come to are heard from the beginning, so a wait that follows need not look.
+        // Updates are subscribed to before the start, so a wait that follows need not look.
         let updates = self.broker.watch(&instance);
         let receipt = self.insist(|| self.store.start(request.clone())).await?;
         match receipt.seq {

@@ -1,4 +1,4 @@
-//! What orchestration code and the turn share: open operations, commands of the running poll, and replayed state.
+//! What orchestration code and the turn share in memory (the durable log is the history): open operations, commands of the running poll, and replayed state.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -53,7 +53,7 @@ pub(crate) async fn connect(options: &JetStreamOptions) -> Result<(Client, watch
     let info = client.server_info();
     check_version(&info.version)?;
     check_payload(info.max_payload)?;
-    // The news of the connection comes by a way of its own. Its sender lives as long as the client.
+    // The state of the connection is told separately. Its sender lives as long as the client.
     let _up = tokio::time::timeout(CONNECT_TIMEOUT, watch.wait_for(|link| link.up)).await.is_ok();
     Ok((client, watch))
 }

@@ -64,7 +64,7 @@ pub(crate) struct Puller {
     messages: Subscriber,
     queues: Vec<Pulled>,
     by_consumer: HashMap<String, usize>,
-    /// Lanes that were learned of later.
+    /// Queues that were learned of later.
     learned: mpsc::UnboundedReceiver<WorkQueue>,
     connects: u64,
     /// Messages that came, ends of requests included.

@@ -155,7 +155,7 @@ impl Subjects {
         format!("{}.shard.{shard}", self.namespace)
     }
 
-    /// News of an instance.
+    /// Status updates of an instance.
     pub(crate) fn status(&self, instance: &InstanceId) -> String {
         format!("{}.status.{}", self.namespace, token(instance.as_str()))
     }

@@ -144,7 +144,7 @@ impl Unacknowledged {
         self.server.subjects.is_of_worker(&message.subject)
     }
 
-    /// Whose news are older than `age`, counted anew from now.
+    /// Which were last reported in progress longer ago than `age`; their time is counted anew from now.
     fn silent_for(&self, age: Duration) -> Vec<Subject> {
         let incarnation = self.server.losses.incarnation();
         let mut held = self.lock();

@@ -9,17 +9,17 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
 
 /// Renews leases and does nothing else: user code may keep every other thread busy for longer than a lease.
-pub(crate) static RENEWALS: OwnThread = OwnThread::new("outlast-renewal");
+pub(crate) static RENEWALS: DedicatedThread = DedicatedThread::new("outlast-renewal");
 /// Commits: thousands of turns that become due at once would otherwise stand in line before it.
-pub(crate) static COMMITS: OwnThread = OwnThread::new("outlast-commit");
+pub(crate) static COMMITS: DedicatedThread = DedicatedThread::new("outlast-commit");
 
 /// A thread that is started when it is first used.
-pub(crate) struct OwnThread {
+pub(crate) struct DedicatedThread {
     name: &'static str,
     executor: OnceLock<Runtime>,
 }
 
-impl OwnThread {
+impl DedicatedThread {
     const fn new(name: &'static str) -> Self {
         Self { name, executor: OnceLock::new() }
     }

@@ -25,7 +25,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(3);
 const SILENT_FOR: Duration = Duration::from_secs(1);
 /// How long it is remembered.
 const SILENT_KEPT: Duration = Duration::from_secs(60);
-/// How often is asked about what runs.
+/// How often a worker asks about what runs.
 const ASK_EVERY: Duration = Duration::from_secs(3);
 /// What has run for less is not asked about.
 const LONG: Duration = Duration::from_secs(2);
