@@ -30,9 +30,16 @@ enum Arguments {
     Render(single::Render),
 }
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    match Arguments::parse() {
+fn main() -> anyhow::Result<()> {
+    let executor = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let ended = executor.block_on(run(Arguments::parse()));
+    // A tile that nobody waits for any more would keep the process until it is rendered.
+    executor.shutdown_background();
+    ended
+}
+
+async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    match arguments {
         Arguments::Demo(demo) => demo::run(demo).await,
         Arguments::Node(node) => node::run(node).await,
         Arguments::Render(render) => single::run(render).await,
