@@ -154,7 +154,7 @@ impl Transaction<'_> {
     }
 
     fn write(&mut self, fenced: FencedTurn, kind: &Kind) -> Vec<Wake> {
-        let (id, has_ended) = (&fenced.instance, fenced.turn.state.completed_at.is_some());
+        let (id, ends) = (&fenced.instance, *kind == Kind::Runs && fenced.turn.state.completed_at.is_some());
         let now = self.now;
         let Some(stored) = self.tables.instances.get_mut(id) else { return Vec::new() };
         if *kind == Kind::Runs {
@@ -178,7 +178,8 @@ impl Transaction<'_> {
         for activity in &fenced.turn.heartbeats {
             stored.heartbeats.remove(activity);
         }
-        if has_ended {
+        // A later turn takes out what it has read and no more.
+        if ends {
             stored.inbox.clear();
             stored.heartbeats.clear();
         } else {
@@ -235,7 +236,7 @@ fn check(stored: &Instance, fenced: &FencedTurn) -> Result<Kind, Refusal> {
     let replaces = |(seq, row): (_, &super::tables::InboxRow)| {
         matches!(row.message.kind, MessageKind::Replace(_)) && !consumed.contains(seq)
     };
-    if turn.state.completed_at.is_some() && stored.inbox.iter().any(replaces) {
+    if kind == Kind::Runs && turn.state.completed_at.is_some() && stored.inbox.iter().any(replaces) {
         return Err(Refusal::Conflict);
     }
     Ok(kind)

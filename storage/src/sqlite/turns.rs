@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use outlast_core::{
-    Epoch, EventId, HistoryEvent, InboxSeq, Incoming, InstanceId, KvChange, Message, MessageKind, Millis,
-    OutboundMessage, ShardId, StartMessage, encode,
+    Epoch, EventId, HistoryEvent, InboxSeq, Incoming, InstanceId, InstanceStatus, KvChange, Message, MessageKind,
+    Millis, OutboundMessage, ShardId, StartMessage, encode,
 };
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -282,7 +282,9 @@ fn write_turn(db: &Connection, fenced: &FencedTurn, (now, shards): (Millis, u16)
     if fenced.move_to.is_some() {
         db.prepare_cached("UPDATE inbox SET shard = ?1 WHERE instance = ?2")?.execute(params![shard.0, id])?;
     }
-    if fenced.turn.state.completed_at.is_some() {
+    // A later turn takes out what it has read and no more.
+    let ends = fenced.before.status == InstanceStatus::Running && fenced.turn.state.completed_at.is_some();
+    if ends {
         // A new start that this turn has not seen must not go with the rest.
         if db.prepare_cached("SELECT 1 FROM inbox WHERE instance = ?1 AND replaces = 1")?.exists([id])? {
             return Err(Refusal::Conflict);

@@ -20,6 +20,7 @@ on_every_store!(
     messages_reach_running_instances_only,
     a_child_is_made_once,
     an_ended_instance_keeps_no_inbox,
+    a_turn_after_the_end_takes_what_it_has_read_alone,
     key_values_are_applied_in_order,
     a_move_takes_the_inbox_along,
     reading_on_misses_nothing,
@@ -185,6 +186,25 @@ async fn an_ended_instance_keeps_no_inbox(store: &dyn Store) {
     assert!(is_committed(&commit_one(store, turn).await));
     let turn = owner.turn(store, "a", vec![status_updated("x")]).await;
     assert!(matches!(commit_one(store, turn).await, TurnOutcome::Conflict));
+}
+
+async fn a_turn_after_the_end_takes_what_it_has_read_alone(store: &dyn Store) {
+    let owner = Owner::of_all(store).await;
+    start(store, "a").await;
+    start(store, "child").await;
+    let mut last = owner.turn(store, "a", vec![completed()]).await;
+    let (to, message) = (id("child"), start_message("child of a", "child"));
+    last.turn.outbound = vec![OutboundMessage { to, message, when_taken: Some(raise("taken")) }];
+    assert!(is_committed(&commit_one(store, last).await));
+    let waits = async || inbox(store, "a").await;
+    let rows = waits().await;
+    assert_eq!(rows.iter().map(|(_, message)| message.as_str()).collect::<Vec<_>>(), ["taken"]);
+    let mut turn = owner.turn(store, "a", Vec::new()).await;
+    assert!(is_committed(&commit_one(store, turn.clone()).await));
+    assert_eq!(waits().await, rows);
+    turn.turn.consumed = vec![rows[0].0];
+    assert!(is_committed(&commit_one(store, turn).await));
+    assert!(waits().await.is_empty());
 }
 
 async fn key_values_are_applied_in_order(store: &dyn Store) {

@@ -49,7 +49,8 @@ async fn the_simulated_store_answers_as_postgres_does() {
 
 /// Runs as many cases of at most so many calls.
 fn compare<S: Store>(cases: u32, calls: usize, open: impl AsyncFn() -> S) {
-    let seed = std::env::var("PROPTEST_RNG_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(bits);
+    // The same cases in every run, so that a failure is one of the change at hand; others with another seed in the environment.
+    let seed = std::env::var("PROPTEST_RNG_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
     let config = ProptestConfig {
         cases,
         failure_persistence: None,
@@ -92,11 +93,6 @@ async fn clear(store: &dyn Store) {
             Err(other) => panic!("{other:?}"),
         }
     }
-}
-
-fn bits() -> u64 {
-    use std::hash::{BuildHasher as _, RandomState};
-    RandomState::new().hash_one(0)
 }
 
 /// A store with what its owner knows.
