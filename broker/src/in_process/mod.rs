@@ -53,6 +53,16 @@ struct Watches {
 }
 
 impl Watches {
+    /// The way to those who wait for an instance; `None` when nobody does.
+    fn listened_to(&mut self, instance: &InstanceId) -> Option<watch::Sender<StatusUpdate>> {
+        let sender = self.senders.get(instance)?;
+        if sender.receiver_count() == 0 {
+            self.senders.remove(instance);
+            return None;
+        }
+        Some(sender.clone())
+    }
+
     /// Drops entries that nobody listens to, whenever the table has doubled.
     fn sweep(&mut self) {
         if self.senders.len() >= self.sweep_at.max(WATCHES_SWEEP_MIN) {
@@ -163,17 +173,13 @@ impl Broker for InProcessBroker {
     }
 
     fn publish_status(&self, instance: &InstanceId, state: Option<&InstanceState>, begun_by: Option<&MessageId>) {
-        let mut watches = self.watches();
-        let Some(sender) = watches.senders.get(instance) else { return };
-        if sender.receiver_count() == 0 {
-            watches.senders.remove(instance);
-        } else {
-            sender.send_modify(|update| {
-                let execution = state.map_or(update.execution, |state| state.execution);
-                let (version, status) = (update.version + 1, state.map(InstanceState::to_status));
-                *update = StatusUpdate { version, status, execution, begun_by: begun_by.cloned() };
-            });
-        }
+        // The table is locked by every start and every wait, so whoever waits is woken when it is free again.
+        let Some(sender) = self.watches().listened_to(instance) else { return };
+        sender.send_modify(|update| {
+            let execution = state.map_or(update.execution, |state| state.execution);
+            let (version, status) = (update.version + 1, state.map(InstanceState::to_status));
+            *update = StatusUpdate { version, status, execution, begun_by: begun_by.cloned() };
+        });
     }
 
     fn watch(&self, instance: &InstanceId) -> StatusWatch {

@@ -41,10 +41,10 @@ pub(crate) struct Outstanding {
 
 struct Items {
     window: usize,
-    /// In the order of instances, so that those of one are found together.
-    entries: BTreeMap<ActivityKey, Entry>,
+    /// In the order of instances, so that those of one are found together. Boxed, as the tree moves its values about.
+    entries: BTreeMap<ActivityKey, Box<Entry>>,
     /// Given up, as nobody has begun them in time; until that is in the history they may still turn out to be wanted.
-    late: BTreeMap<ActivityKey, Entry>,
+    late: BTreeMap<ActivityKey, Box<Entry>>,
     /// Each entry's `begin_by`, soonest first.
     deadlines: BTreeSet<(Instant, ActivityKey)>,
     tags: HashMap<Option<String>, Tag>,
@@ -125,11 +125,11 @@ impl Items {
         let (offer_at, pause) = (now + FIRST_OFFER, FIRST_OFFER);
         let item = strip_input(item, KEPT_INPUT_BYTES_MAX);
         let entry = Entry { item, place, worker: None, since: now, begin_by, waits, may_have_run, offer_at, pause };
-        self.entries.insert(entry.item.key.clone(), entry);
+        self.entries.insert(entry.item.key.clone(), Box::new(entry));
         !waits
     }
 
-    fn remove(&mut self, key: &ActivityKey) -> Option<Entry> {
+    fn remove(&mut self, key: &ActivityKey) -> Option<Box<Entry>> {
         let entry = self.entries.remove(key)?;
         self.drop_deadline(key, entry.begin_by);
         if let Some(tag) = self.tags.get_mut(&entry.item.tag) {
@@ -279,7 +279,7 @@ impl Outstanding {
         for key in keys {
             items.remove(key);
         }
-        let late = keys.iter().filter_map(|key| items.late.remove(key)).filter_map(Entry::into_stop).collect();
+        let late = keys.iter().filter_map(|key| items.late.remove(key)).filter_map(|entry| entry.into_stop()).collect();
         self.tell_room(&items);
         late
     }
@@ -322,7 +322,7 @@ impl Outstanding {
         let mut to_stop = Vec::new();
         for key in gone {
             let entry = items.remove(&key).or_else(|| items.late.remove(&key));
-            to_stop.extend(entry.and_then(Entry::into_stop));
+            to_stop.extend(entry.and_then(|entry| entry.into_stop()));
         }
         self.tell_room(&items);
         to_stop

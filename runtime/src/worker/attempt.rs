@@ -1,6 +1,7 @@
 //! One attempt of an activity: run, report until the owner has committed, ack.
 
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,7 +58,7 @@ pub(crate) struct Admission {
 pub(crate) async fn run(worker: Arc<Worker>, delivery: Delivery, cancelled: CancellationToken, admission: Admission) {
     let Delivery { item, queued_ms, redelivered, settle } = delivery;
     let activity = item.activity();
-    let attempt = attempt(&worker, item, (queued_ms, redelivered, cancelled), admission);
+    let attempt = pin!(attempt(&worker, item, (queued_ms, redelivered, cancelled), admission));
     let decision = match AssertUnwindSafe(attempt).catch_unwind().await {
         Ok(decision) => decision,
         Err(panic) => {

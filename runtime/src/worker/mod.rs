@@ -249,7 +249,8 @@ impl Worker {
         let worker = Arc::clone(self);
         let slot = Slot { worker: Arc::clone(self), activity, _permit: permit };
         let admission = Admission { slot, report, session: session_use };
-        self.attempts.spawn(crate::worker::attempt::run(worker, delivery, cancelled, admission));
+        // Boxed, as spawning moves it several times.
+        self.attempts.spawn(Box::pin(crate::worker::attempt::run(worker, delivery, cancelled, admission)));
     }
 
     /// Passes cancellations on to the attempts that they are for.

@@ -49,14 +49,17 @@ trait WriteJob: Send {
     /// Runs inside the transaction; `false` when what it wrote must be undone.
     fn run(&mut self, db: &Connection, undo: Undo) -> bool;
 
+    /// Does what follows from a result that is durable.
+    fn follow(&mut self);
+
     /// Tells the caller, when the commit's outcome is known.
-    fn finish(self: Box<Self>, committed: Result<(), Error>);
+    fn answer(self: Box<Self>, committed: Result<(), Error>);
 }
 
 /// A closure, what follows once its result is durable, and where the result goes.
 struct Job<T, F, A> {
-    work: F,
-    after: A,
+    work: Option<F>,
+    after: Option<A>,
     result: Option<Result<T, Error>>,
     answer: oneshot::Sender<Result<T, Error>>,
 }
@@ -69,7 +72,7 @@ where
 {
     fn run(&mut self, db: &Connection, undo: Undo) -> bool {
         let before = db.total_changes();
-        let work = &mut self.work;
+        let Some(work) = &mut self.work else { return true };
         let result = match undo {
             Undo::Together => caught(|| work(db, undo)),
             Undo::Alone => in_savepoint(db, |db| caught(|| work(db, undo))),
@@ -80,20 +83,24 @@ where
         clean
     }
 
-    fn finish(self: Box<Self>, committed: Result<(), Error>) {
-        let Self { work, after, result, answer } = *self;
-        // What it shares with `after` is now its alone.
-        drop(work);
-        let result = committed.and(result.unwrap_or_else(|| Err(closed())));
-        if let Ok(value) = &result {
+    fn follow(&mut self) {
+        if let (Some(Ok(value)), Some(after)) = (&self.result, self.after.take()) {
+            // What `after` shares with it is now its alone.
+            self.work = None;
             // It is written all the same: whoever is not told of it looks into the store.
             let _said = caught(|| {
                 after(value);
                 Ok(())
             });
         }
+    }
+
+    fn answer(self: Box<Self>, committed: Result<(), Error>) {
+        let Self { work, result, answer, .. } = *self;
         // A caller that has gone away does not need its answer.
-        let _gone = answer.send(result);
+        let _gone = answer.send(committed.and(result.unwrap_or_else(|| Err(closed()))));
+        // Later, as nobody waits for it.
+        drop(work);
     }
 }
 
@@ -306,8 +313,12 @@ impl Writer {
     fn write_group(&mut self, mut group: Vec<Box<dyn WriteJob>>) {
         // What is written to a file that lies elsewhere by now is in a log that nobody finds there.
         let outcome = self.look_for_file().map_or_else(|| self.try_group(&mut group), Err);
+        // First all that follows, then all answers. Each may wake a thread; by turns, they would wake two all the time.
+        if outcome.is_ok() {
+            group.iter_mut().for_each(|job| job.follow());
+        }
         for job in group {
-            job.finish(outcome.clone());
+            job.answer(outcome.clone());
         }
     }
 
@@ -392,7 +403,7 @@ impl Connections {
         &self,
         work: impl FnMut(&Connection, Undo) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.write_then(work, |_| {}).await
+        self.hand_in(work, None::<fn(&T)>).await
     }
 
     /// [`Connections::write`], and what follows from it. `after` is called by the writing thread once the result is durable,
@@ -402,8 +413,16 @@ impl Connections {
         work: impl FnMut(&Connection, Undo) -> Result<T, Error> + Send + 'static,
         after: impl FnOnce(&T) + Send + 'static,
     ) -> Result<T, Error> {
+        self.hand_in(work, Some(after)).await
+    }
+
+    async fn hand_in<T: Send + 'static>(
+        &self,
+        work: impl FnMut(&Connection, Undo) -> Result<T, Error> + Send + 'static,
+        after: Option<impl FnOnce(&T) + Send + 'static>,
+    ) -> Result<T, Error> {
         let (answer, answered) = oneshot::channel();
-        self.writer.send(Box::new(Job { work, after, result: None, answer })).map_err(|_| closed())?;
+        self.writer.send(Box::new(Job { work: Some(work), after, result: None, answer })).map_err(|_| closed())?;
         answered.await.unwrap_or_else(|_| Err(closed()))
     }
 
