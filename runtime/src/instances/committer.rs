@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use outlast_broker::{Broker, ShardNotice};
 use outlast_core::InstanceId;
-use outlast_storage::{FencedTurn, Store, TurnOutcome};
+use outlast_storage::{FencedTurn, Store, TurnOutcome, Wake};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::instances::announcement::Announcement;
 use crate::node::dedicated_thread::COMMITS;
 use crate::node::node_task::NodeTask;
 use crate::node::supervision::Supervisor;
+use crate::telemetry::counters::Counters;
 use crate::telemetry::logging::RUNTIME;
 
 /// What became of a turn, as its actor sees it.
@@ -28,8 +30,14 @@ pub(crate) enum Committed {
 /// Turns in one group at most, whatever the limit says.
 const GROUP_MAX: usize = 16_384;
 
+/// A turn that an actor hands in. Boxed on its way, as it passes through many hands.
+pub(crate) struct Decided {
+    pub(crate) turn: FencedTurn,
+    pub(crate) announcement: Announcement,
+}
+
 struct Request {
-    turn: FencedTurn,
+    decided: Box<Decided>,
     answer: oneshot::Sender<Committed>,
 }
 
@@ -46,33 +54,18 @@ impl Committer {
     pub(crate) fn start(
         store: Arc<dyn Store>,
         broker: Arc<dyn Broker>,
+        counters: Arc<Counters>,
         group_max: usize,
         supervisor: Arc<Supervisor>,
     ) -> Self {
         let group_max = group_max.min(GROUP_MAX);
         let (requests, queue) = mpsc::channel::<Request>(group_max * 4);
-        let (queue, closed) = (Arc::new(Mutex::new(queue)), CancellationToken::new());
-        let asked = closed.clone();
         let under_way = Arc::new(std::sync::Mutex::new(None));
-        let noted = Arc::clone(&under_way);
-        COMMITS.spawn(supervisor.keep(NodeTask::Commits, asked, move || {
-            let (store, broker, queue) = (Arc::clone(&store), Arc::clone(&broker), Arc::clone(&queue));
-            let (noted, closed) = (Arc::clone(&noted), closed.clone());
-            async move {
-                // Held for as long as the task runs: only its successor asks for it again.
-                let mut queue = queue.lock().await;
-                let mut requests = Vec::with_capacity(group_max);
-                while queue.recv_many(&mut requests, group_max).await > 0 {
-                    // A panic drops the answers: each actor takes its outcome for unknown and reads the store.
-                    let (turns, answers): (Vec<_>, Vec<_>) = requests.drain(..).map(|r| (r.turn, r.answer)).unzip();
-                    let note = |commit| *noted.lock().unwrap_or_else(PoisonError::into_inner) = commit;
-                    note(turns.first().map(|turn: &FencedTurn| (turn.instance.clone(), Instant::now())));
-                    commit_group(store.as_ref(), broker.as_ref(), turns, answers).await;
-                    note(None);
-                }
-                closed.cancel();
-            }
-        }));
+        let closed = CancellationToken::new();
+        let (queue, noted) = (Mutex::new(queue), Arc::clone(&under_way));
+        let commits = Arc::new(Commits { store, broker, counters, group_max, queue, under_way: noted, closed });
+        let asked = commits.closed.clone();
+        COMMITS.spawn(supervisor.keep(NodeTask::Commits, asked, move || Arc::clone(&commits).run()));
         Self { requests, under_way }
     }
 
@@ -82,41 +75,101 @@ impl Committer {
         under_way.as_ref().map(|(instance, since)| (instance.clone(), since.elapsed()))
     }
 
-    /// Commits one turn together with its neighbours.
-    pub(crate) async fn commit(&self, turn: FencedTurn) -> Committed {
+    /// Commits one turn together with its neighbours, and announces it once it is durable.
+    pub(crate) async fn commit(&self, decided: Box<Decided>) -> Committed {
         let (answer, answered) = oneshot::channel();
-        if self.requests.send(Request { turn, answer }).await.is_err() {
+        if self.requests.send(Request { decided, answer }).await.is_err() {
             return Committed::Unknown;
         }
         answered.await.unwrap_or(Committed::Unknown)
     }
 }
 
-async fn commit_group(
-    store: &dyn Store,
-    broker: &dyn Broker,
-    turns: Vec<FencedTurn>,
-    answers: Vec<oneshot::Sender<Committed>>,
-) {
-    let count = turns.len();
-    let measured = crate::telemetry::metrics::Commit::begin(count);
-    match store.commit(turns).await {
-        Ok(reply) => {
-            measured.done();
-            for (answer, outcome) in answers.into_iter().zip(reply.outcomes) {
-                // Told here: the actor and its whole executor may be gone, and what was sent waits for others.
-                if let TurnOutcome::Committed { wakes } = &outcome {
-                    wakes.iter().for_each(|wake| broker.notify(wake.shard, ShardNotice::Nudge(wake.instance.clone())));
+/// What the task that commits works with.
+struct Commits {
+    store: Arc<dyn Store>,
+    broker: Arc<dyn Broker>,
+    counters: Arc<Counters>,
+    group_max: usize,
+    /// Held by the task for as long as it runs: only its successor asks for it again.
+    queue: Mutex<mpsc::Receiver<Request>>,
+    under_way: Arc<std::sync::Mutex<Option<(InstanceId, Instant)>>>,
+    closed: CancellationToken,
+}
+
+/// Those who wait for a group whose commit is over. Without outcomes, whether it was written is not known.
+struct Group {
+    waiting: Vec<(Announcement, oneshot::Sender<Committed>)>,
+    outcomes: Option<Vec<TurnOutcome>>,
+}
+
+impl Commits {
+    async fn run(self: Arc<Self>) {
+        let mut queue = self.queue.lock().await;
+        let mut requests = Vec::with_capacity(self.group_max);
+        let mut last = None;
+        loop {
+            while last.is_some()
+                && requests.len() < self.group_max
+                && let Ok(request) = queue.try_recv()
+            {
+                requests.push(request);
+            }
+            if requests.is_empty() {
+                self.show(last.take());
+                if queue.recv_many(&mut requests, self.group_max).await == 0 {
+                    break;
                 }
-                // An actor that is gone needs no answer.
-                let _gone = answer.send(Committed::Outcome(outcome));
             }
+            // The store need not wait until the last group is shown. A panic here drops the answers: each actor takes its outcome
+            // for unknown and reads the store.
+            let earlier = last.take();
+            let (group, ()) = tokio::join!(biased; self.commit(&mut requests), async { self.show(earlier) });
+            last = Some(group);
         }
-        Err(error) => {
-            tracing::warn!(target: RUNTIME, turns = count, %error, "commit failed, its instances are read again");
-            for answer in answers {
-                let _gone = answer.send(Committed::Unknown);
+        self.closed.cancel();
+    }
+
+    /// Commits what was handed in, in one group.
+    async fn commit(&self, requests: &mut Vec<Request>) -> Group {
+        let count = requests.len();
+        let (mut turns, mut waiting) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        for Request { decided, answer } in requests.drain(..) {
+            let Decided { turn, announcement } = *decided;
+            turns.push(turn);
+            waiting.push((announcement, answer));
+        }
+        let note = |commit| *self.under_way.lock().unwrap_or_else(PoisonError::into_inner) = commit;
+        note(turns.first().map(|turn: &FencedTurn| (turn.instance.clone(), Instant::now())));
+        let measured = crate::telemetry::metrics::Commit::begin(count);
+        let outcomes = match self.store.commit(turns).await {
+            Ok(reply) => {
+                measured.done();
+                Some(reply.outcomes)
             }
+            Err(error) => {
+                tracing::warn!(target: RUNTIME, turns = count, %error, "commit failed, its instances are read again");
+                None
+            }
+        };
+        note(None);
+        Group { waiting, outcomes }
+    }
+
+    /// Wakes up whom the turns are for, announces them, and answers their actors. Done here, as an actor and its whole executor
+    /// may be gone while others wait for what it has committed.
+    fn show(&self, group: Option<Group>) {
+        let Some(Group { waiting, outcomes }) = group else { return };
+        let known = outcomes.into_iter().flatten().map(Committed::Outcome);
+        let outcomes = known.chain(std::iter::repeat_with(|| Committed::Unknown));
+        for ((announcement, answer), outcome) in waiting.into_iter().zip(outcomes) {
+            if let Committed::Outcome(TurnOutcome::Committed { wakes }) = &outcome {
+                let nudge = |wake: &Wake| self.broker.notify(wake.shard, ShardNotice::Nudge(wake.instance.clone()));
+                wakes.iter().for_each(nudge);
+                announcement.make(self.broker.as_ref(), &self.counters);
+            }
+            // An actor that is gone needs no answer.
+            let _gone = answer.send(outcome);
         }
     }
 }

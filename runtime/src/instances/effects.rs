@@ -1,30 +1,16 @@
-//! Showing a committed turn to the world: log lines, cancellations, activities.
+//! Doing what a committed turn has asked for: activities, cancellations, reads.
 
 use std::sync::Arc;
 
-use outlast_core::{Effect, ExecutionId, InstanceId, LogLevel, LogLine};
+use outlast_core::Effect;
 
 use crate::dispatch::Dispatcher;
 use crate::dispatch::outstanding::Terms;
-use crate::telemetry::logging::ORCHESTRATION;
-
-/// What a committed turn shows to the world, and whose it is.
-pub(crate) struct Shown {
-    pub(crate) instance: InstanceId,
-    pub(crate) terms: Terms,
-    pub(crate) execution: ExecutionId,
-    pub(crate) orchestration: String,
-    pub(crate) logs: Vec<LogLine>,
-    pub(crate) effects: Vec<Effect>,
-}
 
 /// Does what a turn has asked for, now that it is committed.
-pub(crate) async fn apply_effects(dispatcher: &Arc<Dispatcher>, mut shown: Shown) {
-    for line in std::mem::take(&mut shown.logs) {
-        log(&shown, line);
-    }
+pub(crate) async fn apply_effects(dispatcher: &Arc<Dispatcher>, effects: Vec<Effect>, terms: Terms) {
     let (mut items, mut to_stop) = (Vec::new(), Vec::new());
-    for effect in shown.effects {
+    for effect in effects {
         match effect {
             Effect::Dispatch(item) => items.push(*item),
             Effect::ReadKv(read) => dispatcher.read_kv(*read),
@@ -34,26 +20,6 @@ pub(crate) async fn apply_effects(dispatcher: &Arc<Dispatcher>, mut shown: Shown
     dispatcher.stop_activities(to_stop).await;
     if !items.is_empty() {
         crate::telemetry::metrics::dispatched(&items);
-        dispatcher.dispatch(items, shown.terms).await;
-    }
-}
-
-fn log(shown: &Shown, line: LogLine) {
-    macro_rules! at {
-        ($level:ident) => {
-            tracing::$level!(
-                target: ORCHESTRATION,
-                instance = %shown.instance,
-                execution = shown.execution.0,
-                orchestration = %shown.orchestration,
-                "{}", line.text
-            )
-        };
-    }
-    match line.level {
-        LogLevel::Debug => at!(debug),
-        LogLevel::Info => at!(info),
-        LogLevel::Warn => at!(warn),
-        LogLevel::Error => at!(error),
+        dispatcher.dispatch(items, terms).await;
     }
 }

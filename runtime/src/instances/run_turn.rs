@@ -6,25 +6,24 @@ use std::time::Duration;
 
 use outlast_broker::{ReportReply, ShardNotice};
 use outlast_core::{
-    ActivityKey, AppErrorKind, Decision, Epoch, ErrorDetails, EventKind, InboxSeq, Incoming, InstanceId, InstanceState,
-    InstanceStatus, Limits, MessageId, ShardId, TURN_MESSAGE_BYTES_MAX, Token, Turn, TurnInput, Verdict, WarmInstance,
+    ActivityKey, Decision, Epoch, ErrorDetails, InboxSeq, Incoming, InstanceId, InstanceState, InstanceStatus, Limits,
+    MessageId, ShardId, TURN_MESSAGE_BYTES_MAX, Token, Turn, TurnInput, Verdict, WarmInstance,
 };
 use outlast_storage::{FencedTurn, InboxCursor, Mailed, TurnOutcome};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::dispatch::outstanding::{Place, Terms};
-use crate::instances::committer::Committed;
-use crate::instances::effects::{Shown, apply_effects};
+use crate::instances::announcement::Announcement;
+use crate::instances::committer::{Committed, Decided};
+use crate::instances::effects::apply_effects;
 use crate::instances::engine::Engine;
 use crate::instances::mailbox::{Inbound, Mailboxes};
-use crate::telemetry::counters::{Counters, Tally};
+use crate::telemetry::counters::Counters;
 use crate::telemetry::logging::{ORCHESTRATION, RUNTIME};
 
 /// Pause after a turn whose outcome is unknown, so that a store that is away is not hammered.
 const RETRY_DELAY: Duration = Duration::from_millis(50);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(1);
-/// Characters of a failure in its log line.
-const FAILURE_SHOWN: usize = 1_000;
 
 /// Whether the actor is still of use.
 pub(crate) enum After {
@@ -203,25 +202,24 @@ impl InstanceRun {
         let hydrated = self.warm.as_mut().expect("decided just now");
         let (shard, epoch, generation) = (move_to.unwrap_or(hydrated.shard), hydrated.epoch, hydrated.generation);
         let place = Place { shard, epoch, generation };
-        let mut shown = Shown {
-            instance: self.instance.clone(),
-            terms: Terms { place, now: self.engine.store.now(), may_have_run: false },
-            execution: turn.expected.execution,
-            orchestration: turn.state.orchestration.clone(),
-            logs: std::mem::take(&mut turn.logs),
-            effects: std::mem::take(&mut turn.effects),
-        };
+        let terms = Terms { place, now: self.engine.store.now(), may_have_run: false };
         let (verdicts, reload) = (std::mem::take(&mut turn.verdicts), turn.reload);
         self.again = turn.again;
+        let begun_by = hydrated.instance.begun_by();
+        let effects;
+        let announcement = Announcement::new(&self.instance, &hydrated.stored, &mut turn, begun_by);
         if turn.is_empty(&hydrated.stored) && move_to.is_none() {
             if !verdicts.is_empty() && !self.engine.tenure.speaks_for(hydrated.shard, hydrated.epoch) {
                 // A successor may know better by now; it will be asked.
                 return Err(Obstacle::Again);
             }
+            announcement.log();
+            effects = turn.effects;
         } else {
-            let span = self.trace.turn(&mut shown, &mut turn);
+            let span = self.trace.turn(&self.instance, &mut turn);
+            effects = std::mem::take(&mut turn.effects);
             let before = std::mem::replace(&mut hydrated.stored, turn.state.clone());
-            let (held, kv) = (!turn.held.is_empty(), !turn.kv.is_empty());
+            let held = !turn.held.is_empty();
             let stalled = turn.state.stalled > 0;
             for seq in &turn.consumed {
                 hydrated.waiting.remove(seq);
@@ -229,25 +227,18 @@ impl InstanceRun {
             let (shard, epoch) = (hydrated.shard, hydrated.epoch);
             let instance = self.instance.clone();
             let outcomes = crate::dispatch::outstanding::outcomes(&self.instance, &turn.events);
-            let (tally, failure) = (Tally::of(&turn), failure_of(&turn));
             let mailed = hydrated.mailed.take_if(|mailed| turn.consumed.contains(&mailed.seq));
-            let fenced = FencedTurn { instance, shard, epoch, before: before.clone(), turn, move_to, mailed };
-            let outcome = self.engine.committer.commit(fenced).await;
+            let turn = FencedTurn { instance, shard, epoch, before, turn, move_to, mailed };
+            let outcome = self.engine.committer.commit(Box::new(Decided { turn, announcement })).await;
             self.check(outcome).await?;
             span.committed();
-            crate::telemetry::metrics::turn_committed();
             let late = self.engine.dispatcher.outstanding.remove(&outcomes);
             self.engine.dispatcher.stop_activities(late).await;
             self.engine.problems.end_damaged(&self.instance);
             self.engine.problems.note_stalled(&self.instance, move_to.is_none() && stalled);
-            self.engine.counters.committed(tally);
-            if let Some(details) = failure {
-                self.log_failure(&shown, &details);
-            }
             if held {
                 self.engine.broker.notify(move_to.unwrap_or(shard), ShardNotice::Nudge(self.instance.clone()));
             }
-            self.publish_status(&before, kv);
         }
         drop(room);
         for (id, verdict) in verdicts {
@@ -255,7 +246,7 @@ impl InstanceRun {
                 let _gone = answer.send(ReportReply::Settled(verdict));
             }
         }
-        apply_effects(&self.engine.dispatcher, shown).await;
+        apply_effects(&self.engine.dispatcher, effects, terms).await;
         if reload {
             self.warm = None;
             self.backlog.clear();
@@ -263,17 +254,6 @@ impl InstanceRun {
             return Ok(After::Leave);
         }
         self.after(move_to)
-    }
-
-    /// One line about an instance that has failed, by default: its starter may not be there any more to ask.
-    fn log_failure(&self, shown: &Shown, details: &ErrorDetails) {
-        let why: String = details.display_message().chars().take(FAILURE_SHOWN).collect();
-        let (instance, execution, orchestration) = (&self.instance, shown.execution.0, &shown.orchestration);
-        if let ErrorDetails::Application { kind: AppErrorKind::Cancelled { .. }, .. } = details {
-            tracing::info!(target: ORCHESTRATION, %instance, execution, %orchestration, "orchestration was {why}");
-        } else {
-            tracing::error!(target: ORCHESTRATION, %instance, execution, %orchestration, "orchestration failed: {why}");
-        }
     }
 
     /// What the commit came to; anything but success means that memory is not the truth any more.
@@ -311,26 +291,15 @@ impl InstanceRun {
         turn.effects.clear();
         let (shard, epoch, instance) = (hydrated.shard, hydrated.epoch, self.instance.clone());
         let before = hydrated.stored.clone();
-        let fenced = FencedTurn { instance, shard, epoch, before, turn, move_to: None, mailed: None };
-        let outcome = self.engine.committer.commit(fenced).await;
+        let announcement = Announcement::new(&instance, &before, &mut turn, hydrated.instance.begun_by());
+        let turn = FencedTurn { instance, shard, epoch, before, turn, move_to: None, mailed: None };
+        let outcome = self.engine.committer.commit(Box::new(Decided { turn, announcement })).await;
         tracing::error!(target: RUNTIME, instance = %self.instance, ?outcome, "the instance was failed for it");
         if let Committed::Outcome(TurnOutcome::Refused(reason)) = outcome {
             let now = self.engine.store.now();
             self.engine.problems.note_damaged(&self.instance, format!("stored data is damaged: {reason}"), now);
         }
         self.engine.broker.publish_status(&self.instance, None, None);
-    }
-
-    fn publish_status(&self, before: &InstanceState, kv_changed: bool) {
-        let Some(hydrated) = &self.warm else { return };
-        let (now, broker) = (&hydrated.stored, &self.engine.broker);
-        if kv_changed
-            || before.status != now.status
-            || before.custom_status_version != now.custom_status_version
-            || before.execution != now.execution
-        {
-            broker.publish_status(&self.instance, Some(now), hydrated.instance.begun_by());
-        }
     }
 
     fn after(&mut self, move_to: Option<ShardId>) -> Result<After, Obstacle> {
@@ -385,14 +354,6 @@ impl InstanceRun {
         self.failures += 1;
         tokio::time::sleep(self.retry_delay()).await;
     }
-}
-
-/// Why the instance ends in this turn, if it fails.
-fn failure_of(turn: &Turn) -> Option<ErrorDetails> {
-    turn.events.iter().rev().find_map(|(_, event)| match &event.kind {
-        EventKind::OrchestrationFailed { details } => Some(details.clone()),
-        _ => None,
-    })
 }
 
 fn take_messages(backlog: &mut VecDeque<Incoming>, limits: &Limits) -> Vec<Incoming> {

@@ -88,7 +88,13 @@ impl Node {
             supervisor: Arc::clone(&supervisor),
             stopping,
         });
-        let committer = Committer::start(Arc::clone(&store), Arc::clone(&broker), limits.commit_group_max, supervisor);
+        let committer = Committer::start(
+            Arc::clone(&store),
+            Arc::clone(&broker),
+            Arc::clone(&counters),
+            limits.commit_group_max,
+            supervisor,
+        );
         let turns = permits(limits.turns_in_flight_max);
         let engine = Arc::new(Engine {
             store,

@@ -125,7 +125,7 @@ impl Counters {
     }
 
     /// A turn is durable.
-    pub(crate) fn committed(&self, tally: Tally) {
+    pub(crate) fn committed(&self, tally: &Tally) {
         Self::count(&self.turns);
         let outcomes = &self.outcomes;
         for (counter, count) in [

@@ -24,11 +24,10 @@ mod on {
     use opentelemetry::trace::{Span, Status, TraceContextExt, Tracer};
     use opentelemetry::{Context, KeyValue, global};
     use outlast_client::trace::traceparent;
-    use outlast_core::{ActivityItem, ActivityOutcome, Effect, EventKind, MessageKind, Turn, WorkerId};
+    use outlast_core::{ActivityItem, ActivityOutcome, Effect, EventKind, InstanceId, MessageKind, Turn, WorkerId};
     use outlast_storage::Loaded;
     use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-    use crate::instances::effects::Shown;
     use crate::telemetry::logging::TRACE;
 
     /// The trace that an instance belongs to.
@@ -58,16 +57,16 @@ mod on {
         }
 
         /// Something came of the turn: what it schedules belongs to its span.
-        pub(crate) fn turn(&self, shown: &mut Shown, turn: &mut Turn) -> TurnSpan {
+        pub(crate) fn turn(&self, instance: &InstanceId, turn: &mut Turn) -> TurnSpan {
             let (Some(parent), Some(begun)) = (&self.parent, self.begun) else { return TurnSpan(None) };
             let tracer = global::tracer("outlast");
             let span = tracer
-                .span_builder(format!("orchestration turn {}", shown.orchestration))
+                .span_builder(format!("orchestration turn {}", turn.state.orchestration))
                 .with_start_time(begun)
                 .with_attributes([
-                    KeyValue::new("outlast.instance", shown.instance.to_string()),
-                    KeyValue::new("outlast.execution", i64::try_from(shown.execution.0).unwrap_or(i64::MAX)),
-                    KeyValue::new("outlast.orchestration", shown.orchestration.clone()),
+                    KeyValue::new("outlast.instance", instance.to_string()),
+                    KeyValue::new("outlast.execution", i64::try_from(turn.expected.execution.0).unwrap_or(i64::MAX)),
+                    KeyValue::new("outlast.orchestration", turn.state.orchestration.clone()),
                     KeyValue::new("outlast.events", i64::try_from(turn.events.len()).unwrap_or(i64::MAX)),
                 ])
                 .start_with_context(&tracer, parent);
@@ -76,7 +75,7 @@ mod on {
             }
             let context = Context::new().with_span(span);
             let own = traceparent(&context);
-            for effect in &mut shown.effects {
+            for effect in &mut turn.effects {
                 if let Effect::Dispatch(item) = effect {
                     item.traceparent.clone_from(&own);
                 }
@@ -147,10 +146,8 @@ mod on {
 
 #[cfg(not(feature = "telemetry"))]
 mod off {
-    use outlast_core::{ActivityItem, ActivityOutcome, Turn, WorkerId};
+    use outlast_core::{ActivityItem, ActivityOutcome, InstanceId, Turn, WorkerId};
     use outlast_storage::Loaded;
-
-    use crate::instances::effects::Shown;
 
     #[derive(Default)]
     pub(crate) struct InstanceTrace(());
@@ -162,7 +159,7 @@ mod off {
 
         pub(crate) fn turn_begins(&mut self) {}
 
-        pub(crate) fn turn(&self, _: &mut Shown, _: &mut Turn) -> TurnSpan {
+        pub(crate) fn turn(&self, _: &InstanceId, _: &mut Turn) -> TurnSpan {
             TurnSpan
         }
     }
