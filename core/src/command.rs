@@ -12,6 +12,27 @@ use crate::{
     MessageId, MessageKind, OutboundMessage, StartMessage,
 };
 
+/// An event before it has a number.
+pub(crate) struct NewEvent {
+    /// The event that it answers.
+    pub(crate) source: Option<EventId>,
+    /// The message that has brought it.
+    pub(crate) message: Option<MessageId>,
+    pub(crate) kind: EventKind,
+}
+
+impl NewEvent {
+    /// One that answers no other and that no message has brought.
+    pub(crate) fn own(kind: EventKind) -> Self {
+        Self { source: None, message: None, kind }
+    }
+
+    /// What the code asks of an event of its own.
+    pub(crate) fn about(source: EventId, kind: EventKind) -> Self {
+        Self { source: Some(source), message: None, kind }
+    }
+}
+
 impl WarmInstance {
     /// Turns a command of the code into an event and, where it has one, into an effect.
     pub(crate) fn record(&mut self, draft: &mut Draft, command: Command) {
@@ -19,8 +40,7 @@ impl WarmInstance {
         match &command.kind {
             EventKind::ActivityScheduled { .. } => {
                 let traceparent = self.live().traceparent.clone();
-                if let Some(item) =
-                    crate::outstanding::item_of(key, &command.kind, (&self.state, traceparent, draft.now))
+                if let Some(item) = crate::outstanding::item_of(key, &command.kind, &self.state, traceparent, draft.now)
                 {
                     draft.dispatch.insert(command.id, item);
                 }
@@ -62,7 +82,7 @@ impl WarmInstance {
             EventKind::KeyValuesCleared => draft.turn.kv.push(KvChange::ClearAll),
             _ => {}
         }
-        self.append(draft, (command.source, None, command.kind));
+        self.append(draft, NewEvent { source: command.source, message: None, kind: command.kind });
     }
 
     /// One poll must not ask for more than a whole history may hold: no store could write it at once, now or at the next try.
@@ -80,11 +100,7 @@ impl WarmInstance {
     }
 
     /// Appends to the history of the current execution.
-    pub(crate) fn append(
-        &mut self,
-        draft: &mut Draft,
-        (source, message, kind): (Option<EventId>, Option<MessageId>, EventKind),
-    ) -> EventId {
+    pub(crate) fn append(&mut self, draft: &mut Draft, NewEvent { source, message, kind }: NewEvent) -> EventId {
         let event_id = self.state.last_event_id.next();
         if let Some(id) = &message {
             self.applied.insert(id.clone());

@@ -138,14 +138,14 @@ impl OrchestrationContext {
     pub fn schedule_timer(&self, delay: Duration) -> DurableFuture<()> {
         let fire_at = self.journal.lock().now.plus(delay);
         let event = EventKind::TimerCreated { fire_at_ms: fire_at.0 };
-        DurableFuture::open(&self.journal, (event, OpKind::Timer { fire_at }), |_| ())
+        DurableFuture::open(&self.journal, event, OpKind::Timer { fire_at }, |_| ())
     }
 
     /// Waits for an ephemeral event. The nth wait for a name takes the nth event raised while somebody waits for it.
     pub fn schedule_wait(&self, name: impl Into<String>) -> DurableFuture<String> {
         let name = self.checked_name("event name", name.into());
         let event = EventKind::ExternalSubscribed { name: name.clone() };
-        DurableFuture::open(&self.journal, (event, OpKind::Wait { name }), Outcome::into_text)
+        DurableFuture::open(&self.journal, event, OpKind::Wait { name }, Outcome::into_text)
     }
 
     /// [`OrchestrationContext::schedule_wait`] with a typed value.
@@ -165,7 +165,7 @@ impl OrchestrationContext {
     pub fn dequeue_event(&self, queue: impl Into<String>) -> DurableFuture<String> {
         let queue = self.checked_name("queue name", queue.into());
         let event = EventKind::QueueSubscribed { name: queue.clone() };
-        DurableFuture::open(&self.journal, (event, OpKind::Dequeue { queue }), Outcome::into_text)
+        DurableFuture::open(&self.journal, event, OpKind::Dequeue { queue }, Outcome::into_text)
     }
 
     /// [`OrchestrationContext::dequeue_event`] with a typed value.
@@ -343,7 +343,7 @@ impl OrchestrationContext {
             first_event_id: request.first_event.map(|id| id.0),
             timeouts: ActivityTimeouts::default(),
         };
-        DurableFuture::open(&self.journal, (event, OpKind::Activity { token }), Outcome::into_result)
+        DurableFuture::open(&self.journal, event, OpKind::Activity { token }, Outcome::into_result)
     }
 
     fn schedule_typed<In: Serialize, Out: DeserializeOwned + Send + 'static>(

@@ -200,7 +200,7 @@ impl OrchestrationContext {
             version: child.version,
             token,
         };
-        DurableFuture::open(&self.journal, (event, op), Outcome::into_result)
+        DurableFuture::open(&self.journal, event, op, Outcome::into_result)
     }
 
     fn detached(&self, version: Option<String>, child: Child) {

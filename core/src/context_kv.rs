@@ -149,6 +149,6 @@ impl OrchestrationContext {
             first_event_id: None,
             timeouts: crate::ActivityTimeouts::default(),
         };
-        DurableFuture::open(&self.journal, (event, OpKind::Activity { token }), Outcome::into_result)
+        DurableFuture::open(&self.journal, event, OpKind::Activity { token }, Outcome::into_result)
     }
 }

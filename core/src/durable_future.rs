@@ -27,7 +27,8 @@ enum State<T> {
 impl<T> DurableFuture<T> {
     pub(crate) fn open(
         journal: &Arc<Journal>,
-        (kind, op): (EventKind, OpKind),
+        kind: EventKind,
+        op: OpKind,
         convert: impl FnOnce(Outcome) -> T + Send + 'static,
     ) -> Self {
         let id = journal.open(kind, op);

@@ -1,5 +1,6 @@
 //! How an execution or instance ends, and how a turn is completed.
 
+use crate::command::NewEvent;
 use crate::draft::{Draft, NewChild};
 use crate::execution::Execution;
 use crate::first_event::started_event;
@@ -33,7 +34,8 @@ impl WarmInstance {
         };
         let Some(next) = next else { return };
         self.withdraw_activities(draft, &old, "continued as new");
-        self.append(draft, (None, None, EventKind::OrchestrationContinuedAsNew { input: next.input.clone() }));
+        let continued = EventKind::OrchestrationContinuedAsNew { input: next.input.clone() };
+        self.append(draft, NewEvent::own(continued));
         draft.drop_unawaited();
         let name = self.state.orchestration.clone();
         let resolved = handlers.resolve(&name, next.version.as_deref());
@@ -53,7 +55,7 @@ impl WarmInstance {
         self.state.execution = self.state.execution.next();
         self.state.last_event_id = EventId(0);
         self.state.history_bytes = 0;
-        self.append(draft, (None, None, kind));
+        self.append(draft, NewEvent::own(kind));
         self.children.clear();
         // A cold instance knows the messages of its current execution; those of earlier ones have left the inbox for good.
         self.applied.clear();
@@ -76,7 +78,8 @@ impl WarmInstance {
                 _ => self.note_start(draft, incoming.message),
             }
         }
-        self.record_outside_code(draft, (None, id, EventKind::OrchestrationCancelRequested { reason: reason.clone() }));
+        let kind = EventKind::OrchestrationCancelRequested { reason: reason.clone() };
+        self.record_outside_code(draft, NewEvent { source: None, message: id, kind });
         let outstanding = match &self.execution {
             Some(execution) => execution.journal.lock().outstanding(),
             None => outstanding_in(&self.cold),
@@ -93,7 +96,7 @@ impl WarmInstance {
         if self.state.last_event_id == EventId(0) {
             let version = start.version.clone().unwrap_or_default();
             let kind = started_event(&start, version, draft.seed, &self.limits);
-            self.record_outside_code(draft, (None, Some(message.id), kind));
+            self.record_outside_code(draft, NewEvent { source: None, message: Some(message.id), kind });
         }
     }
 
@@ -154,10 +157,10 @@ impl WarmInstance {
     fn cancel_open(&mut self, draft: &mut Draft, open: Vec<(EventId, OpKind)>, reason: &str) {
         for (event, op) in open {
             match op {
-                OpKind::Activity { .. } => self.withdraw(draft, (event, op), reason),
+                OpKind::Activity { .. } => self.withdraw(draft, event, &op, reason),
                 OpKind::Child { .. } => {
                     let kind = EventKind::SubOrchestrationCancelRequested { reason: reason.to_owned() };
-                    self.append(draft, (Some(event), None, kind));
+                    self.append(draft, NewEvent::about(event, kind));
                     self.cancel_child(draft, Some(event), reason.to_owned());
                 }
                 OpKind::Timer { .. } | OpKind::Wait { .. } | OpKind::Dequeue { .. } => {}
@@ -170,7 +173,7 @@ impl WarmInstance {
             self.withdraw_activities(draft, &execution, reason);
         } else {
             for (event, op) in outstanding_in(&self.cold) {
-                self.withdraw(draft, (event, op), reason);
+                self.withdraw(draft, event, &op, reason);
             }
         }
     }
@@ -178,15 +181,15 @@ impl WarmInstance {
     /// Cancels the activities of an execution that ends. Children go on; nobody waits for their outcome.
     pub(crate) fn withdraw_activities(&mut self, draft: &mut Draft, execution: &Execution, reason: &str) {
         let outstanding = execution.journal.lock().outstanding();
-        for op in outstanding {
-            self.withdraw(draft, op, reason);
+        for (event, op) in outstanding {
+            self.withdraw(draft, event, &op, reason);
         }
     }
 
-    fn withdraw(&mut self, draft: &mut Draft, (event, op): (EventId, OpKind), reason: &str) {
+    fn withdraw(&mut self, draft: &mut Draft, event: EventId, op: &OpKind, reason: &str) {
         if matches!(op, OpKind::Activity { .. }) {
             let kind = EventKind::ActivityCancelRequested { reason: reason.to_owned() };
-            self.append(draft, (Some(event), None, kind));
+            self.append(draft, NewEvent::about(event, kind));
             draft.cancel_activity(self.key(event));
         }
     }
@@ -204,7 +207,7 @@ impl WarmInstance {
             other => unreachable!("{other:?} does not end an instance"),
         };
         draft.drop_unawaited();
-        self.append(draft, (None, None, kind));
+        self.append(draft, NewEvent::own(kind));
         self.state.status = status;
         self.state.output = Some(output);
         self.state.completed_at = Some(draft.now);

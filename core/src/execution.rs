@@ -90,13 +90,21 @@ impl Wake for TurnWake {
     }
 }
 
+/// What an execution runs with.
+pub(crate) struct Host<'a> {
+    pub(crate) handler: OrchestrationHandler,
+    pub(crate) limits: &'a Limits,
+    /// Who is told when something outside of the history wakes the code.
+    pub(crate) outside_wake: Option<OutsideWake>,
+}
+
 impl Execution {
     /// An execution that has its first event and was not polled yet. `None` when the event is not a start.
     pub(crate) fn begin(
         instance: &InstanceId,
         execution: ExecutionId,
         started: &HistoryEvent,
-        (handler, limits, tell): (OrchestrationHandler, &Limits, Option<OutsideWake>),
+        Host { handler, limits, outside_wake }: Host<'_>,
     ) -> Option<Self> {
         let EventKind::OrchestrationStarted {
             name,
@@ -128,7 +136,7 @@ impl Execution {
             inside: AtomicBool::new(false),
             woken: AtomicBool::new(false),
             foreign: AtomicBool::new(false),
-            tell,
+            tell: outside_wake,
         });
         let context = OrchestrationContext::new(Arc::clone(&journal));
         let input = input.clone();

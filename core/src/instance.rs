@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::command::NewEvent;
 use crate::draft::Draft;
-use crate::execution::{Execution, OutsideWake, Polled, parent_link};
+use crate::execution::{Execution, Host, OutsideWake, Polled, parent_link};
 use crate::first_event::started_event;
 use crate::heartbeats::Heartbeats;
 use crate::journal::OpKind;
@@ -49,6 +50,13 @@ pub enum Decision {
         /// What could not be applied.
         messages: Vec<Incoming>,
     },
+}
+
+/// What the outcome of an activity or child is of.
+struct Awaited {
+    execution: ExecutionId,
+    event: EventId,
+    token: Token,
 }
 
 /// An instance with its live future. It is a cache: dropped at any time, it is made again from its [`Snapshot`].
@@ -150,8 +158,8 @@ impl WarmInstance {
         match revived {
             Ok(Some(polled)) => self.after_poll(&mut draft, polled, handlers),
             Ok(None) => {}
-            Err(missing) if draft.turn.events.is_empty() && draft.turn.consumed.is_empty() => {
-                return self.unregistered(missing, messages);
+            Err((name, version)) if draft.turn.events.is_empty() && draft.turn.consumed.is_empty() => {
+                return Decision::Unregistered { name, version, messages };
             }
             Err(_) => {
                 // What was decided so far stands; the next turn, due at once, finds the code missing.
@@ -165,7 +173,7 @@ impl WarmInstance {
     }
 
     /// A turn that only says that the instance cannot go on now and will be tried again.
-    pub fn stall(&mut self, now: Millis, delay: Duration, (waits, messages): (&str, Vec<Incoming>)) -> Turn {
+    pub fn stall(&mut self, now: Millis, delay: Duration, waits: &str, messages: Vec<Incoming>) -> Turn {
         let mut turn = Turn { expected: self.expected(), ..Turn::default() };
         self.hold(&mut turn, messages);
         let waiting_already = self.state.stalled > 0 && self.state.wake_at.is_some_and(|at| at > now);
@@ -279,7 +287,7 @@ impl WarmInstance {
                 Some(kind) if self.state.last_event_id.0 > 0 => {
                     self.state.paused = matches!(kind, EventKind::OrchestrationPaused);
                     let id = Some(incoming.message.id);
-                    self.record_outside_code(draft, (None, id, kind));
+                    self.record_outside_code(draft, NewEvent { source: None, message: id, kind });
                 }
                 Some(kind) => self.state.paused = matches!(kind, EventKind::OrchestrationPaused),
                 None => {}
@@ -294,11 +302,7 @@ impl WarmInstance {
     }
 
     /// Appends an event that the code does not see, keeping the code's numbering in step.
-    pub(crate) fn record_outside_code(
-        &mut self,
-        draft: &mut Draft,
-        event: (Option<EventId>, Option<MessageId>, EventKind),
-    ) {
+    pub(crate) fn record_outside_code(&mut self, draft: &mut Draft, event: NewEvent) {
         let event_id = self.append(draft, event);
         if let Some(execution) = &self.execution {
             execution.journal.lock().next_event = event_id.next();
@@ -325,7 +329,7 @@ impl WarmInstance {
                     .resolve(&start.name, start.version.as_deref())
                     .ok_or_else(|| (start.name.clone(), start.version.clone()))?;
                 let kind = started_event(start, version, draft.seed, &self.limits);
-                self.append(draft, (None, Some(id), kind));
+                self.append(draft, NewEvent { source: None, message: Some(id), kind });
                 draft.turn.events.last().map(|(_, event)| event.clone()).expect("appended just now")
             }
         };
@@ -335,9 +339,8 @@ impl WarmInstance {
         };
         let (_, handler) =
             handlers.resolve(name, Some(version)).ok_or_else(|| (name.clone(), Some(version.clone())))?;
-        let Some(mut execution) =
-            Execution::begin(&self.id, self.state.execution, &started, (handler, &self.limits, self.outside.clone()))
-        else {
+        let host = Host { handler, limits: &self.limits, outside_wake: self.outside.clone() };
+        let Some(mut execution) = Execution::begin(&self.id, self.state.execution, &started, host) else {
             return Ok(None);
         };
         execution.shows_data = self.shows_data;
@@ -356,10 +359,6 @@ impl WarmInstance {
             }
         }
         Ok(None)
-    }
-
-    fn unregistered(&mut self, (name, version): (String, Option<String>), messages: Vec<Incoming>) -> Decision {
-        Decision::Unregistered { name, version, messages }
     }
 
     fn run(&mut self, draft: &mut Draft, messages: Vec<Incoming>, handlers: &dyn Handlers) {
@@ -400,7 +399,7 @@ impl WarmInstance {
         while self.is_running(draft) {
             let due = self.execution.as_ref().and_then(|execution| execution.next_due_timer(draft.now));
             let Some((id, at)) = due else { return };
-            self.deliver(draft, (Some(id), None, EventKind::TimerFired { fire_at_ms: at.0 }), handlers);
+            self.deliver(draft, NewEvent::about(id, EventKind::TimerFired { fire_at_ms: at.0 }), handlers);
         }
     }
 
@@ -426,7 +425,8 @@ impl WarmInstance {
             MessageKind::Raise { name, data } => {
                 let source = self.live().journal.lock().waits.get(&name).and_then(|ids| ids.first().copied());
                 let Some(source) = source else { return Verdict::AlreadyDone };
-                self.deliver(draft, (Some(source), Some(id), EventKind::ExternalEvent { name, data }), handlers);
+                let kind = EventKind::ExternalEvent { name, data };
+                self.deliver(draft, NewEvent { source: Some(source), message: Some(id), kind }, handlers);
                 Verdict::Applied
             }
             MessageKind::ActivityDone { execution, event, token, outcome, run } => {
@@ -434,15 +434,17 @@ impl WarmInstance {
                     Ok(result) => EventKind::ActivityCompleted { result, run },
                     Err(details) => EventKind::ActivityFailed { details, run },
                 };
-                let from_inbox = incoming.seq.map(|_| id);
-                self.settle(draft, (execution, event, token), (from_inbox, kind), handlers)
+                let message = incoming.seq.map(|_| id);
+                let result = NewEvent { source: Some(event), message, kind };
+                self.settle(draft, Awaited { execution, event, token }, result, handlers)
             }
             MessageKind::ChildDone { execution, event, token, result } => {
                 let kind = match result {
                     Ok(result) => EventKind::SubOrchestrationCompleted { result },
                     Err(details) => EventKind::SubOrchestrationFailed { details },
                 };
-                self.settle(draft, (execution, event, token), (Some(id), kind), handlers)
+                let result = NewEvent { source: Some(event), message: Some(id), kind };
+                self.settle(draft, Awaited { execution, event, token }, result, handlers)
             }
             MessageKind::Start(_)
             | MessageKind::Replace(_)
@@ -457,8 +459,8 @@ impl WarmInstance {
     fn settle(
         &mut self,
         draft: &mut Draft,
-        (execution, event, token): (ExecutionId, EventId, Token),
-        (message, kind): (Option<MessageId>, EventKind),
+        Awaited { execution, event, token }: Awaited,
+        result: NewEvent,
         handlers: &dyn Handlers,
     ) -> Verdict {
         if execution != self.state.execution {
@@ -470,7 +472,7 @@ impl WarmInstance {
             Some(expected) if expected != token => Verdict::Unknown,
             Some(_) => {
                 self.children.remove(&event);
-                self.deliver(draft, (Some(event), message, kind), handlers);
+                self.deliver(draft, result, handlers);
                 Verdict::Applied
             }
         }
@@ -504,21 +506,13 @@ impl WarmInstance {
             draft.turn.consumed.push(seq);
             draft.queue_bytes += message.payload_bytes();
             let MessageKind::Enqueue { data, .. } = message.kind else { continue };
-            self.deliver(
-                draft,
-                (Some(source), Some(message.id), EventKind::QueueEventDelivered { name: queue, data }),
-                handlers,
-            );
+            let kind = EventKind::QueueEventDelivered { name: queue, data };
+            self.deliver(draft, NewEvent { source: Some(source), message: Some(message.id), kind }, handlers);
         }
     }
 
     /// Appends an outcome, lets the code run, and takes over what it asked for.
-    fn deliver(
-        &mut self,
-        draft: &mut Draft,
-        event: (Option<EventId>, Option<MessageId>, EventKind),
-        handlers: &dyn Handlers,
-    ) {
+    fn deliver(&mut self, draft: &mut Draft, event: NewEvent, handlers: &dyn Handlers) {
         self.append(draft, event);
         let (_, event) = draft.turn.events.last().cloned().expect("appended just now");
         let Some(execution) = self.execution.as_mut() else { return };

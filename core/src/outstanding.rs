@@ -34,7 +34,7 @@ pub(crate) fn outstanding_activities(
     events
         .filter_map(|event| {
             let key = ActivityKey { instance: instance.clone(), execution: state.execution, event: event.event_id };
-            item_of(key, &event.kind, (state, traceparent.clone(), event.at))
+            item_of(key, &event.kind, state, traceparent.clone(), event.at)
         })
         .collect()
 }
@@ -43,7 +43,9 @@ pub(crate) fn outstanding_activities(
 pub(crate) fn item_of(
     key: ActivityKey,
     kind: &EventKind,
-    (state, traceparent, scheduled_at): (&InstanceState, Option<String>, Millis),
+    state: &InstanceState,
+    traceparent: Option<String>,
+    scheduled_at: Millis,
 ) -> Option<ActivityItem> {
     let EventKind::ActivityScheduled { name, input, session_id, tag, token, attempt, first_event_id, timeouts } = kind
     else {

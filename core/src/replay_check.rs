@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::execution::{Divergence, Execution, Polled, describe};
+use crate::execution::{Divergence, Execution, Host, Polled, describe};
 use crate::{Event, EventId, EventKind, ExecutionId, Handlers, HistoryEvent, InstanceId, Limits, Millis};
 
 /// The first difference between a history and the code.
@@ -48,8 +48,8 @@ pub fn check_replay(handlers: &dyn Handlers, events: &[Event]) -> Result<(), Rep
         .ok_or_else(|| ReplayDifference::Unregistered { name: name.clone(), version: version.clone() })?;
     let history: Vec<HistoryEvent> = events.iter().map(stored).collect();
     let (id, number) = (InstanceId::new(&first.instance_id), ExecutionId(first.execution_id));
-    let mut execution = Execution::begin(&id, number, &history[0], (handler, &Limits::default(), None))
-        .ok_or(ReplayDifference::NoStart)?;
+    let host = Host { handler, limits: &Limits::default(), outside_wake: None };
+    let mut execution = Execution::begin(&id, number, &history[0], host).ok_or(ReplayDifference::NoStart)?;
     execution.shows_data = true;
     let polled = execution.replay(&history)?;
     match history.last() {

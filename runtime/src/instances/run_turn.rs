@@ -166,7 +166,7 @@ impl InstanceRun {
         let now = engine.store.now();
         let hydrated = self.warm.as_mut().expect("decided just now");
         if let Some(shard) = engine.neighbours.shard_that_serves(&name, version.as_deref()) {
-            return (hydrated.instance.stall(now, Duration::ZERO, ("moving", messages)), Some(shard));
+            return (hydrated.instance.stall(now, Duration::ZERO, "moving", messages), Some(shard));
         }
         let tries = hydrated.instance.state().stalled;
         let wanted = version.map_or(name.clone(), |version| format!("{name} {version}"));
@@ -190,7 +190,7 @@ impl InstanceRun {
             );
         }
         let delay = engine.options.unregistered_backoff.delay(tries + 1);
-        (hydrated.instance.stall(now, delay, ("unregistered orchestration", messages)), None)
+        (hydrated.instance.stall(now, delay, "unregistered orchestration", messages), None)
     }
 
     async fn commit(
