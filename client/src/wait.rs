@@ -12,6 +12,12 @@ use crate::{Client, ClientError};
 /// A wait that nobody sits out.
 const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 86_400);
 
+/// How long a wait lasts, and how long it relies on updates before it looks again.
+struct Patience {
+    timeout: Duration,
+    poll: Duration,
+}
+
 /// What a pushed update means for a wait.
 enum Told<T> {
     /// It is over.
@@ -40,7 +46,8 @@ impl Client {
             let (status, execution) = self.look_at(instance).await?;
             Ok((ended(&status), execution))
         };
-        self.wait(instance, (timeout, self.options.poll_interval), |status| ended(status).into(), look).await
+        self.wait(instance, Patience { timeout, poll: self.options.poll_interval }, |status| ended(status).into(), look)
+            .await
     }
 
     /// Waits for the output: JSON, or else a text as it is; a failed orchestration is `ClientError::OrchestrationFailed`.
@@ -80,13 +87,13 @@ impl Client {
             let (status, execution) = self.look_at(instance).await?;
             Ok((changed(&status), execution))
         };
-        self.wait(instance, (timeout, poll_interval), |status| changed(status).into(), look).await
+        self.wait(instance, Patience { timeout, poll: poll_interval }, |status| changed(status).into(), look).await
     }
 
     /// Waits until the key has a value.
     pub async fn wait_for_kv_value(&self, instance: &str, key: &str, timeout: Duration) -> Result<String, ClientError> {
         let look = || async { Ok((self.look_at_kv(instance, key).await?, ExecutionId(0))) };
-        self.wait(instance, (timeout, self.options.poll_interval), |_| Told::Look, look).await
+        self.wait(instance, Patience { timeout, poll: self.options.poll_interval }, |_| Told::Look, look).await
     }
 
     /// Waits until the key has a value: JSON, or else a text as it is.
@@ -105,7 +112,7 @@ impl Client {
     async fn wait<T, L: Future<Output = Result<(Option<T>, ExecutionId), ClientError>>>(
         &self,
         instance: &str,
-        (timeout, poll): (Duration, Duration),
+        Patience { timeout, poll }: Patience,
         told: impl Fn(&OrchestrationStatus) -> Told<T>,
         look: impl Fn() -> L,
     ) -> Result<T, ClientError> {

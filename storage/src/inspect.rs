@@ -84,12 +84,7 @@ pub struct InstanceInfo {
 
 impl InstanceInfo {
     /// From the row of an instance, with the moments of its creation and last change.
-    pub(crate) fn new(
-        id: String,
-        state: InstanceState,
-        (created, updated): (u64, u64),
-        parent: Option<String>,
-    ) -> Self {
+    pub(crate) fn new(id: String, state: InstanceState, created: u64, updated: u64, parent: Option<String>) -> Self {
         let output = match state.to_status() {
             OrchestrationStatus::Completed { output, .. } => Some(output),
             OrchestrationStatus::Failed { details, .. } => Some(details.display_message()),

@@ -45,7 +45,8 @@ impl ActivityContext {
         item: Arc<ActivityItem>,
         worker: String,
         cancelled: CancellationToken,
-        (client, heartbeat): (Client, Arc<Heartbeat>),
+        client: Client,
+        heartbeat: Arc<Heartbeat>,
     ) -> Self {
         Self { inner: Arc::new(Inner { item, worker, cancelled, client, heartbeat }) }
     }

@@ -54,11 +54,18 @@ pub(crate) struct Admission {
     pub(crate) session: Option<Arc<SessionUse>>,
 }
 
+/// What is known of an item when it is received.
+struct Received {
+    queued_ms: u64,
+    redelivered: bool,
+    cancelled: CancellationToken,
+}
+
 /// Runs it, and settles every copy of the item that was delivered meanwhile.
 pub(crate) async fn run(worker: Arc<Worker>, delivery: Delivery, cancelled: CancellationToken, admission: Admission) {
     let Delivery { item, queued_ms, redelivered, settle } = delivery;
     let activity = item.activity();
-    let attempt = pin!(attempt(&worker, item, (queued_ms, redelivered, cancelled), admission));
+    let attempt = pin!(attempt(&worker, item, Received { queued_ms, redelivered, cancelled }, admission));
     let decision = match AssertUnwindSafe(attempt).catch_unwind().await {
         Ok(decision) => decision,
         Err(panic) => {
@@ -79,11 +86,11 @@ pub(crate) async fn run(worker: Arc<Worker>, delivery: Delivery, cancelled: Canc
 async fn attempt(
     worker: &Arc<Worker>,
     mut item: ActivityItem,
-    (queued_ms, redelivered, cancelled): (u64, bool, CancellationToken),
+    Received { queued_ms, redelivered, cancelled }: Received,
     Admission { slot, report, session }: Admission,
 ) -> Settle {
     let activity = item.activity();
-    let heartbeat = match prepare(worker, &mut item, (redelivered, &cancelled), session.as_deref()).await {
+    let heartbeat = match prepare(worker, &mut item, redelivered, &cancelled, session.as_deref()).await {
         Ok(heartbeat) => heartbeat,
         Err(instead) => return instead,
     };
@@ -129,7 +136,8 @@ async fn attempt(
 async fn prepare(
     worker: &Arc<Worker>,
     item: &mut ActivityItem,
-    (redelivered, cancelled): (bool, &CancellationToken),
+    redelivered: bool,
+    cancelled: &CancellationToken,
     session: Option<&SessionUse>,
 ) -> Result<Heartbeat, Settle> {
     // How long nothing can have happened that forbids to begin. A first run of what comes again may have ended and be committed.

@@ -44,8 +44,8 @@ pub(crate) async fn execute(
     Call { handler, cancelled, heartbeat, slot, session }: Call,
 ) -> Executed {
     let heartbeat = Arc::new(heartbeat);
-    let shared = (worker.client.clone(), Arc::clone(&heartbeat));
-    let context = ActivityContext::new(Arc::clone(item), worker.id.as_str().to_owned(), cancelled.clone(), shared);
+    let (client, id) = (worker.client.clone(), worker.id.as_str().to_owned());
+    let context = ActivityContext::new(Arc::clone(item), id, cancelled.clone(), client, Arc::clone(&heartbeat));
     let span = tracing::info_span!(
         target: crate::telemetry::logging::ACTIVITY,
         "activity",
@@ -78,11 +78,11 @@ pub(crate) async fn execute(
                 // Nobody waits for it any more; it gets the grace period to notice.
                 worker.cancel(&item.activity());
                 cancelled.cancel();
-                tokio::spawn(see_out(code, (Arc::clone(worker), Arc::clone(item)), grace));
+                tokio::spawn(see_out(code, Arc::clone(worker), Arc::clone(item), grace));
                 Err(application(missed))
             }
             () = overdue(worker, &cancelled, grace) => {
-                tokio::spawn(see_out(code, (Arc::clone(worker), Arc::clone(item)), Duration::ZERO));
+                tokio::spawn(see_out(code, Arc::clone(worker), Arc::clone(item), Duration::ZERO));
                 Err(application("activity was cancelled and aborted after its grace period".to_owned()))
             }
         }
@@ -106,7 +106,7 @@ impl Drop for Code {
 
 /// Stays with code whose outcome is known already: it may notice, then it is aborted. Code that blocks its thread goes on all the
 /// same; its slot is taken, and people are told.
-async fn see_out(mut code: Code, (worker, item): (Arc<Worker>, Arc<ActivityItem>), grace: Duration) {
+async fn see_out(mut code: Code, worker: Arc<Worker>, item: Arc<ActivityItem>, grace: Duration) {
     tokio::select! {
         _ended = &mut code.0 => return,
         () = patience(&worker, grace) => code.0.abort(),

@@ -198,8 +198,8 @@ impl Worker {
                 () = tokio::time::sleep(LOOK_FOR_ROOM), if !has_room => continue,
             };
             // Permits that nothing came for are free again.
-            for (delivery, permits) in deliveries.into_iter().zip(permits) {
-                self.begin(source, delivery, permits);
+            for (delivery, (slot, report)) in deliveries.into_iter().zip(permits) {
+                self.begin(source, delivery, slot, report);
             }
         }
     }
@@ -227,7 +227,8 @@ impl Worker {
         self: &Arc<Self>,
         source: &mut dyn WorkSource,
         delivery: Delivery,
-        (permit, report): (OwnedSemaphorePermit, OwnedSemaphorePermit),
+        permit: OwnedSemaphorePermit,
+        report: OwnedSemaphorePermit,
     ) {
         let activity = delivery.item.activity();
         if let Some(copies) = self.lock_held().get_mut(&activity) {

@@ -223,7 +223,7 @@ impl CallStore for PostgresStore {
         let (id, orchestration) = (instance.clone(), fork.state.orchestration.clone());
         let (pool, listener, imported) = (self.pools.general.clone(), self.listener.clone(), instance.clone());
         let made = self.see_through(async move {
-            let made = pool.run(|db| Box::pin(import(db, (id, shard), fork))).await?;
+            let made = pool.run(|db| Box::pin(import(db, id, shard, fork))).await?;
             if made {
                 listener.tell(Arrival::Nudge(shard, imported));
             }
@@ -348,7 +348,8 @@ impl PostgresStore {
 /// Writes a copied history; `false` when the id is taken.
 async fn import(
     db: &mut sqlx::pool::PoolConnection<sqlx::Postgres>,
-    (id, shard): (InstanceId, ShardId),
+    id: InstanceId,
+    shard: ShardId,
     Fork { state, history, kv }: Fork,
 ) -> Result<bool, super::failure::Failure> {
     let datas: Vec<Vec<u8>> = history.iter().map(|event| encode(&event.kind)).collect();

@@ -55,9 +55,9 @@ pub(super) async fn open(url: &str, options: &PostgresOptions) -> Result<Opened,
     let reached = base.clone();
     let executor = Arc::new(Executor::here());
     let pools = Pools {
-        commits: Pool::new(by_index.clone(), (1, STATEMENT_MAX), &executor),
-        leases: Pool::new(base, (1, options.lease), &executor),
-        general: Pool::new(by_index, (options.connections.max(1), STATEMENT_MAX), &executor),
+        commits: Pool::new(by_index.clone(), 1, STATEMENT_MAX, &executor),
+        leases: Pool::new(base, 1, options.lease, &executor),
+        general: Pool::new(by_index, options.connections.max(1), STATEMENT_MAX, &executor),
     };
     reach(&reached).await?;
     checks::check_settings(&pools.general).await?;

@@ -239,8 +239,9 @@ fn problem_of(row: &PgRow) -> Result<ProblemRow, Failure> {
 }
 
 fn info_of(row: &PgRow) -> Result<InstanceInfo, sqlx::Error> {
-    let moments = (unsigned(row, STATE_COLUMNS + 1)?, unsigned(row, STATE_COLUMNS + 2)?);
-    Ok(InstanceInfo::new(row.try_get(STATE_COLUMNS)?, state_of(row)?, moments, row.try_get(STATE_COLUMNS + 3)?))
+    let (id, parent) = (row.try_get(STATE_COLUMNS)?, row.try_get(STATE_COLUMNS + 3)?);
+    let (created, updated) = (unsigned(row, STATE_COLUMNS + 1)?, unsigned(row, STATE_COLUMNS + 2)?);
+    Ok(InstanceInfo::new(id, state_of(row)?, created, updated, parent))
 }
 
 /// An execution by its last event, followed by its number, count of events and first moment.

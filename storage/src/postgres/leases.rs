@@ -165,7 +165,7 @@ impl PostgresStore {
                 since.get_or_insert_with(Instant::now);
                 self.clock.heard(Millis(now.cast_unsigned()));
                 let (lease_until, timeline) = (now.saturating_add(lease), timeline.clone());
-                self.note_told(node, (told, *was), Told { lease_until, timeline, heard: Instant::now() });
+                self.note_told(node, told, *was, Told { lease_until, timeline, heard: Instant::now() });
             }
             Err(_) => *since = None,
         }

@@ -29,11 +29,7 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn new(
-        options: PgConnectOptions,
-        (connections, limit): (u32, Duration),
-        executor: &Arc<Executor>,
-    ) -> Self {
+    pub(super) fn new(options: PgConnectOptions, connections: u32, limit: Duration, executor: &Arc<Executor>) -> Self {
         let place = address::place(&options).into();
         let pool = PgPoolOptions::new()
             .max_connections(connections)

@@ -48,7 +48,7 @@ impl PostgresStore {
     }
 
     /// Compares what was `told` before a renewal was sent with what it found: `was` is the lease as it was stored before it.
-    pub(super) fn note_told(&self, node: &NodeId, (told, was): (Option<Told>, Option<i64>), now: Told) {
+    pub(super) fn note_told(&self, node: &NodeId, told: Option<Told>, was: Option<i64>, now: Told) {
         let set_back = told.and_then(|told| {
             if told.timeline != now.timeline {
                 let (before, after) = (&told.timeline, &now.timeline);

@@ -167,15 +167,31 @@ impl Group {
             self.heartbeats.instance.push(instance.to_owned());
             self.heartbeats.activity.push(activity.clone());
         }
-        let from = (instance, shard);
         let first = self.messages.data.len();
         for message in &turn.held {
-            self.messages.add((number, 0), from, ((instance, shard), message), None);
+            self.messages.add(&Outgoing {
+                turn: number,
+                kind: 0,
+                from: instance,
+                from_shard: shard,
+                to: instance,
+                to_shard: shard,
+                message,
+                taken: None,
+            });
         }
         for outbound in &turn.outbound {
             let kind = if matches!(outbound.message.kind, MessageKind::Start(_)) { 2 } else { 1 };
-            let to = (outbound.to.as_str(), ShardId::of(&outbound.to, shards));
-            self.messages.add((number, kind), from, (to, &outbound.message), outbound.when_taken.as_ref());
+            self.messages.add(&Outgoing {
+                turn: number,
+                kind,
+                from: instance,
+                from_shard: shard,
+                to: outbound.to.as_str(),
+                to_shard: ShardId::of(&outbound.to, shards),
+                message: &outbound.message,
+                taken: outbound.when_taken.as_ref(),
+            });
         }
         self.bytes += self.messages.data[first..].iter().map(Vec::len).sum::<usize>();
         self.bytes += turn.state.output.as_deref().map_or(0, str::len);
@@ -231,7 +247,7 @@ impl Group {
     fn add_values(&mut self, number: i32, instance: &str, changes: &[KvChange]) {
         let since = changes.iter().rposition(|change| matches!(change, KvChange::ClearAll));
         if since.is_some() {
-            self.values.add((number, instance), (0, None, None));
+            self.values.add(number, instance, &KvChange::ClearAll);
         }
         let mut last: HashMap<&str, &KvChange> = HashMap::new();
         for change in &changes[since.map_or(0, |at| at + 1)..] {
@@ -241,23 +257,25 @@ impl Group {
                 KvChange::ClearAll => None,
             };
         }
-        for (key, change) in last {
-            match change {
-                KvChange::Set(entry) => {
-                    self.bytes += entry.value.len();
-                    let value = (stored(&entry.value), entry.last_updated_at_ms.cast_signed());
-                    self.values.add((number, instance), (2, Some(key.to_owned()), Some(value)));
-                }
-                KvChange::Clear(_) | KvChange::ClearAll => {
-                    self.values.add((number, instance), (1, Some(key.to_owned()), None));
-                }
+        for change in last.into_values() {
+            if let KvChange::Set(entry) = change {
+                self.bytes += entry.value.len();
             }
+            self.values.add(number, instance, change);
         }
     }
 }
 
 impl Values {
-    fn add(&mut self, (turn, instance): (i32, &str), (op, key, value): (i16, Option<String>, Option<(String, i64)>)) {
+    fn add(&mut self, turn: i32, instance: &str, change: &KvChange) {
+        let (op, key, value) = match change {
+            KvChange::ClearAll => (0, None, None),
+            KvChange::Clear(key) => (1, Some(key.clone()), None),
+            KvChange::Set(entry) => {
+                let value = (stored(&entry.value), entry.last_updated_at_ms.cast_signed());
+                (2, Some(entry.key.clone()), Some(value))
+            }
+        };
         let (value, updated) = value.unzip();
         self.turn.push(turn);
         self.instance.push(instance.to_owned());
@@ -268,14 +286,22 @@ impl Values {
     }
 }
 
+/// A message of a turn, and whose turn it is.
+struct Outgoing<'a> {
+    turn: i32,
+    kind: i16,
+    from: &'a str,
+    from_shard: ShardId,
+    to: &'a str,
+    to_shard: ShardId,
+    message: &'a Message,
+    /// What the sender is told when the id that it starts is taken.
+    taken: Option<&'a Message>,
+}
+
 impl Messages {
-    fn add(
-        &mut self,
-        (turn, kind): (i32, i16),
-        (from, from_shard): (&str, ShardId),
-        ((to, to_shard), message): ((&str, ShardId), &Message),
-        taken: Option<&Message>,
-    ) {
+    fn add(&mut self, outgoing: &Outgoing<'_>) {
+        let Outgoing { turn, kind, from, from_shard, to, to_shard, message, taken } = *outgoing;
         let start = match &message.kind {
             MessageKind::Start(start) => Some(start),
             _ => None,

@@ -15,7 +15,7 @@ impl Candidates for SqliteStore {
 
     async fn ended_roots(&self, asked: &Bulk, after: Option<EndedRoot>, max: u32) -> Result<Vec<EndedRoot>, Error> {
         let asked = asked.clone();
-        self.connections.read(move |db| ended_roots(db, &asked, (after.as_ref(), max)).map_err(sql_error)).await
+        self.connections.read(move |db| ended_roots(db, &asked, after.as_ref(), max).map_err(sql_error)).await
     }
 
     async fn prunable(&self, asked: &Bulk, after: &str) -> Result<PrunePage, Error> {
@@ -24,11 +24,7 @@ impl Candidates for SqliteStore {
     }
 }
 
-fn ended_roots(
-    db: &Connection,
-    asked: &Bulk,
-    (after, max): (Option<&EndedRoot>, u32),
-) -> rusqlite::Result<Vec<EndedRoot>> {
+fn ended_roots(db: &Connection, asked: &Bulk, after: Option<&EndedRoot>, max: u32) -> rusqlite::Result<Vec<EndedRoot>> {
     let root = |row: &Row<'_>| Ok(EndedRoot { completed: row.get(0)?, id: row.get(1)? });
     let before = asked.completed_before.unwrap_or(i64::MAX);
     let (completed, id) = after.map_or((i64::MIN, ""), |root| (root.completed, root.id.as_str()));

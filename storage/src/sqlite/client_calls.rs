@@ -26,8 +26,8 @@ impl CallStore for SqliteStore {
                 return Err(Error::Unusable("a start needs a start message".to_owned()));
             };
             let shard = ShardId::of(&request.instance, shards);
-            if insert_instance(db, (&request.instance, shard), start, now).map_err(sql_error)? {
-                insert_message(db, (&request.instance, shard), &request.message).map_err(sql_error)?;
+            if insert_instance(db, &request.instance, shard, start, now).map_err(sql_error)? {
+                insert_message(db, &request.instance, shard, &request.message).map_err(sql_error)?;
                 let seq = Some(InboxSeq(db.last_insert_rowid()));
                 return Ok(StartReceipt { shard, outcome: StartOutcome::Started, seq });
             }
@@ -44,7 +44,7 @@ impl CallStore for SqliteStore {
                 listener.tell(Arrival::Nudge(shard, receiver));
             }
         };
-        let send = move |db: &Connection, _| send(db, &instance, (&message, queue_messages_max));
+        let send = move |db: &Connection, _| send(db, &instance, &message, queue_messages_max);
         self.connections.write_then(send, tell).await
     }
 
@@ -89,7 +89,7 @@ impl CallStore for SqliteStore {
                 parent: None,
                 traceparent: None,
             };
-            if !insert_instance(db, (&instance, shard), &start, now).map_err(sql_error)? {
+            if !insert_instance(db, &instance, shard, &start, now).map_err(sql_error)? {
                 let (instance, orchestration) = (instance.clone(), fork.state.orchestration.clone());
                 return Err(Error::InstanceExists { instance, orchestration });
             }
@@ -157,7 +157,7 @@ fn replace(db: &Connection, request: &StartRequest, shard: ShardId) -> rusqlite:
     } else {
         Message { id: request.message.id.clone(), kind: MessageKind::Replace(start.clone()) }
     };
-    insert_message(db, (&request.instance, shard), &message).map(drop)
+    insert_message(db, &request.instance, shard, &message).map(drop)
 }
 
 /// Whether this message waits already or was applied.
@@ -168,7 +168,7 @@ fn is_known(db: &Connection, instance: &InstanceId, message: &Message) -> Result
         || found("SELECT 1 FROM history WHERE instance = ?1 AND message_id = ?2")?)
 }
 
-fn send(db: &Connection, instance: &InstanceId, (message, queue_max): (&Message, usize)) -> Result<Receipt, Error> {
+fn send(db: &Connection, instance: &InstanceId, message: &Message, queue_max: usize) -> Result<Receipt, Error> {
     let sql = "SELECT shard, status = 'Running' FROM instances WHERE id = ?1";
     let row: Option<(u16, bool)> = db
         .prepare_cached(sql)
@@ -188,7 +188,7 @@ fn send(db: &Connection, instance: &InstanceId, (message, queue_max): (&Message,
             return Err(Error::QueueFull { instance: instance.clone(), queue: queue.clone(), max: queue_max });
         }
     }
-    insert_message(db, (instance, ShardId(shard)), message).map_err(sql_error)?;
+    insert_message(db, instance, ShardId(shard), message).map_err(sql_error)?;
     Ok(Receipt { nudge: Some(ShardId(shard)) })
 }
 

@@ -85,7 +85,7 @@ impl InspectStore for SqliteStore {
         match only {
             // Short, and asked by workers: it does not wait behind long looks.
             Some(event) => {
-                let read = move |db: &Connection| read_event(db, &instance, (execution, event));
+                let read = move |db: &Connection| read_event(db, &instance, execution, event);
                 Ok(self.connections.read(read).await?.into_iter().collect())
             }
             None => self.connections.inspect(move |db| read_history(db, &instance, execution)).await,
@@ -202,8 +202,7 @@ fn problem_of(row: &Row<'_>) -> rusqlite::Result<ProblemRow> {
 }
 
 fn info_of(row: &Row<'_>) -> rusqlite::Result<InstanceInfo> {
-    let moments = (unsigned(row, 16)?, unsigned(row, 17)?);
-    Ok(InstanceInfo::new(row.get(15)?, state_of(row)?, moments, row.get(18)?))
+    Ok(InstanceInfo::new(row.get(15)?, state_of(row)?, unsigned(row, 16)?, unsigned(row, 17)?, row.get(18)?))
 }
 
 fn execution_info(db: &Connection, instance: &InstanceId, execution: ExecutionId) -> Result<ExecutionInfo, Error> {
@@ -216,7 +215,7 @@ fn execution_info(db: &Connection, instance: &InstanceId, execution: ExecutionId
         })
         .map_err(sql_error)?;
     let event = |id: Option<i64>| match id {
-        Some(id) => read_event(db, instance, (execution, EventId(id.cast_unsigned()))),
+        Some(id) => read_event(db, instance, execution, EventId(id.cast_unsigned())),
         None => Ok(None),
     };
     let first = event(first)?;

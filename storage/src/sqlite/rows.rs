@@ -51,22 +51,25 @@ pub(super) fn read_history(
     instance: &InstanceId,
     execution: ExecutionId,
 ) -> Result<Vec<HistoryEvent>, Error> {
-    read_events(db, instance, (execution, EventId(1), EventId(u64::MAX >> 1)))
+    read_events(db, instance, execution, EventId(1), EventId(u64::MAX >> 1))
 }
 
 /// One event; `None` when it does not exist.
 pub(super) fn read_event(
     db: &Connection,
     instance: &InstanceId,
-    (execution, event): (ExecutionId, EventId),
+    execution: ExecutionId,
+    event: EventId,
 ) -> Result<Option<HistoryEvent>, Error> {
-    Ok(read_events(db, instance, (execution, event, event))?.pop())
+    Ok(read_events(db, instance, execution, event, event)?.pop())
 }
 
 fn read_events(
     db: &Connection,
     instance: &InstanceId,
-    (execution, first, last): (ExecutionId, EventId, EventId),
+    execution: ExecutionId,
+    first: EventId,
+    last: EventId,
 ) -> Result<Vec<HistoryEvent>, Error> {
     let sql = "SELECT event_id, source_event_id, message_id, at, data FROM history \
                WHERE instance = ?1 AND execution = ?2 AND event_id BETWEEN ?3 AND ?4 ORDER BY event_id";

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use outlast_core::{
-    Epoch, EventId, HistoryEvent, InboxSeq, Incoming, InstanceId, InstanceStatus, KvChange, Message, MessageKind,
-    Millis, OutboundMessage, ShardId, StartMessage, encode,
+    Epoch, EventId, ExecutionId, HistoryEvent, InboxSeq, Incoming, InstanceId, InstanceStatus, KvChange, Message,
+    MessageKind, Millis, OutboundMessage, ShardId, StartMessage, encode,
 };
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -35,7 +35,7 @@ impl TurnStore for SqliteStore {
         let now = self.clock.now();
         let shards = self.shards;
         let commit = move |db: &Connection, undo| {
-            let outcomes = commit_group(db, &group, (now, shards), undo)?;
+            let outcomes = commit_group(db, &group, WriteAt { now, shards }, undo)?;
             let fenced = group.iter().zip(&outcomes).filter(|(_, outcome)| matches!(outcome, TurnOutcome::Fenced));
             let fenced: Vec<_> = fenced.map(|(turn, _)| (turn.shard, turn.epoch)).collect();
             Ok((outcomes, fenced))
@@ -188,12 +188,14 @@ fn load(db: &Connection, instance: &InstanceId) -> Result<Option<Loaded>, Error>
     Ok(Some(Loaded { shard, state, history, inbox, cursor, mailed: None }))
 }
 
-fn commit_group(
-    db: &Connection,
-    group: &[FencedTurn],
-    clock: (Millis, u16),
-    undo: Undo,
-) -> Result<Vec<TurnOutcome>, Error> {
+/// When a group is written, and among how many shards.
+#[derive(Clone, Copy)]
+struct WriteAt {
+    now: Millis,
+    shards: u16,
+}
+
+fn commit_group(db: &Connection, group: &[FencedTurn], at: WriteAt, undo: Undo) -> Result<Vec<TurnOutcome>, Error> {
     let mut epochs = HashMap::new();
     let mut outcomes = Vec::with_capacity(group.len());
     for turn in group {
@@ -206,19 +208,19 @@ fn commit_group(
             continue;
         }
         outcomes.push(match undo {
-            Undo::Together => write_unguarded(db, turn, clock)?,
-            Undo::Alone => write_guarded(db, turn, clock)?,
+            Undo::Together => write_unguarded(db, turn, at)?,
+            Undo::Alone => write_guarded(db, turn, at)?,
         });
     }
     let touch = "UPDATE clock SET last_write = max(last_write, ?1)";
-    db.prepare_cached(touch).and_then(|mut s| s.execute([clock.0.0.cast_signed()])).map_err(sql_error)?;
+    db.prepare_cached(touch).and_then(|mut s| s.execute([at.now.0.cast_signed()])).map_err(sql_error)?;
     Ok(outcomes)
 }
 
 /// Anything but success that has left traces fails the whole try; the next one is guarded.
-fn write_unguarded(db: &Connection, turn: &FencedTurn, clock: (Millis, u16)) -> Result<TurnOutcome, Error> {
+fn write_unguarded(db: &Connection, turn: &FencedTurn, at: WriteAt) -> Result<TurnOutcome, Error> {
     let before = db.total_changes();
-    match write_turn(db, turn, clock) {
+    match write_turn(db, turn, at.now, at.shards) {
         Ok(wakes) => Ok(TurnOutcome::Committed { wakes }),
         Err(Refusal::Conflict) if db.total_changes() == before => Ok(TurnOutcome::Conflict),
         Err(Refusal::Conflict) => Err(Error::Unavailable("a conflict must be undone".to_owned())),
@@ -227,10 +229,10 @@ fn write_unguarded(db: &Connection, turn: &FencedTurn, clock: (Millis, u16)) -> 
     }
 }
 
-fn write_guarded(db: &Connection, turn: &FencedTurn, clock: (Millis, u16)) -> Result<TurnOutcome, Error> {
+fn write_guarded(db: &Connection, turn: &FencedTurn, at: WriteAt) -> Result<TurnOutcome, Error> {
     let mut refusal = None;
     let written = in_savepoint(db, |db| {
-        write_turn(db, turn, clock).map_err(|why| {
+        write_turn(db, turn, at.now, at.shards).map_err(|why| {
             refusal = Some(why);
             Error::Unavailable(String::new())
         })
@@ -250,11 +252,11 @@ fn epoch_of(db: &Connection, shard: ShardId) -> Result<Epoch, Error> {
         .map_err(sql_error)
 }
 
-fn write_turn(db: &Connection, fenced: &FencedTurn, (now, shards): (Millis, u16)) -> Result<Vec<Wake>, Refusal> {
+fn write_turn(db: &Connection, fenced: &FencedTurn, now: Millis, shards: u16) -> Result<Vec<Wake>, Refusal> {
     let (id, shard) = (fenced.instance.as_str(), fenced.move_to.unwrap_or(fenced.shard));
-    write_state(db, fenced, (shard, now))?;
+    write_state(db, fenced, shard, now)?;
     for (execution, event) in &fenced.turn.events {
-        write_event(db, (id, execution.0), event, fenced.epoch)?;
+        write_event(db, id, *execution, event, fenced.epoch)?;
     }
     if let Some(mailed) = fenced.mailed.filter(|mailed| fenced.turn.consumed.contains(&mailed.seq)) {
         let sql = "SELECT data FROM inbox WHERE seq = ?1 AND instance = ?2";
@@ -277,7 +279,7 @@ fn write_turn(db: &Connection, fenced: &FencedTurn, (now, shards): (Millis, u16)
         db.prepare_cached(sql)?.execute(params![id, activity])?;
     }
     for message in &fenced.turn.held {
-        insert_message(db, (&fenced.instance, shard), message)?;
+        insert_message(db, &fenced.instance, shard, message)?;
     }
     if fenced.move_to.is_some() {
         db.prepare_cached("UPDATE inbox SET shard = ?1 WHERE instance = ?2")?.execute(params![shard.0, id])?;
@@ -294,12 +296,12 @@ fn write_turn(db: &Connection, fenced: &FencedTurn, (now, shards): (Millis, u16)
     }
     let mut wakes = Vec::new();
     for outbound in &fenced.turn.outbound {
-        wakes.extend(send(db, (&fenced.instance, shard), outbound, (now, shards))?);
+        wakes.extend(send(db, fenced, outbound, now, shards)?);
     }
     Ok(wakes)
 }
 
-fn write_state(db: &Connection, fenced: &FencedTurn, (shard, now): (ShardId, Millis)) -> Result<(), Refusal> {
+fn write_state(db: &Connection, fenced: &FencedTurn, shard: ShardId, now: Millis) -> Result<(), Refusal> {
     let (state, before, expected) = (&fenced.turn.state, &fenced.before, fenced.turn.expected);
     // A column that is named here costs its indexes a rewrite even when its value stays.
     let mut sql = String::with_capacity(512);
@@ -356,7 +358,8 @@ fn left_over(db: &Connection, fenced: &FencedTurn) -> Result<(), Refusal> {
 
 fn write_event(
     db: &Connection,
-    (id, execution): (&str, u64),
+    id: &str,
+    execution: ExecutionId,
     event: &HistoryEvent,
     epoch: Epoch,
 ) -> Result<(), Refusal> {
@@ -364,7 +367,7 @@ fn write_event(
                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
     db.prepare_cached(sql)?.execute(params![
         id,
-        execution.cast_signed(),
+        execution.0.cast_signed(),
         event.event_id.0.cast_signed(),
         event.kind.is_terminal(),
         event.source_event_id.map(|id| id.0.cast_signed()),
@@ -394,31 +397,34 @@ fn write_kv(db: &Connection, id: &str, changes: &[KvChange]) -> Result<(), Refus
 /// Puts a message into another instance's inbox; a start makes the instance.
 fn send(
     db: &Connection,
-    (sender, sender_shard): (&InstanceId, ShardId),
+    fenced: &FencedTurn,
     outbound: &OutboundMessage,
-    (now, shards): (Millis, u16),
+    now: Millis,
+    shards: u16,
 ) -> Result<Option<Wake>, Refusal> {
+    let (sender, sender_shard) = (&fenced.instance, fenced.move_to.unwrap_or(fenced.shard));
     if let MessageKind::Start(start) = &outbound.message.kind {
         let shard = ShardId::of(&outbound.to, shards);
-        if insert_instance(db, (&outbound.to, shard), start, now)? {
-            insert_message(db, (&outbound.to, shard), &outbound.message)?;
+        if insert_instance(db, &outbound.to, shard, start, now)? {
+            insert_message(db, &outbound.to, shard, &outbound.message)?;
             return Ok(Some(Wake { shard, instance: outbound.to.clone() }));
         }
         let Some(taken) = &outbound.when_taken else { return Ok(None) };
-        insert_message(db, (sender, sender_shard), taken)?;
+        insert_message(db, sender, sender_shard, taken)?;
         return Ok(Some(Wake { shard: sender_shard, instance: sender.clone() }));
     }
     let sql = "SELECT shard FROM instances WHERE id = ?1 AND status = 'Running'";
     let receiver = db.prepare_cached(sql)?.query_row([outbound.to.as_str()], |row| row.get(0)).optional()?;
     let Some(shard) = receiver.map(ShardId) else { return Ok(None) };
-    insert_message(db, (&outbound.to, shard), &outbound.message)?;
+    insert_message(db, &outbound.to, shard, &outbound.message)?;
     Ok(Some(Wake { shard, instance: outbound.to.clone() }))
 }
 
 /// Makes the row of an instance; `false` when the id is taken.
 pub(super) fn insert_instance(
     db: &Connection,
-    (id, shard): (&InstanceId, ShardId),
+    id: &InstanceId,
+    shard: ShardId,
     start: &StartMessage,
     now: Millis,
 ) -> Result<bool, rusqlite::Error> {
@@ -432,7 +438,8 @@ pub(super) fn insert_instance(
 /// Adds an inbox row; `false` when a message with this id waits already.
 pub(super) fn insert_message(
     db: &Connection,
-    (to, shard): (&InstanceId, ShardId),
+    to: &InstanceId,
+    shard: ShardId,
     message: &Message,
 ) -> Result<bool, rusqlite::Error> {
     let queue = match &message.kind {
