@@ -74,13 +74,13 @@ struct Lateness {
 pub(crate) async fn run(timers: usize, per_instance: usize) -> anyhow::Result<()> {
     let servers = Servers::up().await?;
     let place = servers.fresh_place().await?;
-    let measured = measure(&servers, &place, (timers, per_instance)).await;
+    let measured = measure(&servers, &place, timers, per_instance).await;
     servers.clear(place).await?;
     println!("{}", serde_json::to_string(&measured?)?);
     Ok(())
 }
 
-async fn measure(servers: &Servers, place: &Place, (timers, per_instance): (usize, usize)) -> anyhow::Result<Timers> {
+async fn measure(servers: &Servers, place: &Place, timers: usize, per_instance: usize) -> anyhow::Result<Timers> {
     let load = load_average();
     let client = client(place).await?;
     let mut db = place.connect().await?;
@@ -91,7 +91,7 @@ async fn measure(servers: &Servers, place: &Place, (timers, per_instance): (usiz
     let instances_started_per_s = start_far(&client, instances, per_instance).await?;
     settle(&client, &mut db).await?;
     let (node_mib_pending, nats_mib_pending) = (node.resident_mib()?, nats_mib());
-    let (idle_node_cpu_percent, idle_transactions_per_s) = watch(&node, (place, &mut db)).await?;
+    let (idle_node_cpu_percent, idle_transactions_per_s) = watch(&node, place, &mut db).await?;
     let (look_ms, _) = look(&mut db).await?;
     eprintln!("{instances_started_per_s:.0} starts/s, node {node_mib_pending:.0} MiB, nats {nats_mib_pending:?} MiB");
     eprintln!(
@@ -101,7 +101,7 @@ async fn measure(servers: &Servers, place: &Place, (timers, per_instance): (usiz
     tokio::time::sleep_until((over - MEASURED).into()).await;
     let (full_look_ms, full_look_plan) = look(&mut db).await?;
     eprintln!("a look at what fires takes {full_look_ms} ms: {full_look_plan}");
-    let fired = lateness(&client, ("due", PER_SECOND * MEASURED.as_secs()), over).await?;
+    let fired = lateness(&client, "due", PER_SECOND * MEASURED.as_secs(), over).await?;
     let node_mib_fired = node.resident_mib()?;
     eprintln!("p50 {} p99 {} max {} ms; the node and the broker go now", fired.p50_ms, fired.p99_ms, fired.max_ms);
     let over = start_due(&client, "late", AFTER_LOSS).await?;
@@ -116,7 +116,7 @@ async fn measure(servers: &Servers, place: &Place, (timers, per_instance): (usiz
     let ready_after_loss_s = begun.elapsed().as_secs_f64();
     let pending_after_loss = pending(&mut db).await?;
     eprintln!("ready after {ready_after_loss_s:.1} s, {pending_after_loss} of {pending_before_loss} pending");
-    let fired_after_loss = lateness(&client, ("late", AFTER_LOSS), over).await?;
+    let fired_after_loss = lateness(&client, "late", AFTER_LOSS, over).await?;
     let node_mib_after_loss = node.resident_mib()?;
     node.kill().await?;
     Ok(Timers {
@@ -232,7 +232,7 @@ async fn settle(client: &Client, db: &mut PgConnection) -> anyhow::Result<()> {
 }
 
 /// CPU of the node, and transactions of the whole database, while nothing happens.
-async fn watch(node: &Node, (place, db): (&Place, &mut PgConnection)) -> anyhow::Result<(f64, f64)> {
+async fn watch(node: &Node, place: &Place, db: &mut PgConnection) -> anyhow::Result<(f64, f64)> {
     // Idle instances are let go, and what the starts left to do is done.
     tokio::time::sleep(Duration::from_secs(70)).await;
     let (cpu, counted) = (processes::cpu_seconds(node.pid)?, place.counters(db).await?);
@@ -260,7 +260,7 @@ async fn wipe(place: &Place) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn lateness(client: &Client, (prefix, count): (&str, u64), over: Instant) -> anyhow::Result<Lateness> {
+async fn lateness(client: &Client, prefix: &str, count: u64, over: Instant) -> anyhow::Result<Lateness> {
     let late = async |number: u64| {
         let id = format!("{prefix}{number}");
         client.wait_for_orchestration(&id, PATIENCE).await?;

@@ -18,6 +18,8 @@ const EDGES: [(&str, &[&str]); 9] = [
     ("bench", &["outlast"]),
     ("chaos-tests", &["outlast-core", "outlast-storage"]),
 ];
+/// Files with an argument that is a tuple because users know it so.
+const TUPLES: [&str; 1] = ["runtime/src/testing.rs"];
 /// What core may not even name.
 const IMPURE: [&str; 6] = ["tokio", "rusqlite", "sqlx", "async-nats", "ractor", "rand"];
 /// What lies at the root.
@@ -81,6 +83,17 @@ fn dependencies(package: &str) -> BTreeSet<String> {
     names.filter(|name| !name.is_empty() && !name.starts_with('#')).map(str::to_owned).collect()
 }
 
+/// How many arguments are tuples that are taken apart at once. Bindings and the first argument of a closure may be.
+fn tuple_arguments(text: &str) -> usize {
+    let is_tuple = |(end, _): &(usize, &str)| {
+        let Some(start) = text[..*end].rfind('(') else { return false };
+        let inside = &text[start + 1..*end];
+        let names = inside.contains(',') && inside.chars().all(|c| c.is_ascii_lowercase() || "_, ".contains(c));
+        names && text[..start].trim_end().ends_with(['(', ','])
+    };
+    text.match_indices("): (").filter(is_tuple).count()
+}
+
 #[test]
 fn tidy() {
     let mut wrong = Vec::new();
@@ -92,9 +105,15 @@ fn tidy() {
         if !path.starts_with("bench/peers") && !text.starts_with("//!") {
             wrong.push(format!("{} does not say what it is for", path.display()));
         }
+        let is_test = path.components().any(|part| part.as_os_str() == "tests");
+        // An activity's input may be a tuple, so programs may have them.
+        let is_program = is_test || path.starts_with("examples");
+        if !is_program && tuple_arguments(&text) > TUPLES.iter().filter(|known| path == Path::new(known)).count() {
+            wrong.push(format!("{} has a function that takes several arguments in a tuple: name them", path.display()));
+        }
         let sql =
             ["SELECT ", "INSERT ", "UPDATE ", "DELETE FROM"].iter().any(|verb| text.contains(&format!("\"{verb}")));
-        let may_have_sql = path.starts_with("storage/src") || path.components().any(|part| part.as_os_str() == "tests");
+        let may_have_sql = path.starts_with("storage/src") || is_test;
         if sql && !may_have_sql {
             wrong.push(format!("{} holds SQL, which stands in storage/ only", path.display()));
         }
