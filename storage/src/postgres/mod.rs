@@ -1,6 +1,6 @@
 //! The store of a cluster: Postgres holds everything durable, and its clock is the only clock.
 //!
-//! Whatever belongs to one durable step is one call of a function in the database (`sql/001_functions.sql`): one round trip,
+//! Whatever belongs to one durable step is one call of a function in the database (`sql/functions/`): one round trip,
 //! and never a transaction that waits for a client.
 
 mod address;
@@ -13,6 +13,7 @@ mod connect;
 mod escaped_text;
 mod executor;
 mod failure;
+mod functions;
 mod inspect;
 mod large_instances;
 mod leases;

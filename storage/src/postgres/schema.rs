@@ -5,18 +5,20 @@ use sqlx::Executor as _;
 
 use super::PostgresOptions;
 use super::failure::Failure;
+use super::functions;
 use super::pool::Pool;
 use crate::Error;
 
-/// Steps in order. A step is never changed, only followed by others. Programs of two versions share a schema while nodes
-/// are upgraded, so a function that changes its meaning gets a new name.
-const MIGRATIONS: [&[&str]; 6] = [
-    &[include_str!("sql/001_tables.sql"), include_str!("sql/001_functions.sql")],
-    &[include_str!("sql/002_beginnings.sql")],
-    &[include_str!("sql/003_whole_trees.sql")],
-    &[include_str!("sql/004_lives.sql")],
-    &[include_str!("sql/005_paused.sql")],
-    &[include_str!("sql/006_ended_roots.sql")],
+/// What each step does to the tables, in order. A step is never changed, only followed by others: one that is empty makes the
+/// functions anew ([`super::functions`]), and so do those that made functions before these had files of their own. Programs of two
+/// versions share a schema while nodes are upgraded, so a function that changes its meaning gets a new name.
+const STEPS: [&str; 6] = [
+    include_str!("sql/steps/001_tables.sql"),
+    "",
+    "",
+    "",
+    include_str!("sql/steps/005_paused.sql"),
+    include_str!("sql/steps/006_ended_roots.sql"),
 ];
 /// Longest name that Postgres keeps whole.
 const NAME_BYTES_MAX: usize = 63;
@@ -36,7 +38,7 @@ pub(super) fn check_name(name: &str) -> Result<(), Error> {
 /// Makes or checks the schema; returns how many shards it has.
 pub(super) async fn prepare(pool: &Pool, options: &PostgresOptions) -> Result<u16, Error> {
     let version = version(pool, &options.schema).await?;
-    let newest = MIGRATIONS.len();
+    let newest = STEPS.len();
     if version > newest {
         return Err(Error::Unusable(format!(
             "schema {} has version {version}, this program knows up to {newest}: upgrade the program",
@@ -95,15 +97,14 @@ async fn migrate(pool: &Pool, options: &PostgresOptions) -> Result<(), Error> {
             );
             tx.execute(AssertSqlSafe(head)).await.map_err(denied)?;
             let made: i64 = sqlx::query_scalar("SELECT count(*) FROM migrations").fetch_one(&mut *tx).await?;
-            for (step, sql) in MIGRATIONS.iter().enumerate().skip(usize::try_from(made).unwrap_or(0)) {
-                for part in *sql {
-                    tx.execute(AssertSqlSafe((*part).to_owned())).await.map_err(denied)?;
-                }
+            for (step, sql) in STEPS.iter().enumerate().skip(usize::try_from(made).unwrap_or(0)) {
+                tx.execute(*sql).await.map_err(denied)?;
                 sqlx::query("INSERT INTO migrations (step) VALUES ($1)")
                     .bind(i32::try_from(step + 1).unwrap_or(i32::MAX))
                     .execute(&mut *tx)
                     .await?;
             }
+            functions::refresh(&mut tx).await.map_err(denied)?;
             sqlx::query(
                 "INSERT INTO shards (id) SELECT generate_series(0, $1 - 1) WHERE NOT EXISTS (SELECT FROM shards)",
             )
@@ -118,4 +119,24 @@ async fn migrate(pool: &Pool, options: &PostgresOptions) -> Result<(), Error> {
 
 fn denied(error: sqlx::Error) -> Failure {
     Failure::Store(Error::Unusable(format!("the schema could not be brought up to date: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use sha2::{Digest, Sha256};
+
+    use super::STEPS;
+    use crate::postgres::functions::FUNCTIONS;
+
+    /// What databases were made with must not change: add a step instead, an empty one when only functions change.
+    #[test]
+    fn steps_and_the_functions_of_the_newest_are_as_they_were() {
+        let short =
+            |text: &str| Sha256::digest(text).iter().take(4).map(|byte| format!("{byte:02x}")).collect::<String>();
+        let empty = short("");
+        let known = ["662793a3", &empty, &empty, &empty, "43a0f2c9", "ebed3dd7"];
+        assert_eq!(STEPS.map(short).to_vec(), known);
+        let functions: String = FUNCTIONS.iter().map(|(_, sql)| *sql).collect();
+        assert_eq!((STEPS.len(), short(&functions).as_str()), (6, "9be9940f"));
+    }
 }

@@ -150,3 +150,18 @@ fn has_foreign_tables(db: &Connection) -> Result<bool, rusqlite::Error> {
     db.query_row("SELECT count(*) FROM sqlite_schema WHERE type = 'table'", [], |row| row.get::<_, u32>(0))
         .map(|n| n > 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use sha2::{Digest, Sha256};
+
+    use super::MIGRATIONS;
+
+    /// What databases were made with must not change: add a step instead.
+    #[test]
+    fn steps_are_as_they_were() {
+        let short =
+            |text: &str| Sha256::digest(text).iter().take(4).map(|byte| format!("{byte:02x}")).collect::<String>();
+        assert_eq!(MIGRATIONS.map(short), ["8307ef40", "c2cac069", "75a09327", "91ddea8f"]);
+    }
+}

@@ -162,6 +162,33 @@ async fn what_cannot_be_used_is_refused_with_the_reason() {
     database.drop_schema().await;
 }
 
+#[tokio::test]
+async fn a_migration_makes_functions_anew_and_leaves_them_their_authority() {
+    let database = Database::new();
+    database.connect().await;
+    for sql in [
+        "ALTER FUNCTION delete_tree SECURITY DEFINER",
+        "DELETE FROM migrations WHERE step = 6",
+        "DROP INDEX instances_ended",
+        "CREATE OR REPLACE FUNCTION now_ms() RETURNS int8 LANGUAGE sql VOLATILE RETURN 42",
+        "DROP FUNCTION save_heartbeat",
+        "UPDATE functions SET hash = ''",
+    ] {
+        database.execute(sql).await;
+    }
+    let has_authority = async |name: &str| -> bool {
+        let sql = "SELECT prosecdef FROM pg_proc WHERE proname = $1 AND pronamespace = current_schema()::regnamespace";
+        sqlx::query_scalar(sql).bind(name).fetch_one(&mut database.open().await).await.unwrap()
+    };
+    let store = database.connect().await;
+    assert!(store.now().0 > 42);
+    assert!(has_authority("delete_tree").await);
+    assert!(has_authority("save_heartbeat").await, "new since, and the schema has roles");
+    assert!(!has_authority("commit_group").await);
+    drop(store);
+    database.drop_schema().await;
+}
+
 /// Roles of the test's own, and who acts in one of them.
 struct Granted {
     database: Database,

@@ -1,6 +1,6 @@
 -- Makes instances, each with its first message; `made` tells which ids were free, `seqs` under which number the message of each
 -- of those waits. No id is given twice.
-CREATE FUNCTION begin_instances(
+CREATE OR REPLACE FUNCTION begin_instances(
     ids text[], home_shards int2[], orchestrations text[], parents text[], message_ids text[], datas bytea[],
     OUT now int8, OUT made text[], OUT seqs int8[]
 ) LANGUAGE plpgsql AS $$
