@@ -3,7 +3,7 @@
 //! Called while a turn is decided, once for each command of a poll and once for each outcome that is applied. Every event
 //! of an instance passes [`WarmInstance::append`].
 
-use crate::draft::{Draft, NewChild};
+use crate::draft::{Draft, NewChild, NewEvent};
 use crate::execution::parent_link;
 use crate::instance::WarmInstance;
 use crate::journal::Command;
@@ -11,27 +11,6 @@ use crate::{
     ActivityKey, AppErrorKind, ErrorDetails, EventId, EventKind, HistoryEvent, InstanceId, KvChange, KvEntry, Message,
     MessageId, MessageKind, OutboundMessage, StartMessage,
 };
-
-/// An event before it has a number.
-pub(crate) struct NewEvent {
-    /// The event that it answers.
-    pub(crate) source: Option<EventId>,
-    /// The message that has brought it.
-    pub(crate) message: Option<MessageId>,
-    pub(crate) kind: EventKind,
-}
-
-impl NewEvent {
-    /// One that answers no other and that no message has brought.
-    pub(crate) fn own(kind: EventKind) -> Self {
-        Self { source: None, message: None, kind }
-    }
-
-    /// What the code asks of an event of its own.
-    pub(crate) fn about(source: EventId, kind: EventKind) -> Self {
-        Self { source: Some(source), message: None, kind }
-    }
-}
 
 impl WarmInstance {
     /// Turns a command of the code into an event and, where it has one, into an effect.

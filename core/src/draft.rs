@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::{ActivityItem, ActivityKey, Effect, EventId, Expected, Incoming, Millis, OutboundMessage, Turn, Verdict};
+use crate::{
+    ActivityItem, ActivityKey, Effect, EventId, EventKind, Expected, Incoming, MessageId, Millis, OutboundMessage,
+    Turn, Verdict,
+};
 
 /// A turn in the making.
 pub(crate) struct Draft {
@@ -48,5 +51,26 @@ impl Draft {
     pub(crate) fn drop_unawaited(&mut self) {
         self.dispatch.clear();
         self.children.clear();
+    }
+}
+
+/// An event before it has a number.
+pub(crate) struct NewEvent {
+    /// The event that it answers.
+    pub(crate) source: Option<EventId>,
+    /// The message that has brought it.
+    pub(crate) message: Option<MessageId>,
+    pub(crate) kind: EventKind,
+}
+
+impl NewEvent {
+    /// One that answers no other and that no message has brought.
+    pub(crate) fn own(kind: EventKind) -> Self {
+        Self { source: None, message: None, kind }
+    }
+
+    /// What the code asks of an event of its own.
+    pub(crate) fn about(source: EventId, kind: EventKind) -> Self {
+        Self { source: Some(source), message: None, kind }
     }
 }

@@ -1,7 +1,6 @@
 //! How an execution or instance ends, and how a turn is completed.
 
-use crate::command::NewEvent;
-use crate::draft::{Draft, NewChild};
+use crate::draft::{Draft, NewChild, NewEvent};
 use crate::execution::Execution;
 use crate::first_event::started_event;
 use crate::instance::WarmInstance;

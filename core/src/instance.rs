@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::command::NewEvent;
-use crate::draft::Draft;
+use crate::draft::{Draft, NewEvent};
 use crate::execution::{Execution, Host, OutsideWake, Polled, parent_link};
 use crate::first_event::started_event;
 use crate::heartbeats::Heartbeats;

@@ -1,4 +1,6 @@
-//! What is said of a turn as soon as it is durable: to counters, the log and whoever waits for the instance.
+//! What is said of a turn as soon as it is durable: to counters, known problems, the log and whoever waits for the instance.
+
+use std::sync::Arc;
 
 use outlast_broker::Broker;
 use outlast_core::{
@@ -6,17 +8,27 @@ use outlast_core::{
 };
 use tracing::Dispatch;
 
+use crate::problems::known::Problems;
 use crate::telemetry::counters::{Counters, Tally};
 use crate::telemetry::logging::ORCHESTRATION;
 
 /// Characters of a failure in its log line.
 const FAILURE_SHOWN: usize = 1_000;
 
+/// Who is told of a node's turns.
+pub(crate) struct Audience {
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) problems: Arc<Problems>,
+}
+
 /// Made before the commit and said after it, by whoever commits: those who wait for one group of turns are woken together, and not
 /// one by one as the actors go on.
 pub(crate) struct Announcement {
     instance: InstanceId,
     tally: Tally,
+    /// Nobody here has its code, and it was not moved.
+    is_stalled: bool,
     words: Option<Box<Words>>,
     status: Option<Box<Status>>,
 }
@@ -37,12 +49,14 @@ struct Status {
 }
 
 impl Announcement {
-    /// Takes the log lines out of the turn. `begun_by` is the start that began the execution, if there is one.
+    /// Takes the log lines out of the turn. `begun_by` is the start that began the execution, if there is one; it
+    /// `moves` when another node gets it.
     pub(crate) fn new(
         instance: &InstanceId,
         before: &InstanceState,
         turn: &mut Turn,
         begun_by: Option<&MessageId>,
+        moves: bool,
     ) -> Self {
         let failure = turn.events.iter().rev().find_map(|(_, event)| match &event.kind {
             EventKind::OrchestrationFailed { details } => Some(details.clone()),
@@ -62,18 +76,21 @@ impl Announcement {
         Self {
             instance: instance.clone(),
             tally: Tally::of(turn),
+            is_stalled: !moves && now.stalled > 0,
             words,
             status: has_changed.then(|| Box::new(Status { now: now.clone(), begun_by: begun_by.cloned() })),
         }
     }
 
-    /// Says it; the turn is durable. Clients last: whoever knows of an end finds counters and log complete.
-    pub(crate) fn make(&self, broker: &dyn Broker, counters: &Counters) {
+    /// Says it; the turn is durable. Clients last: whoever knows of an end finds all the rest complete.
+    pub(crate) fn make(&self, audience: &Audience) {
         crate::telemetry::metrics::turn_committed();
-        counters.committed(&self.tally);
+        audience.counters.committed(&self.tally);
+        audience.problems.end_damaged(&self.instance);
+        audience.problems.note_stalled(&self.instance, self.is_stalled);
         self.log();
         if let Some(status) = &self.status {
-            broker.publish_status(&self.instance, Some(&status.now), status.begun_by.as_ref());
+            audience.broker.publish_status(&self.instance, Some(&status.now), status.begun_by.as_ref());
         }
     }
 

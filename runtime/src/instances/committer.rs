@@ -4,18 +4,17 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use outlast_broker::{Broker, ShardNotice};
+use outlast_broker::ShardNotice;
 use outlast_core::InstanceId;
 use outlast_storage::{FencedTurn, Store, TurnOutcome, Wake};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::instances::announcement::Announcement;
+use crate::instances::announcement::{Announcement, Audience};
 use crate::node::dedicated_thread::COMMITS;
 use crate::node::node_task::NodeTask;
 use crate::node::supervision::Supervisor;
-use crate::telemetry::counters::Counters;
 use crate::telemetry::logging::RUNTIME;
 
 /// What became of a turn, as its actor sees it.
@@ -53,8 +52,7 @@ impl Committer {
     /// Starts the task that commits; it ends when all handles are gone.
     pub(crate) fn start(
         store: Arc<dyn Store>,
-        broker: Arc<dyn Broker>,
-        counters: Arc<Counters>,
+        audience: Audience,
         group_max: usize,
         supervisor: Arc<Supervisor>,
     ) -> Self {
@@ -63,7 +61,7 @@ impl Committer {
         let under_way = Arc::new(std::sync::Mutex::new(None));
         let closed = CancellationToken::new();
         let (queue, noted) = (Mutex::new(queue), Arc::clone(&under_way));
-        let commits = Arc::new(Commits { store, broker, counters, group_max, queue, under_way: noted, closed });
+        let commits = Arc::new(Commits { store, audience, group_max, queue, under_way: noted, closed });
         let asked = commits.closed.clone();
         COMMITS.spawn(supervisor.keep(NodeTask::Commits, asked, move || Arc::clone(&commits).run()));
         Self { requests, under_way }
@@ -88,8 +86,7 @@ impl Committer {
 /// What the task that commits works with.
 struct Commits {
     store: Arc<dyn Store>,
-    broker: Arc<dyn Broker>,
-    counters: Arc<Counters>,
+    audience: Audience,
     group_max: usize,
     /// Held by the task for as long as it runs: only its successor asks for it again.
     queue: Mutex<mpsc::Receiver<Request>>,
@@ -164,9 +161,10 @@ impl Commits {
         let outcomes = known.chain(std::iter::repeat_with(|| Committed::Unknown));
         for ((announcement, answer), outcome) in waiting.into_iter().zip(outcomes) {
             if let Committed::Outcome(TurnOutcome::Committed { wakes }) = &outcome {
-                let nudge = |wake: &Wake| self.broker.notify(wake.shard, ShardNotice::Nudge(wake.instance.clone()));
+                let nudge =
+                    |wake: &Wake| self.audience.broker.notify(wake.shard, ShardNotice::Nudge(wake.instance.clone()));
                 wakes.iter().for_each(nudge);
-                announcement.make(self.broker.as_ref(), &self.counters);
+                announcement.make(&self.audience);
             }
             // An actor that is gone needs no answer.
             let _gone = answer.send(outcome);

@@ -207,7 +207,7 @@ impl InstanceRun {
         self.again = turn.again;
         let begun_by = hydrated.instance.begun_by();
         let effects;
-        let announcement = Announcement::new(&self.instance, &hydrated.stored, &mut turn, begun_by);
+        let announcement = Announcement::new(&self.instance, &hydrated.stored, &mut turn, begun_by, move_to.is_some());
         if turn.is_empty(&hydrated.stored) && move_to.is_none() {
             if !verdicts.is_empty() && !self.engine.tenure.speaks_for(hydrated.shard, hydrated.epoch) {
                 // A successor may know better by now; it will be asked.
@@ -220,7 +220,6 @@ impl InstanceRun {
             effects = std::mem::take(&mut turn.effects);
             let before = std::mem::replace(&mut hydrated.stored, turn.state.clone());
             let held = !turn.held.is_empty();
-            let stalled = turn.state.stalled > 0;
             for seq in &turn.consumed {
                 hydrated.waiting.remove(seq);
             }
@@ -234,8 +233,6 @@ impl InstanceRun {
             span.committed();
             let late = self.engine.dispatcher.outstanding.remove(&outcomes);
             self.engine.dispatcher.stop_activities(late).await;
-            self.engine.problems.end_damaged(&self.instance);
-            self.engine.problems.note_stalled(&self.instance, move_to.is_none() && stalled);
             if held {
                 self.engine.broker.notify(move_to.unwrap_or(shard), ShardNotice::Nudge(self.instance.clone()));
             }
@@ -291,7 +288,7 @@ impl InstanceRun {
         turn.effects.clear();
         let (shard, epoch, instance) = (hydrated.shard, hydrated.epoch, self.instance.clone());
         let before = hydrated.stored.clone();
-        let announcement = Announcement::new(&instance, &before, &mut turn, hydrated.instance.begun_by());
+        let announcement = Announcement::new(&instance, &before, &mut turn, hydrated.instance.begun_by(), false);
         let turn = FencedTurn { instance, shard, epoch, before, turn, move_to: None, mailed: None };
         let outcome = self.engine.committer.commit(Box::new(Decided { turn, announcement })).await;
         tracing::error!(target: RUNTIME, instance = %self.instance, ?outcome, "the instance was failed for it");

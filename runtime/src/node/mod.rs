@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::RuntimeOptions;
 use crate::dispatch::{DispatchParts, Dispatcher};
+use crate::instances::announcement::Audience;
 use crate::instances::committer::Committer;
 use crate::instances::due_queue::DueQueue;
 use crate::instances::engine::Engine;
@@ -88,13 +89,9 @@ impl Node {
             supervisor: Arc::clone(&supervisor),
             stopping,
         });
-        let committer = Committer::start(
-            Arc::clone(&store),
-            Arc::clone(&broker),
-            Arc::clone(&counters),
-            limits.commit_group_max,
-            supervisor,
-        );
+        let audience =
+            Audience { broker: Arc::clone(&broker), counters: Arc::clone(&counters), problems: Arc::clone(&problems) };
+        let committer = Committer::start(Arc::clone(&store), audience, limits.commit_group_max, supervisor);
         let turns = permits(limits.turns_in_flight_max);
         let engine = Arc::new(Engine {
             store,
