@@ -2,9 +2,9 @@
 //! arguments. Called by the combinators, while code is polled.
 //!
 //! While a select looks for its winner, completions behind a horizon are not visible. A future that is polled and whose
-//! completion is behind it is held back: it has told its waker to somebody who waits for it, and is woken when the horizon
-//! has come to it. What is still held back when the select ends stays so for the next one, and is woken when the poll ends:
-//! so a loop of selects over many futures polls each of them twice, and not once per select.
+//! completion is behind it is held back: it has registered its waker, and is woken when the horizon reaches it. What is
+//! still held back when the select ends stays so for the next one, and is woken when the poll ends:
+//! so a loop of selects over many futures polls each of them twice instead of once per select.
 
 use std::task::{Poll, Waker};
 
@@ -58,7 +58,7 @@ impl Journal {
         true
     }
 
-    /// As executions of version 0 were recorded: the order in which what was held back is polled next can be seen in what
+    /// How executions of version 0 were recorded: the order in which held-back futures are polled next shows in what
     /// their code asked for.
     fn waking_after_each_select<T>(&self, mut attempt: impl FnMut() -> Poll<T>) -> Poll<T> {
         let outer = self.lock().horizon.replace(EventId(0));

@@ -8,7 +8,7 @@ use crate::journal::{JournalState, OpKind};
 use crate::typed::TypedValue;
 use crate::{DurableFuture, EventKind, InstanceId, OrchestrationContext, Token};
 
-/// What ids of children begin with, behind their parent's, unless the code has chosen them.
+/// What generated ids of children begin with, after their parent's id.
 pub const SUB_ORCH_AUTO_PREFIX: &str = "sub::";
 
 /// Whether a child's id, without its parent's, is one that was not chosen.
@@ -16,7 +16,7 @@ pub fn is_auto_generated_sub_orch_id(instance: &str) -> bool {
     instance.starts_with(SUB_ORCH_AUTO_PREFIX)
 }
 
-/// The full id of a child: one that was not chosen stands behind its parent's, one that was chosen for itself.
+/// The full id of a child: a generated id is appended to the parent's, a chosen one stands on its own.
 pub fn build_child_instance_id(parent_instance: &str, child_instance: &str) -> String {
     if is_auto_generated_sub_orch_id(child_instance) {
         format!("{parent_instance}::{child_instance}")

@@ -72,8 +72,8 @@ impl Event {
 /// The activity name under which histories record the read of another instance's value.
 pub(crate) const KV_READ_ACTIVITY: &str = "outlast::read_kv";
 
-/// Recorded in the first event of a copy: up to an event its code is told that it is the instance that was copied, and draws
-/// its ids; from there on it is itself, and draws ids of its own.
+/// Recorded in the first event of a copy: up to event `at`, its code is told that it is the copied instance, and draws that
+/// one's ids; after that, it is told its own identity and draws ids of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForkPoint {
     /// The last event that was copied.

@@ -173,7 +173,7 @@ impl Execution {
         {
             let mut state = journal.lock();
             state.polling = true;
-            // A select whose poll panicked, and was caught by the code, has left its own behind.
+            // A select whose poll panicked leaves its horizon behind if the code caught the panic.
             state.horizon = None;
         }
         self.wake.inside.store(true, Ordering::Relaxed);
@@ -440,7 +440,7 @@ fn is_pause_or_resume(kind: &EventKind) -> bool {
     matches!(kind, EventKind::OrchestrationPaused | EventKind::OrchestrationResumed)
 }
 
-/// Whether only the end follows: what was open when it ended was told so, without being asked by the code.
+/// Whether only the end follows: what was still open is cancelled first, without the code having asked for it.
 fn is_closing(rest: &[HistoryEvent]) -> bool {
     let Some((last, before)) = rest.split_last() else { return false };
     last.kind.is_terminal() && before.iter().all(|event| event.kind.is_cancel_request())

@@ -54,7 +54,7 @@ pub fn fork_history(history: &[HistoryEvent], at: EventId, origin: &ForkOrigin, 
     let mut copied = history[..kept].to_vec();
     let last = EventId(kept as u64);
     if let Some(EventKind::OrchestrationStarted { forks, .. }) = copied.first_mut().map(|event| &mut event.kind) {
-        // Of a copy that is copied again, the part that both share was copied from the first.
+        // When a copy is copied again, the part that it shares with its own origin counts as copied from that origin.
         let before = forks.iter().find(|fork| last <= fork.at);
         let (instance, execution) =
             before.map_or((&origin.instance, origin.execution), |fork| (&fork.instance, fork.execution));

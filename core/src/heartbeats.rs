@@ -1,7 +1,7 @@
 //! Which stored heartbeats nobody will read any more.
 //!
-//! A heartbeat is read by the next attempt of its activity, so it goes with the outcome of the last one, in that outcome's turn. What an
-//! activity has said lies in the store alone; here is only known which activities may have said something.
+//! A heartbeat is read by the next attempt of its activity, so it is deleted in the turn that records the last attempt's outcome.
+//! The heartbeats themselves are only in the store; this tracks which activities may have one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -48,7 +48,7 @@ impl Heartbeats {
         }
     }
 
-    /// What was replayed has been taken away by the turns that wrote it, but for what is tried again.
+    /// The turns that were replayed have already deleted their heartbeats, except those of activities that are retried.
     pub(crate) fn keep_only(&mut self, retried: &BTreeSet<EventId>) {
         self.ended.retain(|(_, first)| retried.contains(first));
     }

@@ -311,8 +311,8 @@ impl WarmInstance {
         }
     }
 
-    /// Makes the live future: from history, or from the start message. What the last poll of a history that is only copied came
-    /// to is returned: it was decided by the instance that was copied, and is now decided here.
+    /// Makes the live future, from history or from the start message. If the history is only a copy, returns what its last poll
+    /// came to: the copied instance decided that, and now it is decided here.
     fn revive(
         &mut self,
         draft: &mut Draft,
@@ -407,8 +407,8 @@ impl WarmInstance {
         if let (MessageKind::Enqueue { queue, .. }, Some(seq)) = (&incoming.message.kind, incoming.seq) {
             if self.state.status == InstanceStatus::Running {
                 let waiting = self.queues.entry(queue.clone()).or_default();
-                // A row may be read twice, and one that was numbered first may become visible last: two senders commit as they
-                // like. So its number decides where it stands, as it does when the inbox is read from the beginning.
+                // A row may be read twice, and a row with a lower number may become visible later, as senders commit in any
+                // order. So its number decides its place, as it does when the inbox is read from the beginning.
                 if let Err(place) = waiting.binary_search_by_key(&seq, |(seq, _)| *seq) {
                     waiting.insert(place, (seq, incoming.message));
                 }

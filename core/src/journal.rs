@@ -36,7 +36,7 @@ pub(crate) struct Told<'a> {
 }
 
 impl Identity {
-    /// What code is told that would ask for event `next` next.
+    /// What the code is told about itself when its next command would become event `next`.
     pub(crate) fn told(&self, next: EventId) -> Told<'_> {
         let copied_from = self.forks.iter().find(|fork| next <= fork.at);
         let (instance, execution) = copied_from

@@ -232,8 +232,8 @@ impl Limits {
     }
 }
 
-/// Keeps the beginning, and says at the end what is missing. A limit that has no room for that leaves the note alone.
-/// The reason of a cancel as activities and children are told it.
+/// The reason of a cancel, as told to activities and children. Keeps the beginning and notes at the end what is missing;
+/// if the limit has no room for both, only the note stays.
 pub(crate) fn cut_reason(reason: &str) -> String {
     cut(reason.to_owned(), REASON_COPY_BYTES_MAX, "of each copy of a reason")
 }

@@ -37,8 +37,8 @@ pub struct Incoming {
     pub message: Message,
 }
 
-/// A new instance as it was stored: enough to run its first turn without reading it. It is memory of a fact, as all that is
-/// warm is: the store refuses a turn on it when somebody else was faster.
+/// A new instance as it was stored: enough to run its first turn without reading it. Like everything warm, it only remembers
+/// a fact: the store refuses a turn based on it if somebody else was faster.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StartSnapshot {
     /// The instance.

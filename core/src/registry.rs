@@ -239,7 +239,7 @@ impl<H: Clone> RegistryBuilder<H> {
             for (version, handler) in versions {
                 self.add(name.clone(), version.clone(), handler.clone());
             }
-            // What the other registry says of its names holds, also that it says nothing.
+            // For its names, the other registry's policy applies, even if it has none.
             self.policies.remove(name);
         }
         self.policies.extend(other.policies());

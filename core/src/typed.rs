@@ -1,7 +1,7 @@
 //! How typed calls write and read values.
 //!
 //! A value whose JSON is a text (a `String`, a newtype around one, a unit variant, `Some` text) is written as that text,
-//! everything else as JSON. What is read is JSON first, and else the text as it is: plain and typed calls meet, whoever wrote.
+//! everything else as JSON. Reading tries JSON first, then takes the text as it is: so plain and typed calls can read each other.
 //! A text that is itself a JSON string (`"x"`, with its quotes), and `Some("null")`, come back as what that JSON says.
 
 use std::fmt;
@@ -18,7 +18,7 @@ pub fn write_typed<T: Serialize + ?Sized>(value: &T) -> Result<String, serde_jso
 /// Reads what [`write_typed`], a plain call or a program of before wrote.
 pub fn read_typed<T: DeserializeOwned>(text: &str) -> Result<T, serde_json::Error> {
     serde_json::from_str(text)
-        // What does not fit either way is told by what the JSON lacks: that is what typed programs exchange.
+        // If neither fits, the JSON error is reported, because JSON is what typed programs exchange.
         .or_else(|no_json| serde_json::from_value(serde_json::Value::from(text)).map_err(|_| no_json))
 }
 

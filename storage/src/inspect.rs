@@ -275,8 +275,8 @@ pub struct ProblemRow {
     pub since: Millis,
 }
 
-/// What clients and people read. Nothing is decided on it but the end of a wait, and for that old answers do no harm: who waits has
-/// subscribed to updates before it reads, is told of what happens later, and reads again now and then.
+/// What clients and people read. All it decides is whether a wait is over, and stale answers do no harm there: whoever waits
+/// subscribes to updates before reading, is told of what happens later, and reads again now and then.
 #[async_trait]
 pub trait InspectStore: Send + Sync + 'static {
     /// The row of an instance.
@@ -294,8 +294,8 @@ pub trait InspectStore: Send + Sync + 'static {
     /// Executions that have a history, oldest first.
     async fn executions(&self, instance: &InstanceId) -> Result<Vec<ExecutionInfo>, Error>;
 
-    /// One execution's history, in order; only one event of it when `only` is given. A worker that reads its input here after the
-    /// event was replaced by one of another life has its report refused, as that bears the token of its own.
+    /// One execution's history, in order; only one event of it when `only` is given. If a worker reads its input here after the
+    /// event was replaced by another life's, its report is refused, because it carries the token of the old event.
     async fn history(
         &self,
         instance: &InstanceId,

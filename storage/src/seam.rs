@@ -12,7 +12,7 @@
 //!    on from a cursor never misses a row, in whichever order transactions commit; it may give rows that were read before.
 //! 7. The store's clock is the only clock in its answers.
 //!
-//! What was read may be older than what is known when it is used: rows become visible late, commits overlap a look, a deletion and
+//! What was read may be stale by the time it is used: rows become visible late, commits overlap a look, or a deletion and
 //! the next life of the id come in between. Each reading method says why that does no harm.
 
 use std::time::Duration;
@@ -46,11 +46,11 @@ pub struct FencedTurn {
     pub turn: Turn,
     /// Moves the instance and its inbox to this shard.
     pub move_to: Option<ShardId>,
-    /// The applied message that came with a notice of the broker and not from its row. One whose row says otherwise is a conflict.
+    /// The applied message that came with a broker notice instead of from its row. If the row says otherwise, that is a conflict.
     pub mailed: Option<Mailed>,
 }
 
-/// A message that is known from elsewhere than its inbox row, so that whoever may write notices decides no history.
+/// Identifies a message that did not come from its inbox row, so that whoever can send notices cannot decide history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mailed {
     /// Its row.
@@ -173,32 +173,32 @@ pub trait TurnStore: Send + Sync + 'static {
     /// Writes the turns of many instances in one durable transaction.
     async fn commit(&self, group: Vec<FencedTurn>) -> Result<CommitReply, Error>;
 
-    /// Reads an instance with its current history and inbox; `None` when there is none. A turn on an old answer is refused: its
-    /// execution and event, the rows that it consumes or its epoch are not the stored ones.
+    /// Reads an instance with its current history and inbox; `None` when there is none. A turn based on a stale answer is
+    /// refused: its execution and event, the rows it consumes or its epoch do not match the stored ones.
     async fn load(&self, instance: &InstanceId) -> Result<Option<Loaded>, Error>;
 
-    /// Rows of one inbox after `after`, in order, and from where to read on. Rows that an old answer lacks are followed by a nudge or
-    /// found by a look at `arrivals`; a turn that consumes one that is gone is refused.
+    /// Rows of one inbox after `after`, in order, and from where to read on. For rows that a stale answer lacks, a nudge comes or
+    /// a look at `arrivals` finds them; a turn that consumes a row that is gone is refused.
     async fn inbox(&self, instance: &InstanceId, after: InboxCursor) -> Result<(Vec<Incoming>, InboxCursor), Error>;
 
     /// Running instances of these shards with `wake_at` up to `until`, soonest first, at most `limit`. An instance that has gone on
-    /// since is woken too early, which costs a look at it; what a turn has noted since is sooner or stays.
+    /// since is woken too early, which only costs a look at it; a sooner time that a turn has noted since is kept.
     async fn due(&self, shards: &[ShardId], until: Millis, limit: usize) -> Result<Vec<Due>, Error>;
 
     /// The soonest `wake_at` later than `after` among running instances of these shards. Asked only where a virtual clock stands
     /// still until it is moved, and nothing runs.
     async fn next_due(&self, shards: &[ShardId], after: Millis) -> Result<Option<Millis>, Error>;
 
-    /// Receivers in these shards with inbox rows after `after`, at most `limit` of them. One that is named in vain reads its inbox and
-    /// finds nothing new; a row that became visible behind a look is found by the next one, which begins at the look's horizon.
+    /// Receivers in these shards with inbox rows after `after`, at most `limit` of them. One named needlessly reads its inbox and
+    /// finds nothing new; a row that became visible behind a look is found by the next, which begins at the look's horizon.
     async fn arrivals(&self, shards: &[ShardId], after: InboxCursor, limit: usize) -> Result<Arrivals, Error>;
 
     /// Running instances of these shards with `pending > 0`, by id after `after`, at most `limit`. Who is named is loaded, and its
     /// history says what is outstanding; what is scheduled after the look is handed out by the turn that schedules it.
     async fn pending(&self, shards: &[ShardId], after: Option<&InstanceId>, limit: usize) -> Result<Vec<Wake>, Error>;
 
-    /// Returns when a process other than this one may have written since `seen`, or after `timeout`; the value is what to
-    /// have seen the next time, another one than `seen` when something may have been written.
+    /// Returns when another process may have written since `seen`, or after `timeout`. Pass the result as `seen` next time; it
+    /// differs from `seen` if something may have been written.
     async fn written_elsewhere(&self, seen: u64, timeout: Duration) -> u64;
 
     /// The store's time, never going back.
@@ -263,8 +263,8 @@ pub struct LeaseView {
     pub owners: Vec<Option<NodeId>>,
     /// What the asking node holds.
     pub held: Vec<HeldShard>,
-    /// The store went back to an older state since the last renewal, and how that shows: what a node remembers of it, cursors and
-    /// instances, may never have been. Told once.
+    /// Set if the store went back to an older state since the last renewal; says how that shows. What a node remembers (cursors,
+    /// instances) may never have existed. Reported once.
     pub set_back: Option<String>,
 }
 
@@ -367,14 +367,14 @@ pub struct Receipt {
     pub nudge: Option<ShardId>,
 }
 
-/// Whose words a heartbeat keeps.
+/// Which activity a heartbeat belongs to.
 #[derive(Clone, Copy, Debug)]
 pub struct HeartbeatOf<'a> {
-    /// The attempt that speaks.
+    /// The attempt that sent it.
     pub key: &'a ActivityKey,
-    /// When it was scheduled, which no attempt of another life was.
+    /// When it was scheduled; no attempt of another life was scheduled then.
     pub scheduled_at: Millis,
-    /// Under what name all attempts find it.
+    /// The name under which all attempts find the heartbeat.
     pub activity: &'a str,
 }
 
@@ -392,8 +392,8 @@ pub trait CallStore: Send + Sync + 'static {
     /// has its outcome or belongs to another life of the id.
     async fn save_heartbeat(&self, of: HeartbeatOf<'_>, details: String) -> Result<(), Error>;
 
-    /// What an activity said last. Something older is what it had said if its worker had died sooner; nothing is there of another life,
-    /// as heartbeats go with theirs.
+    /// The last heartbeat of an activity. A stale one is what it would be had its worker died sooner; none is from another life,
+    /// because a life's heartbeats are deleted with it.
     async fn heartbeat(&self, instance: &InstanceId, activity: &str) -> Result<Option<String>, Error>;
 
     /// Makes an instance from a copied beginning; the id must be free.

@@ -173,7 +173,7 @@ impl Broker for InProcessBroker {
     }
 
     fn publish_status(&self, instance: &InstanceId, state: Option<&InstanceState>, begun_by: Option<&MessageId>) {
-        // The table is locked by every start and every wait, so whoever waits is woken when it is free again.
+        // Every start and every wait locks the table, so it is unlocked again before waiters are woken.
         let Some(sender) = self.watches().listened_to(instance) else { return };
         sender.send_modify(|update| {
             let execution = state.map_or(update.execution, |state| state.execution);

@@ -18,7 +18,7 @@ type Tag = Option<String>;
 pub(crate) struct WorkState {
     untied: BTreeMap<Tag, VecDeque<Queued>>,
     unclaimed: BTreeMap<Tag, VecDeque<Queued>>,
-    /// Where items of a session go that were published before its holder was known.
+    /// For each session, the worker that gets items published before its holder was known.
     sessions: HashMap<String, WorkerId>,
     workers: HashMap<WorkerId, Worker>,
     /// Every item that is queued or in flight. A queued item that is not here any more was cancelled.

@@ -84,7 +84,7 @@ impl Canceller {
 
 /// Carries cancellations out until it is aborted.
 pub(crate) async fn send(server: Arc<Server>, waiting: Arc<tokio::sync::Mutex<mpsc::Receiver<ActivityRef>>>) {
-    // Only one run at a time asks for it. Workers ask about what was in hand at a panic.
+    // Only one run at a time takes the lock. After a panic, workers ask about what was being sent.
     let mut waiting = waiting.lock().await;
     let (told, items) = mpsc::channel(WAITING_MAX);
     let tell = async {
@@ -104,8 +104,8 @@ pub(crate) async fn send(server: Arc<Server>, waiting: Arc<tokio::sync::Mutex<mp
     tokio::join!(tell, withdraw_all(&server, items));
 }
 
-/// Takes items out of the stream, after their workers were told: telling waits for nothing. One that stays is not begun, as
-/// whoever is given it asks.
+/// Takes items out of the stream after their workers were told; telling never waits for this. An item that stays is not begun,
+/// because whoever is given it asks first.
 async fn withdraw_all(server: &Server, mut items: mpsc::Receiver<ActivityRef>) {
     let mut batch = Vec::with_capacity(BATCH_MAX);
     while items.recv_many(&mut batch, BATCH_MAX).await > 0 {

@@ -1,5 +1,5 @@
-//! The consumers of the stream of work: made when they are needed, and looked at again and again, to set right what somebody has edited: a consumer that
-//! skips, holds back or stops is as good as none, and nobody is told.
+//! The consumers of the stream of work: created when needed, and checked regularly to undo what somebody has edited. A consumer
+//! that skips, holds back or stops is as good as none, and nobody would notice.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -75,7 +75,7 @@ impl Server {
         Ok(())
     }
 
-    /// Creates the consumer of a queue unless it is there. Gives the time in which it wants to hear from who holds an item.
+    /// Creates the consumer of a queue if it is missing. Returns how long the holder of an item may stay silent.
     pub(crate) async fn create_queue(&self, queue: &WorkQueue) -> Result<Duration, Error> {
         let (stream, config) = (self.subjects.work_stream(), self.queue_config(queue));
         let create = async { Ok(self.js.create_consumer_strict_on_stream(config, stream.clone()).await) };
@@ -145,8 +145,8 @@ impl Server {
         }
     }
 
-    /// Takes back what somebody has changed about a consumer. Gives the time in which it wants to hear from who holds an item;
-    /// `None` when there is no such consumer: whoever pulls from it or publishes to it makes it again.
+    /// Reverts what somebody has changed about a consumer. Returns how long the holder of an item may stay silent, or
+    /// `None` if there is no such consumer: whoever pulls from it or publishes to it creates it again.
     pub(crate) async fn set_consumer_right(&self, queue: &WorkQueue) -> Result<Option<Duration>, Error> {
         let (stream, name) = (self.subjects.work_stream(), queue.consumer());
         let find = async { Ok(self.js.get_consumer_from_stream::<Config, _, _>(&name, &stream).await) };
@@ -190,7 +190,7 @@ impl Server {
         Box::pin(self.create_queue(queue)).await.map(drop)
     }
 
-    /// Whether it passes over what the stream gets next: the stream was set back and the consumer was not.
+    /// Whether it would skip the next messages because the stream was set back and the consumer was not.
     async fn is_ahead(&self, found: &Info) -> Result<bool, Error> {
         if found.delivered.stream_sequence <= self.acknowledged.load(Ordering::Acquire) {
             return Ok(false);
@@ -205,7 +205,7 @@ fn is_gone(error: &ConsumerError) -> bool {
     matches!(error.kind(), ConsumerErrorKind::JetStream(error) if error.error_code() == ErrorCode::CONSUMER_NOT_FOUND)
 }
 
-/// Whether it does what it must. Less room than it was given holds work back; more, and what is the operator's, may stay.
+/// Whether it does its job. Tighter limits than ours hold work back; looser ones and the operator's own settings may stay.
 fn is_right(wanted: &pull::Config, found: &Config) -> bool {
     let held_back = found.max_ack_pending > 0 && found.max_ack_pending < wanted.max_ack_pending;
     let asked_less = found.max_batch > 0 || found.max_bytes > 0 || found.max_expires > Duration::ZERO;

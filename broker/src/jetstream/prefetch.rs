@@ -113,7 +113,7 @@ impl PrefetchBuffer {
         self.lock().queues.push(queue);
     }
 
-    /// The queues of which something may wait for a worker that is full; with a free slot only sessions wait for it.
+    /// The queues in which something may be waiting for a full worker; while it has a free slot, only sessions can be waiting.
     pub(crate) fn full_queues(&self) -> Vec<WorkQueue> {
         let state = self.lock();
         let is_full = |queue: &&WorkQueue| state.wish.room == 0 || matches!(queue, WorkQueue::Session(_));

@@ -75,8 +75,8 @@ impl Server {
         Ok(())
     }
 
-    /// Leaves out what is in the stream where it was put before its session had a holder: whoever was given it there may be
-    /// that holder and run it now, and the holder's own queue would take a second copy.
+    /// Leaves out items that are still in the stream from before their session had a holder: whoever got one there may be
+    /// that holder and be running it, and the holder's own queue would accept a second copy.
     pub(crate) async fn without_unclaimed(&self, mut items: Vec<Dispatch>) -> Result<Vec<Dispatch>, Error> {
         let mut there = Vec::with_capacity(items.len());
         for some in items.chunks(LOOKS_MAX) {

@@ -288,8 +288,8 @@ impl Puller {
         self.server.losses.look_now();
     }
 
-    /// Gives up requests that are lost, and items that lie for too long; says whether nothing at all is heard, although a
-    /// request always ends with a message.
+    /// Gives up lost requests, and items that have been buffered for too long. Returns whether nothing at all arrives, although
+    /// every request ends with a message.
     fn look_after(&mut self) -> bool {
         if !self.buffer.is_empty() {
             self.buffer.sweep();
@@ -311,7 +311,7 @@ impl Puller {
     /// The server may have dropped the subscription, as when the user's rights were changed for a while. What it sent meanwhile
     /// comes again when it misses an acknowledgement.
     async fn listen_anew(&mut self) {
-        tracing::warn!(target: super::LOG, "no answers to requests for work: they are subscribed to anew");
+        tracing::warn!(target: super::LOG, "no answers to requests for work: subscribing again");
         let inbox = self.server.client.new_inbox();
         if let Ok(messages) = self.server.client.subscribe(format!("{inbox}.*")).await {
             (self.inbox, self.messages, self.received) = (inbox, messages, 0);
@@ -329,8 +329,8 @@ impl Puller {
     }
 
     /// Unsubscribes without losing what the server has sent and this process has not read: the library forgets a
-    /// subscription before the server does. So both are told the same number of messages after which it ends, a number
-    /// that what is on its way cannot exceed, and messages of our own fill it up.
+    /// subscription before the server does. So both are told to end it after the same number of messages. That number is at
+    /// least what can be on its way, and messages of our own make up the difference.
     async fn drain(&mut self) {
         // Each request that stands may come to an end of its own besides what it brings.
         let on_the_way = 2 * self.queues.iter().map(|pulled| pulled.asked as u64).sum::<u64>() + DRAIN_SPARE;

@@ -1,7 +1,7 @@
-//! Looks after the tasks of a broker: one that panics is said, in the log and to clients, and started anew.
+//! Looks after the tasks of a broker: a panic is reported in the log and to clients, and the task is restarted.
 //!
-//! What a task keeps beyond a panic (its queue, what it has seen) it is given again by `start`. All that is lost with it comes
-//! again: owners offer what is outstanding, the server misses acknowledgements, waiting clients look into the store.
+//! What a task keeps across a panic (its queue, what it has seen) is handed to it again by `start`. The rest is made up for:
+//! owners offer what is outstanding, the server misses acknowledgements, waiting clients look into the store.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;

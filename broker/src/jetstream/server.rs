@@ -23,7 +23,7 @@ use crate::Error;
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most publishes that wait for their acknowledgement at once.
 const PUBLISHES_IN_FLIGHT_MAX: usize = 8_192;
-/// A shorter time to acknowledge is not kept up with.
+/// We could not keep up with a shorter acknowledgement timeout.
 const ACK_WAIT_MIN_MS: u64 = 60;
 
 /// Shared by a broker, its sources and its tasks.
@@ -160,7 +160,7 @@ impl Server {
         self.ack_wait_min_ms.fetch_min(ms.max(ACK_WAIT_MIN_MS), Ordering::Relaxed);
     }
 
-    /// The shortest time in which a consumer wants to hear from who holds an item.
+    /// The shortest silence that a consumer allows the holder of an item.
     pub(crate) fn ack_wait_min(&self) -> Duration {
         Duration::from_millis(self.ack_wait_min_ms.load(Ordering::Relaxed))
     }

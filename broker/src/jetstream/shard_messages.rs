@@ -1,4 +1,4 @@
-//! ShardBody for the owners of shards: nudges, which may get lost, and reports, which are answered.
+//! Messages to the owners of shards: nudges, which may get lost, and reports, which are answered.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -117,7 +117,7 @@ impl ShardMessages {
         shards_owned.iter().map(|(shard, open)| (*shard, open.subscription.heard.load(Ordering::Relaxed))).collect()
     }
 
-    /// Returns when whoever wrote until now has an answer on its way, or soon asks another.
+    /// Returns when everybody who has written so far has an answer on its way, or will soon ask another owner.
     pub(crate) async fn disown(&self, shards: &[ShardId], owner: &Receiver) {
         let closed: Vec<JoinHandle<()>> = {
             let mut shards_owned = self.write();
@@ -259,7 +259,7 @@ impl ShardMessages {
                     Asked::Questions(questions) => {
                         let count = questions.len();
                         let replies = owner.map(|owner| pass_on(&owner, questions));
-                        // Who owned it just now does not; somebody else may.
+                        // The owner of a moment ago no longer owns it; somebody else may.
                         let none = move || vec![ReportReply::TryAgain; count];
                         async move { answer_of(replies).await.unwrap_or_else(none) }.boxed()
                     }

@@ -140,8 +140,8 @@ async fn next(audits: &mut Option<async_nats::Subscriber>) -> Option<async_nats:
     }
 }
 
-/// Somebody purged or deleted; `false` when it was none of the work. Who may not hear of it hears nothing here, and sees
-/// less.
+/// Somebody purged or deleted; `false` when it does not concern the work. Without the right to hear of it, nothing arrives
+/// here, and less is noticed.
 fn note(server: &Server, audit: &[u8]) -> bool {
     let Ok(audit) = serde_json::from_slice::<Audit>(audit) else { return false };
     let deleted = server.subjects.deletes_consumer(&audit.subject);

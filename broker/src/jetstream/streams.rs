@@ -107,7 +107,7 @@ fn mended(wanted: &Config, found: &Config) -> Option<Config> {
     (mended != *found).then_some(mended)
 }
 
-/// A bound that somebody has set is taken back to the one that is wanted; one that leaves more room stays. Without one the
+/// A limit that is tighter than wanted is reset to the wanted one; a looser one stays. When there is no limit, the
 /// server says -1.
 fn not_less(wanted: i64, found: i64) -> i64 {
     match (wanted, found) {
@@ -117,7 +117,7 @@ fn not_less(wanted: i64, found: i64) -> i64 {
     }
 }
 
-/// Waiting gives an account no right to keep streams. Silence may end: servers of a cluster may still be finding each other.
+/// Waiting does not help an account that may not have streams. Silence may end: a cluster's servers may still be connecting.
 fn no_stream(error: CreateStreamError) -> Error {
     let turn_on = "turn JetStream on in the server, or give the account JetStream limits";
     match error.kind() {

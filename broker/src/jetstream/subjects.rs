@@ -150,7 +150,7 @@ impl Subjects {
         subject.strip_prefix(&self.namespace).is_some_and(|rest| rest.starts_with(".work.worker."))
     }
 
-    /// ShardBody for the owner of a shard.
+    /// Messages to the owner of a shard.
     pub(crate) fn shard(&self, shard: ShardId) -> String {
         format!("{}.shard.{shard}", self.namespace)
     }

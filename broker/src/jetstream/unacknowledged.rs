@@ -28,7 +28,7 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) struct Unacknowledged {
     held: Mutex<HashMap<u64, Held>>,
     next_id: AtomicU64,
-    /// Its worker takes no more: nothing goes back to where only this worker is given it.
+    /// The worker takes no more work: nothing goes back to the queue that only this worker reads.
     closed: AtomicBool,
     /// Something went back since somebody looked.
     given_back: AtomicBool,
@@ -144,7 +144,7 @@ impl Unacknowledged {
         self.server.subjects.is_of_worker(&message.subject)
     }
 
-    /// Which were last reported in progress longer ago than `age`; their time is counted anew from now.
+    /// Those last reported as in progress more than `age` ago; from now on they count as reported.
     fn silent_for(&self, age: Duration) -> Vec<Subject> {
         let incarnation = self.server.losses.incarnation();
         let mut held = self.lock();
@@ -296,7 +296,7 @@ async fn apply_decision(server: &Arc<Server>, decision: Decision, forwards: &mut
     }
 }
 
-/// The new place has the item before the old one loses it. Meanwhile its owner may have found another place for it.
+/// The item is in its new queue before it leaves the old one. Meanwhile its owner may have put it somewhere else.
 async fn forward(server: &Server, message: &Message, worker: Option<WorkerId>) -> bool {
     let Ok(item) = decode::<ActivityItem>(&message.payload) else { return false };
     server.publish_work(&[Dispatch { item, worker, again: true }]).await.is_ok()

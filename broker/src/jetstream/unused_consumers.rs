@@ -53,7 +53,7 @@ async fn sweep(server: &Server, kept: Duration, orphans: &mut BTreeSet<WorkQueue
     // Twice in a row: a worker may begin between the two looks. Its owner offers again what was for one that is gone.
     for queue in now.intersection(orphans) {
         stream.purge().filter(server.subjects.queue(queue)).await.map_err(unavailable)?;
-        tracing::info!(target: super::LOG, ?queue, "what was brought to a worker that is gone is dropped");
+        tracing::info!(target: super::LOG, ?queue, "dropped what was queued for a worker that is gone");
     }
     *orphans = now;
     for queue in unused {

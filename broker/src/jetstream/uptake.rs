@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::connection::Link;
 
-/// Work that was offered for so long and not taken has the stream tried.
+/// When offered work is not taken for this long, a trial of the stream is due.
 const REFUSED_MAX: Duration = Duration::from_secs(5);
 /// Shortest time between two trials.
 const TRIAL_EVERY: Duration = Duration::from_secs(2);
@@ -53,7 +53,7 @@ impl Uptake {
         refused.since = None;
     }
 
-    /// For how long it has taken nothing, when it is time for a trial.
+    /// Whether it has taken nothing for so long that it is time for a trial.
     pub(crate) fn is_due(&self) -> bool {
         let mut refused = self.lock();
         let long = refused.since.is_some_and(|since| since.elapsed() >= REFUSED_MAX);

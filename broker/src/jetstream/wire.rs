@@ -155,7 +155,7 @@ impl From<ReportReply> for ReplyBody {
 }
 
 impl ReplyBody {
-    /// The answers to so many questions. An older owner answers one question only, in the words of that answer.
+    /// The body for these answers. A single one has the form of older owners, which only ever answer one question.
     pub(crate) fn to(mut replies: Vec<ReportReply>) -> Self {
         match (replies.pop(), replies.is_empty()) {
             (Some(only), true) => only.into(),

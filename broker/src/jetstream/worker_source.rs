@@ -35,7 +35,7 @@ pub(crate) struct Source {
     pub(crate) puller: JoinHandle<()>,
     /// Dropped when closed: the signs to end for the puller and the reader of cancellations.
     pub(crate) open: Option<[oneshot::Sender<()>; 2]>,
-    /// The queue that is looked at first: where something waited last, or behind those where nothing did.
+    /// The queue to look at first: the one where something last waited, or the next one after those where nothing did.
     pub(crate) look_from: usize,
 }
 

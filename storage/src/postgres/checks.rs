@@ -42,8 +42,8 @@ pub(super) async fn check_settings(pool: &Pool) -> Result<(), Error> {
     Ok(())
 }
 
-/// Reads the database's clock. Nothing is decided by this machine's, so a difference is only told. A database whose clock
-/// has gone back is refused: leases of dead nodes would go on, and timers wait, until it has caught up. A restored backup is
+/// Reads the database's clock. Nothing depends on this machine's clock, so a difference is only logged. A database whose clock
+/// has gone back is refused: until it caught up, dead nodes would keep their leases and timers would wait. A restored backup is
 /// older than the clock, never newer, and passes.
 pub(super) async fn check_clock(pool: &Pool, options: &PostgresOptions) -> Result<Millis, Error> {
     let before = machine_time();

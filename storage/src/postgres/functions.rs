@@ -35,8 +35,8 @@ pub(super) const FUNCTIONS: [(&str, &str); 20] = files![
     "prune_instance",
 ];
 
-/// What came after roles had been given their rights and does more than its caller may do by itself. Until the owner grants
-/// anew, whoever may call the second may call the first.
+/// Functions newer than the roles' grants that do more than their caller may do by itself. Until the owner grants
+/// again, whoever may call the second may call the first.
 const LATER: [(&str, &str); 1] = [("save_heartbeat", "claim_session")];
 
 /// Creates those that are new or whose file has changed, inside the migration's transaction.

@@ -9,8 +9,8 @@ use super::functions;
 use super::pool::Pool;
 use crate::Error;
 
-/// What each step does to the tables, in order. A step is never changed, only followed by others: one that is empty makes the
-/// functions anew ([`super::functions`]), and so do those that made functions before these had files of their own. Programs of two
+/// What each step does to the tables, in order. A step is never changed, only followed by others. An empty one recreates the
+/// functions ([`super::functions`]), and so do those that created functions before these had their own files. Programs of two
 /// versions share a schema while nodes are upgraded, so a function that changes its meaning gets a new name.
 const STEPS: [&str; 6] = [
     include_str!("sql/steps/001_tables.sql"),

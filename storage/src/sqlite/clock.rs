@@ -1,9 +1,9 @@
 //! The store's time: the machine's clock, but never going back; or a clock that a test moves.
 //!
-//! Between two looks it goes on by the monotonic clock, which stands while a machine sleeps. So each look compares both, and when the
-//! machine's clock has gone on without the monotonic one, the time follows it at once: what has come due is due. When the machine's
-//! clock goes back, the time goes on from where it is, so that no timer is early or late by it and no history runs backwards. The
-//! same holds over a restart: the time is not before the last write. Whoever relies on the time of the machine is told of both.
+//! Between two looks, time follows the monotonic clock, which stops while the machine sleeps. So each look compares both: if the
+//! machine's clock advanced without the monotonic one, the time follows it at once: what has come due happens. If the machine's
+//! clock goes back, the time goes on from where it is, so no timer is early or late because of it and no history runs backwards.
+//! This also holds across a restart: the time is never before the last write. Both are logged for those who rely on machine time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -47,8 +47,8 @@ pub(super) enum Ownerless {
     Some(Vec<ShardId>),
 }
 
-/// By this no second process runs the same database: a file beside it, locked; the kernel frees it when the process dies. All that
-/// have the database open have it open by the same name, so it is one lock for all.
+/// Keeps a second process from running the same database: a locked file beside it, freed by the kernel when the process dies.
+/// Every process has the database open under the same name, so there is one lock for all.
 struct RunLock {
     path: PathBuf,
     id: Option<FileId>,
@@ -104,8 +104,8 @@ impl Leases {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes sure that this process alone runs the database, as far as anybody can have taken that away since: somebody may have
-    /// removed the lock file, or moved the database. What was held by a lock that was lost is held no more; another process may
+    /// Makes sure that this process is still the only one that runs the database: somebody may have removed the lock file or
+    /// moved the database. What was held under a lost lock is no longer held: another process may
     /// have run it.
     fn hold_lock(&self, members: &mut Members) -> Result<(), Error> {
         let Some(file) = &self.file else { return Ok(()) };

@@ -217,7 +217,7 @@ fn commit_group(db: &Connection, group: &[FencedTurn], at: WriteAt, undo: Undo) 
     Ok(outcomes)
 }
 
-/// Anything but success that has left traces fails the whole try; the next one is guarded.
+/// A failure that has already written something fails the whole attempt; the next attempt is guarded.
 fn write_unguarded(db: &Connection, turn: &FencedTurn, at: WriteAt) -> Result<TurnOutcome, Error> {
     let before = db.total_changes();
     match write_turn(db, turn, at.now, at.shards) {
