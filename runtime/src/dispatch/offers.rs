@@ -45,12 +45,16 @@ pub(crate) async fn offer_again(dispatcher: Arc<Dispatcher>) {
         dispatcher.outstanding.keep_only(|place| {
             dispatcher.parts.tenure.epoch(place.shard) == Some(place.epoch) && place.generation == generation
         });
-        for items in dispatcher.outstanding.due().chunks(OFFERS) {
+        let mut due = dispatcher.outstanding.due();
+        while !due.is_empty() {
+            let items = &due[..due.len().min(OFFERS)];
             if let Err(error) = dispatcher.publish(items, true).await {
-                tracing::warn!(target: RUNTIME, %error, count = items.len(), "activities were not offered again");
+                tracing::warn!(target: RUNTIME, %error, count = due.len(), "activities were not offered again, trying soon");
+                dispatcher.outstanding.refused(&due);
                 break;
             }
             crate::telemetry::metrics::redispatched(items);
+            due.drain(..items.len());
         }
     }
 }

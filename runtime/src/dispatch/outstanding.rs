@@ -21,6 +21,8 @@ use tokio::time::Instant;
 const FIRST_OFFER: Duration = Duration::from_secs(8);
 /// Longest time between two offers.
 const OFFER_MAX: Duration = Duration::from_secs(300);
+/// When an offer that the broker has refused is made again.
+const REFUSED_AGAIN: Duration = Duration::from_secs(2);
 /// A larger input is not kept here; the worker reads it from the history.
 const KEPT_INPUT_BYTES_MAX: usize = 1_024;
 
@@ -373,6 +375,18 @@ impl Outstanding {
             entry.item.clone()
         })
         .collect()
+    }
+
+    /// The broker has refused an offer: it counts as not made, and is made again soon. Otherwise what was offered during an outage
+    /// would wait for long after it.
+    pub(crate) fn refused(&self, offered: &[ActivityItem]) {
+        let (again, mut items) = (Instant::now() + REFUSED_AGAIN, self.lock());
+        for item in offered {
+            if let Some(entry) = items.entries.get_mut(&item.key) {
+                entry.pause = (entry.pause / 2).max(FIRST_OFFER / 2);
+                entry.offer_at = again;
+            }
+        }
     }
 
     /// What has waited and may be given to the broker now; waits until there is something.

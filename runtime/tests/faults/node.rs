@@ -16,6 +16,8 @@ const ACK_WAIT: Duration = Duration::from_secs(3);
 /// Longest wait of a test for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 const SETTINGS: &str = "OUTLAST_TEST_NODE";
+/// The filter of what node processes log to the test's own output, as of `RUST_LOG`; they log nothing without it.
+const LOG: &str = "OUTLAST_TEST_LOG";
 
 /// A cluster of the test's own, and how to reach it.
 #[derive(Clone)]
@@ -95,7 +97,7 @@ impl Cluster {
             .args(["--exact", "node::child_process", "--nocapture"])
             .env(SETTINGS, settings)
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(if std::env::var_os(LOG).is_some() { Stdio::inherit() } else { Stdio::null() })
             .spawn()
             .unwrap();
         Node { child }
@@ -200,6 +202,9 @@ pub(crate) fn wall_ms() -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn child_process() {
     let Ok(settings) = std::env::var(SETTINGS) else { return };
+    if let Ok(filter) = std::env::var(LOG) {
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    }
     let (cluster, more) = Cluster::from_words(&settings);
     let role = match more[0] {
         "orchestrator" => Role::Orchestrator,

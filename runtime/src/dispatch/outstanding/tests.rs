@@ -120,3 +120,25 @@ fn what_the_store_does_not_name_any_more_is_stopped() {
     assert_eq!(outstanding.cancel(&later.key), Some(later.activity()));
     assert_eq!(outstanding.cancel(&later.key), None);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_offer_that_the_broker_refuses_does_not_make_the_next_one_late() {
+    let outstanding = Outstanding::new(4);
+    admit(&outstanding, 0..1, None);
+    // Longer than all pauses would have grown to.
+    let mut refusals = 0;
+    for _ in 0..300 {
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let due = outstanding.due();
+        refusals += due.len();
+        outstanding.refused(&due);
+    }
+    assert!(refusals > 100, "{refusals}");
+    tokio::time::advance(super::REFUSED_AGAIN).await;
+    assert_eq!(outstanding.due().len(), 1);
+    tokio::time::advance(super::REFUSED_AGAIN).await;
+    assert_eq!(outstanding.due(), [], "the broker has it");
+    // As after the first offer that is taken.
+    tokio::time::advance(super::FIRST_OFFER * 2).await;
+    assert_eq!(outstanding.due().len(), 1);
+}
