@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use outlast_broker::Broker;
 use outlast_core::{InstanceId, Message, MessageId, MessageKind, StartMessage, write_typed};
@@ -154,10 +155,10 @@ impl Client {
         self.insist_knowing(|_| call()).await
     }
 
-    /// As `insist`; the call is told whether an earlier try may have been carried out, its answer lost.
+    /// As `insist`; the call is told how long ago it was first made, zero when it is not repeated.
     pub(crate) async fn insist_knowing<T, F: Future<Output = Result<T, Error>>>(
         &self,
-        call: impl Fn(bool) -> F,
+        call: impl Fn(Duration) -> F,
     ) -> Result<T, ClientError> {
         insist_for(self.options.call_timeout, call).await.map_err(ClientError::from)
     }

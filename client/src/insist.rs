@@ -9,19 +9,20 @@ use tokio::time::Instant;
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 
-/// Repeats a call while the store is away, for at most so long.
+/// Repeats a call while the store is away, for at most so long. The call is told how long ago it was first made: zero at the first
+/// try; later, an earlier try may have been carried out, its answer lost.
 pub(crate) async fn insist_for<T, F: Future<Output = Result<T, Error>>>(
     limit: Duration,
-    call: impl Fn(bool) -> F,
+    call: impl Fn(Duration) -> F,
 ) -> Result<T, Error> {
     let begun = Instant::now();
     let mut pause = RETRY_FIRST;
-    let mut is_repeated = false;
+    let mut first_tried = Duration::ZERO;
     loop {
-        match call(is_repeated).await {
+        match call(first_tried).await {
             Err(Error::Unavailable(_)) if begun.elapsed() + pause < limit => {
-                is_repeated = true;
                 tokio::time::sleep(pause).await;
+                first_tried = begun.elapsed();
                 pause = (pause * 2).min(RETRY_MAX);
             }
             result => return result,

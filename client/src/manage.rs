@@ -1,24 +1,26 @@
 //! Deleting, pruning and forking.
 
+use std::time::Duration;
+
 use outlast_broker::ShardNotice;
 use outlast_core::{EventId, ExecutionId, ForkOrigin, HistoryEvent, InstanceId, ShardId, fork_history};
-use outlast_storage::{DeleteInstanceResult, Error, InstanceFilter, PruneOptions, PruneResult};
+use outlast_storage::{DeleteInstanceResult, DeleteOptions, Error, InstanceFilter, PruneOptions, PruneResult};
 
 use crate::{Client, ClientError};
 
 impl Client {
     /// Deletes a root instance with its descendants. Without `force` all of them must have ended. When the store's answer was lost
-    /// and the instance is found gone, it counts as deleted, and the counts are lost with the answer.
+    /// and the instance is found gone, or begun anew since, it counts as deleted, and the counts are lost with the answer.
     pub async fn delete_instance(&self, instance: &str, force: bool) -> Result<DeleteInstanceResult, ClientError> {
         let id = InstanceId::new(instance);
         // What runs of them is to be stopped at once. Owners that are not told find out when a worker asks.
         let tree =
             if force { self.store.tree(&id).await.map(|tree| tree.all_ids).unwrap_or_default() } else { Vec::new() };
-        let delete = |is_repeated| {
-            let id = &id;
+        let delete = |first_tried: Duration| {
+            let (id, options) = (&id, DeleteOptions { force, first_tried });
             async move {
-                match self.store.delete(id, force).await {
-                    Err(Error::InstanceNotFound(_)) if is_repeated => Ok(DeleteInstanceResult::default()),
+                match self.store.delete(id, options).await {
+                    Err(Error::InstanceNotFound(_)) if !first_tried.is_zero() => Ok(DeleteInstanceResult::default()),
                     answer => answer,
                 }
             }
@@ -74,11 +76,13 @@ impl Client {
         let fork = fork_history(&history, EventId(event_id), &origin, high ^ low);
         let fork = fork.map_err(|error| ClientError::invalid(error.to_string()))?;
         let id = InstanceId::new(new_instance);
-        let import = |is_repeated| {
+        let import = |first_tried: Duration| {
             let (id, fork) = (&id, &fork);
             async move {
                 match self.store.import(id, fork.clone()).await {
-                    Err(Error::InstanceExists { .. }) if is_repeated && self.is_fork(id, &fork.history).await? => {
+                    Err(Error::InstanceExists { .. })
+                        if !first_tried.is_zero() && self.is_fork(id, &fork.history).await? =>
+                    {
                         Ok(())
                     }
                     answer => answer.map(drop),
@@ -98,7 +102,7 @@ impl Client {
     /// Insists on a management call; a role without the right to it has no management.
     async fn manage<T, F: Future<Output = Result<T, Error>>>(
         &self,
-        call: impl Fn(bool) -> F,
+        call: impl Fn(Duration) -> F,
     ) -> Result<T, ClientError> {
         self.insist_knowing(call).await.map_err(|error| match error {
             ClientError::Forbidden { .. } => ClientError::ManagementNotAvailable,

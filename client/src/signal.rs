@@ -1,6 +1,7 @@
 //! Sending something to a running instance.
 
 use outlast_core::{InstanceId, Message, MessageKind};
+use outlast_storage::SendOptions;
 use serde::Serialize;
 
 use crate::client::{fresh_message_id, to_text};
@@ -102,7 +103,11 @@ impl Client {
         self.options.limits.check_name("instance id", &instance)?;
         let instance = InstanceId::from(instance);
         let message = Message { id: fresh_message_id(), kind };
-        let max = self.options.limits.queue_messages_max;
-        self.insist(|| self.store.send(&instance, message.clone(), max)).await.map(drop)
+        let queue_messages_max = self.options.limits.queue_messages_max;
+        let send = |first_tried| {
+            let options = SendOptions { queue_messages_max, first_tried };
+            self.store.send(&instance, message.clone(), options)
+        };
+        self.insist_knowing(send).await.map(drop)
     }
 }

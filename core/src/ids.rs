@@ -119,6 +119,11 @@ impl Millis {
     pub fn plus(self, delay: std::time::Duration) -> Self {
         Self(self.0.saturating_add(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX))).min(Self::FAR)
     }
+
+    /// The moment so long before, or 1970.
+    pub fn minus(self, ago: std::time::Duration) -> Self {
+        Self(self.0.saturating_sub(u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)))
+    }
 }
 
 impl ShardId {

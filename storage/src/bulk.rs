@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use futures::future::join_all;
 use outlast_core::InstanceId;
 
-use crate::{CallStore, DeleteInstanceResult, Error, InstanceFilter, PruneOptions, PruneResult};
+use crate::{CallStore, DeleteInstanceResult, DeleteOptions, Error, InstanceFilter, PruneOptions, PruneResult};
 
 /// Instances that one bulk call changes when the caller names no limit.
 const BULK_LIMIT: u32 = 1_000;
@@ -79,7 +79,7 @@ pub(crate) async fn delete<S: Candidates>(store: &S, filter: &InstanceFilter) ->
         let mut roots = page.into_iter().map(|root| InstanceId::from(root.id)).peekable();
         while left > 0 && roots.peek().is_some() {
             let some: Vec<InstanceId> = roots.by_ref().take(S::AT_ONCE.min(left)).collect();
-            for deleted in join_all(some.iter().map(|id| store.delete(id, false))).await {
+            for deleted in join_all(some.iter().map(|id| store.delete(id, DeleteOptions::first_try(false)))).await {
                 match deleted {
                     Ok(deleted) => {
                         left -= 1;

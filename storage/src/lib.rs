@@ -21,9 +21,9 @@ pub use inspect::{
     ProblemRow, PruneOptions, PruneResult, QueueDepths, SystemMetrics, SystemStats,
 };
 pub use seam::{
-    Arrivals, CallStore, CommitReply, Due, FencedTurn, HeartbeatOf, HeldShard, InboxCursor, LeaseStore, LeaseView,
-    Loaded, Mailed, NodeInfo, Receipt, SessionClaim, Shortage, StartConflict, StartOutcome, StartReceipt, StartRequest,
-    Store, TurnOutcome, TurnStore, Wake, WorkerInfo,
+    Arrivals, CallStore, CommitReply, DeleteOptions, Due, FencedTurn, HeartbeatOf, HeldShard, InboxCursor, LeaseStore,
+    LeaseView, Loaded, Mailed, NodeInfo, Receipt, SendOptions, SessionClaim, Shortage, StartConflict, StartOutcome,
+    StartReceipt, StartRequest, Store, TurnOutcome, TurnStore, Wake, WorkerInfo,
 };
 pub use standstill::Standstill;
 pub use virtual_clock::VirtualClock;

@@ -378,6 +378,39 @@ pub struct HeartbeatOf<'a> {
     pub activity: &'a str,
 }
 
+/// How a message is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SendOptions {
+    /// An `Enqueue` is refused with `QueueFull` when so many wait in its queue.
+    pub queue_messages_max: usize,
+    /// How long ago this call was first made; zero when it is not repeated. An instance that was begun since is not the one that it
+    /// was for, and counts as not found: the first try may have reached a life of the id that is over.
+    pub first_tried: Duration,
+}
+
+impl SendOptions {
+    /// A call that is made for the first time.
+    pub fn first_try(queue_messages_max: usize) -> Self {
+        Self { queue_messages_max, first_tried: Duration::ZERO }
+    }
+}
+
+/// How an instance is deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeleteOptions {
+    /// Not only when the instance and all its descendants have ended.
+    pub force: bool,
+    /// As [`SendOptions::first_tried`].
+    pub first_tried: Duration,
+}
+
+impl DeleteOptions {
+    /// A call that is made for the first time.
+    pub fn first_try(force: bool) -> Self {
+        Self { force, first_tried: Duration::ZERO }
+    }
+}
+
 /// What comes from outside. The store itself tells the owner of the shard ([`crate::Arrival`]), whether or not the caller still waits
 /// for its answer: what a dropped call has made durable happens all the same, and at once.
 #[async_trait]
@@ -385,8 +418,8 @@ pub trait CallStore: Send + Sync + 'static {
     /// Makes an instance (row and first inbox message) in one durable step.
     async fn start(&self, request: StartRequest) -> Result<StartReceipt, Error>;
 
-    /// Puts a message into an instance's inbox; an `Enqueue` is refused with `QueueFull` at `queue_messages_max`.
-    async fn send(&self, instance: &InstanceId, message: Message, queue_messages_max: usize) -> Result<Receipt, Error>;
+    /// Puts a message into an instance's inbox.
+    async fn send(&self, instance: &InstanceId, message: Message, options: SendOptions) -> Result<Receipt, Error>;
 
     /// Keeps what an activity said last, until a turn takes it away or the execution has ended. Does nothing when the activity
     /// has its outcome or belongs to another life of the id.
@@ -399,8 +432,9 @@ pub trait CallStore: Send + Sync + 'static {
     /// Makes an instance from a copied beginning; the id must be free.
     async fn import(&self, instance: &InstanceId, fork: Fork) -> Result<ShardId, Error>;
 
-    /// Deletes a root instance with all its descendants. Without `force` all of them must have ended.
-    async fn delete(&self, instance: &InstanceId, force: bool) -> Result<crate::DeleteInstanceResult, Error>;
+    /// Deletes a root instance with all its descendants.
+    async fn delete(&self, instance: &InstanceId, options: DeleteOptions)
+    -> Result<crate::DeleteInstanceResult, Error>;
 
     /// Deletes ended root instances, with their descendants, that match `filter`.
     async fn delete_bulk(&self, filter: crate::InstanceFilter) -> Result<crate::DeleteInstanceResult, Error>;

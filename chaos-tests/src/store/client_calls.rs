@@ -1,17 +1,19 @@
 //! What comes from outside: starts, messages, heartbeats, copies.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use outlast_core::{
     EventId, ExecutionId, Fork, HistoryEvent, InstanceId, InstanceState, InstanceStatus, Message, MessageKind, ShardId,
     StartMessage, StartSnapshot, encode,
 };
 use outlast_storage::{
-    Arrival, CallStore, DeleteInstanceResult, Error, HeartbeatOf, InstanceFilter, PruneOptions, PruneResult, Receipt,
-    StartConflict, StartOutcome, StartReceipt, StartRequest,
+    Arrival, CallStore, DeleteInstanceResult, DeleteOptions, Error, HeartbeatOf, InstanceFilter, PruneOptions,
+    PruneResult, Receipt, SendOptions, StartConflict, StartOutcome, StartReceipt, StartRequest,
 };
 
 use super::SimulatedStore;
-use super::tables::Transaction;
+use super::tables::{Instance, Transaction};
 
 #[async_trait]
 impl CallStore for SimulatedStore {
@@ -26,10 +28,10 @@ impl CallStore for SimulatedStore {
         self.change_then(move |tx| tx.start(request), arrival).await
     }
 
-    async fn send(&self, instance: &InstanceId, message: Message, queue_messages_max: usize) -> Result<Receipt, Error> {
+    async fn send(&self, instance: &InstanceId, message: Message, options: SendOptions) -> Result<Receipt, Error> {
         let (instance, receiver) = (instance.clone(), instance.clone());
         let arrival = move |receipt: &Receipt| receipt.nudge.map(|shard| Arrival::Nudge(shard, receiver));
-        self.change_then(move |tx| tx.send(&instance, message, queue_messages_max), arrival).await
+        self.change_then(move |tx| tx.send(&instance, message, options), arrival).await
     }
 
     async fn save_heartbeat(&self, of: HeartbeatOf<'_>, details: String) -> Result<(), Error> {
@@ -58,9 +60,13 @@ impl CallStore for SimulatedStore {
         self.change_then(move |tx| tx.import(&instance, fork), arrival).await
     }
 
-    async fn delete(&self, instance: &InstanceId, force: bool) -> Result<DeleteInstanceResult, Error> {
+    async fn delete(&self, instance: &InstanceId, options: DeleteOptions) -> Result<DeleteInstanceResult, Error> {
         let instance = instance.clone();
-        self.change(move |tx| tx.tables.delete(&instance, force)).await
+        let delete = move |tx: &mut Transaction<'_>| {
+            tx.found_since(&instance, options.first_tried)?;
+            tx.tables.delete(&instance, options.force)
+        };
+        self.change(delete).await
     }
 
     async fn delete_bulk(&self, filter: InstanceFilter) -> Result<DeleteInstanceResult, Error> {
@@ -128,8 +134,16 @@ impl Transaction<'_> {
         self.insert_message(id, message);
     }
 
-    fn send(&mut self, id: &InstanceId, message: Message, queue_messages_max: usize) -> Result<Receipt, Error> {
-        let found = self.tables.instances.get(id).ok_or_else(|| Error::InstanceNotFound(id.clone()))?;
+    /// The instance, if it was there when a call was first made.
+    fn found_since(&self, id: &InstanceId, first_tried: Duration) -> Result<&Instance, Error> {
+        let since = self.now.minus(first_tried);
+        let found = self.tables.instances.get(id).filter(|found| found.created <= since);
+        found.ok_or_else(|| Error::InstanceNotFound(id.clone()))
+    }
+
+    fn send(&mut self, id: &InstanceId, message: Message, options: SendOptions) -> Result<Receipt, Error> {
+        let SendOptions { queue_messages_max, first_tried } = options;
+        let found = self.found_since(id, first_tried)?;
         if !found.is_running() || found.is_waiting(&message.id) || found.has_applied(&message.id) {
             return Ok(Receipt { nudge: None });
         }

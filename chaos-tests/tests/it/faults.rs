@@ -5,8 +5,8 @@ use std::time::Duration;
 use outlast_chaos_tests::store::{Faults, Options, SimulatedServer, SimulatedStore};
 use outlast_core::{InboxSeq, InstanceId, Millis, ShardId};
 use outlast_storage::{
-    CallStore as _, Error, InboxCursor, InspectStore as _, LeaseStore as _, StartConflict, StartRequest, TurnOutcome,
-    TurnStore as _,
+    CallStore as _, Error, InboxCursor, InspectStore as _, LeaseStore as _, SendOptions, StartConflict, StartRequest,
+    TurnOutcome, TurnStore as _,
 };
 use tokio::time::{Instant, sleep};
 
@@ -78,7 +78,7 @@ async fn what_a_cut_node_has_sent_happens_and_nobody_hears_of_it() {
 async fn read_on(store: &SimulatedStore, instance: &InstanceId, count: usize) -> Vec<InboxSeq> {
     let sends = (0..count).map(|number| {
         let message = raise(&format!("m{number}"));
-        async move { store.send(instance, message, 100).await.unwrap() }
+        async move { store.send(instance, message, SendOptions::first_try(100)).await.unwrap() }
     });
     let reads = async {
         let (mut cursor, mut seen) = (InboxCursor::default(), Vec::new());

@@ -10,6 +10,7 @@ use outlast_broker::{Delivery, Question, Report, ReportReply, ReportResult, Sett
 use outlast_core::{
     ActivityItem, ActivityRef, AttemptInfo, EventKind, HistoryEvent, Message, MessageKind, Millis, ShardId,
 };
+use outlast_storage::SendOptions;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -250,8 +251,10 @@ async fn spill(worker: &Arc<Worker>, item: &ActivityItem, result: &ReportResult)
     let (outcome, run) = (outcome.clone(), Some(run.clone()));
     let kind = MessageKind::ActivityDone { execution, event, token, outcome, run };
     let message = Message { id: result_id(&item.key, item.token), kind };
+    // Its token names the life that it is for, however often it is sent.
+    let options = SendOptions::first_try(usize::MAX);
     loop {
-        match worker.store.send(&item.key.instance, message.clone(), usize::MAX).await {
+        match worker.store.send(&item.key.instance, message.clone(), options).await {
             Ok(_) => return true,
             // Deleted since: nobody waits for it.
             Err(outlast_storage::Error::InstanceNotFound(_)) => return true,

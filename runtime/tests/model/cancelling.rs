@@ -8,6 +8,7 @@ use outlast::{
     ActivityContext, ActivityRegistryBuilder, OrchestrationContext, OrchestrationRegistry,
     OrchestrationRegistryBuilder, RuntimeOptions,
 };
+use outlast_storage::DeleteOptions;
 use tokio::sync::Notify;
 
 use crate::model::world::{SOON, World, activities, options, orchestration};
@@ -188,7 +189,7 @@ async fn a_deletion_that_nobody_tells_of_is_found_out() {
     let world = World::on(provider.clone(), activities, holding(), options()).await;
     world.client.start_orchestration("i", "Hold", "one").await.unwrap();
     held.until_begun(&["one"]).await;
-    provider.store().delete(&"i".into(), true).await.unwrap();
+    provider.store().delete(&"i".into(), DeleteOptions::first_try(true)).await.unwrap();
     held.until_told(&["one"]).await;
 }
 
@@ -208,7 +209,7 @@ async fn an_activity_of_an_instance_whose_deletion_nobody_tells_of_does_not_begi
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
-    provider.store().delete(&"deleted".into(), true).await.unwrap();
+    provider.store().delete(&"deleted".into(), DeleteOptions::first_try(true)).await.unwrap();
     // What has waited for less than this begins without a question.
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     held.let_go.notify_one();

@@ -16,10 +16,11 @@ use outlast_core::{
     NodeId, ShardId, WorkerId,
 };
 use outlast_storage::{
-    Arrivals, CallStore, CommitReply, DeleteInstanceResult, Due, Error, ExecutionInfo, FencedTurn, HeartbeatOf,
-    HeldShard, InboxCursor, InspectStore, InstanceFilter, InstanceInfo, InstanceTree, LeaseStore, LeaseView,
-    ListedStatus, Loaded, NodeInfo, ProblemRow, PruneOptions, PruneResult, QueueDepths, Receipt, SessionClaim,
-    Shortage, StartReceipt, StartRequest, Store, SystemMetrics, SystemStats, TurnStore, Wake,
+    Arrivals, CallStore, CommitReply, DeleteInstanceResult, DeleteOptions, Due, Error, ExecutionInfo, FencedTurn,
+    HeartbeatOf, HeldShard, InboxCursor, InspectStore, InstanceFilter, InstanceInfo, InstanceTree, LeaseStore,
+    LeaseView, ListedStatus, Loaded, NodeInfo, ProblemRow, PruneOptions, PruneResult, QueueDepths, Receipt,
+    SendOptions, SessionClaim, Shortage, StartReceipt, StartRequest, Store, SystemMetrics, SystemStats, TurnStore,
+    Wake,
 };
 use tokio::sync::mpsc;
 
@@ -214,9 +215,9 @@ pass_on! { LeaseStore for FaultyStore {
 
 pass_on! { CallStore for FaultyStore {
     lossy async fn import(instance: &InstanceId, fork: Fork) -> Result<ShardId, Error>;
-    lossy async fn delete(instance: &InstanceId, force: bool) -> Result<DeleteInstanceResult, Error>;
+    lossy async fn delete(instance: &InstanceId, options: DeleteOptions) -> Result<DeleteInstanceResult, Error>;
+    lossy async fn send(instance: &InstanceId, message: Message, options: SendOptions) -> Result<Receipt, Error>;
     async fn start(request: StartRequest) -> Result<StartReceipt, Error>;
-    async fn send(instance: &InstanceId, message: Message, queue_messages_max: usize) -> Result<Receipt, Error>;
     async fn save_heartbeat(of: HeartbeatOf<'_>, details: String) -> Result<(), Error>;
     async fn heartbeat(instance: &InstanceId, activity: &str) -> Result<Option<String>, Error>;
     async fn delete_bulk(filter: InstanceFilter) -> Result<DeleteInstanceResult, Error>;

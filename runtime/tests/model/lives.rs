@@ -75,6 +75,44 @@ async fn a_deletion_whose_answer_was_lost_has_succeeded() {
     assert!(matches!(again, ClientError::InstanceNotFound { .. }), "nothing was lost this time: {again:?}");
 }
 
+async fn until(is_so: impl Fn() -> bool) {
+    while !is_so() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Every try of the call is carried out and its answer lost, from before the deletion until after the next start.
+#[tokio::test]
+async fn a_call_that_is_repeated_reaches_no_later_life() {
+    const TRIES: usize = 1_000;
+    let place = Place::default();
+    let (provider, faults) = (place.open().await, Faults::default());
+    let world = World::on(provider.clone(), activities(), registry(), options()).await;
+    let caller = Client::new(Faulty::new(&provider, &faults));
+    let (raise, cancel) = (caller.clone(), caller.clone());
+    let calls: [(&str, futures::future::BoxFuture<'static, Result<(), ClientError>>); 2] = [
+        ("raised", Box::pin(async move { raise.raise_event("raised", "go", "of the last life").await })),
+        ("cancelled", Box::pin(async move { cancel.cancel_instance("cancelled", "of the last life").await })),
+    ];
+    for (id, call) in calls {
+        world.client.start_orchestration(id, "Wait", "").await.unwrap();
+        world.events(id, 2).await;
+        faults.lose_answers("send", TRIES);
+        let call = tokio::spawn(call);
+        until(|| faults.left("send") < TRIES).await;
+        world.client.delete_instance(id, true).await.unwrap();
+        world.client.start_orchestration(id, "Wait", "").await.unwrap();
+        world.events(id, 2).await;
+        let before = faults.left("send");
+        until(|| faults.left("send") + 1 < before).await;
+        faults.heal("send");
+        let ended = call.await.unwrap();
+        assert!(matches!(&ended, Err(ClientError::InstanceNotFound { .. })), "{ended:?}");
+        world.client.raise_event(id, "go", "of this life").await.unwrap();
+        assert_eq!(world.outcome(id).await.unwrap(), "of this life");
+    }
+}
+
 #[tokio::test]
 async fn a_fork_whose_answer_was_lost_is_there_once() {
     let place = Place::default();

@@ -2,9 +2,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use outlast_core::{Fork, InboxSeq, InstanceId, Message, MessageKind, Millis, ShardId, encode};
+use sqlx::PgConnection;
 
 use super::PostgresStore;
 use super::clock::ServerClock;
@@ -16,8 +18,8 @@ use crate::arrival::Listener;
 use crate::bulk;
 use crate::error::panicked;
 use crate::{
-    Arrival, CallStore, DeleteInstanceResult, Error, HeartbeatOf, InstanceFilter, PruneOptions, PruneResult, Receipt,
-    StartConflict, StartOutcome, StartReceipt, StartRequest,
+    Arrival, CallStore, DeleteInstanceResult, DeleteOptions, Error, HeartbeatOf, InstanceFilter, PruneOptions,
+    PruneResult, Receipt, SendOptions, StartConflict, StartOutcome, StartReceipt, StartRequest,
 };
 
 /// Batched writes; one trip at a time keeps the order of a sender's messages.
@@ -59,6 +61,9 @@ struct Written {
 type Sent = (i16, Option<i16>);
 /// The outcome of a message that waits in the inbox now.
 const WRITTEN: i16 = 1;
+/// The outcome of a message to nobody, and the result of a deletion of nothing.
+const NOBODY: i16 = 0;
+const GONE: i16 = 1;
 
 impl Calls {
     pub(super) fn start(pool: &Pool, clock: &Arc<ServerClock>, listener: &Listener) -> Self {
@@ -117,6 +122,17 @@ fn new_instance(shard: ShardId, seq: Option<InboxSeq>) -> StartReceipt {
 
 async fn write_sends(to: Written, batch: Vec<Send>) -> Result<Vec<Sent>, Error> {
     let told: Vec<InstanceId> = batch.iter().map(|send| InstanceId::new(&send.receiver)).collect();
+    let (now, sent) = to.pool.run(|db| Box::pin(async move { Ok(send_messages(&mut *db, batch).await?) })).await?;
+    to.clock.heard(now);
+    for (instance, outcome) in told.into_iter().zip(&sent) {
+        if let (WRITTEN, Some(shard)) = *outcome {
+            to.listener.tell(Arrival::Nudge(ShardId(shard.cast_unsigned()), instance));
+        }
+    }
+    Ok(sent)
+}
+
+async fn send_messages(db: &mut PgConnection, batch: Vec<Send>) -> Result<(Millis, Vec<Sent>), sqlx::Error> {
     let (mut receivers, mut ids, mut queues) = (Vec::new(), Vec::new(), Vec::new());
     let (mut datas, mut limits) = (Vec::new(), Vec::new());
     for send in batch {
@@ -126,24 +142,17 @@ async fn write_sends(to: Written, batch: Vec<Send>) -> Result<Vec<Sent>, Error> 
         datas.push(send.data);
         limits.push(send.queue_max);
     }
-    let (now, outcomes, shards): (i64, Vec<i16>, Vec<Option<i16>>) = to
-        .pool
-        .run(|db| {
-            Box::pin(async move {
-                let query = sqlx::query_as("SELECT now, outcomes, shards FROM send_messages($1, $2, $3, $4, $5)");
-                let query = query.bind(receivers).bind(ids).bind(queues).bind(datas).bind(limits);
-                Ok(query.fetch_one(&mut **db).await?)
-            })
-        })
-        .await?;
-    to.clock.heard(Millis(now.cast_unsigned()));
-    let sent: Vec<Sent> = outcomes.into_iter().zip(shards).collect();
-    for (instance, outcome) in told.into_iter().zip(&sent) {
-        if let (WRITTEN, Some(shard)) = *outcome {
-            to.listener.tell(Arrival::Nudge(ShardId(shard.cast_unsigned()), instance));
-        }
-    }
-    Ok(sent)
+    let query = sqlx::query_as("SELECT now, outcomes, shards FROM send_messages($1, $2, $3, $4, $5)");
+    let query = query.bind(receivers).bind(ids).bind(queues).bind(datas).bind(limits);
+    let (now, outcomes, shards): (i64, Vec<i16>, Vec<Option<i16>>) = query.fetch_one(db).await?;
+    Ok((Millis(now.cast_unsigned()), outcomes.into_iter().zip(shards).collect()))
+}
+
+/// Holds the row of an instance that was there so long ago; `false` when none was.
+async fn hold_since(db: &mut PgConnection, instance: &str, ago: Duration) -> Result<bool, sqlx::Error> {
+    let ago = i64::try_from(ago.as_millis()).unwrap_or(i64::MAX);
+    let query = sqlx::query_scalar::<_, Option<bool>>("SELECT hold_since($1, $2)").bind(instance).bind(ago);
+    Ok(query.fetch_one(db).await?.unwrap_or(false))
 }
 
 #[async_trait]
@@ -171,24 +180,28 @@ impl CallStore for PostgresStore {
         self.existing(request, &name).await
     }
 
-    async fn send(&self, instance: &InstanceId, message: Message, queue_messages_max: usize) -> Result<Receipt, Error> {
+    async fn send(&self, instance: &InstanceId, message: Message, options: SendOptions) -> Result<Receipt, Error> {
         let queue = queue_of(&message);
         let send = Send {
             receiver: instance.as_str().to_owned(),
             message_id: message.id.as_str().to_owned(),
             queue: queue.clone(),
             data: encode(&message),
-            queue_max: i32::try_from(queue_messages_max).unwrap_or(i32::MAX),
+            queue_max: i32::try_from(options.queue_messages_max).unwrap_or(i32::MAX),
         };
         let bytes = send.data.len();
-        let (outcome, shard) = self.calls.sends.call(send, bytes).await?;
+        let (outcome, shard) = if options.first_tried.is_zero() {
+            self.calls.sends.call(send, bytes).await?
+        } else {
+            self.send_again(send, options.first_tried).await?
+        };
         let shard = shard.map(|shard| ShardId(shard.cast_unsigned()));
         match (outcome, shard) {
             (WRITTEN, shard) => Ok(Receipt { nudge: shard }),
             (2, _) => Ok(Receipt { nudge: None }),
             (3, _) => {
                 let queue = queue.unwrap_or_default();
-                Err(Error::QueueFull { instance: instance.clone(), queue, max: queue_messages_max })
+                Err(Error::QueueFull { instance: instance.clone(), queue, max: options.queue_messages_max })
             }
             // What becomes of it is known in a moment: it is gone, or its next life has begun.
             (4, _) => Err(Error::Unavailable(format!("instance {instance} is being deleted or begun anew, try again"))),
@@ -232,18 +245,25 @@ impl CallStore for PostgresStore {
         if made.await? { Ok(shard) } else { Err(Error::InstanceExists { instance: instance.clone(), orchestration }) }
     }
 
-    async fn delete(&self, instance: &InstanceId, force: bool) -> Result<DeleteInstanceResult, Error> {
+    async fn delete(&self, instance: &InstanceId, options: DeleteOptions) -> Result<DeleteInstanceResult, Error> {
         if !may_exist(instance) {
             return Err(Error::InstanceNotFound(instance.clone()));
         }
         let sql = "SELECT result, culprit, coalesce(instances_deleted, 0), coalesce(executions_deleted, 0), \
                    coalesce(events_deleted, 0), coalesce(messages_deleted, 0) FROM delete_tree($1, $2)";
         let id = instance.as_str().to_owned();
-        let done: (i16, Option<String>, i64, i64, i64, i64) = self
-            .pools
-            .general
-            .run(|db| Box::pin(async move { Ok(sqlx::query_as(sql).bind(id).bind(force).fetch_one(&mut **db).await?) }))
-            .await?;
+        let delete = self.pools.general.run(|db| {
+            Box::pin(async move {
+                let mut tx = sqlx::Connection::begin(&mut **db).await?;
+                if !options.first_tried.is_zero() && !hold_since(&mut tx, &id, options.first_tried).await? {
+                    return Ok((GONE, None, 0, 0, 0, 0));
+                }
+                let done = sqlx::query_as(sql).bind(id).bind(options.force).fetch_one(&mut *tx).await?;
+                tx.commit().await?;
+                Ok(done)
+            })
+        });
+        let done: (i16, Option<String>, i64, i64, i64, i64) = delete.await?;
         match done.0 {
             0 => Ok(DeleteInstanceResult {
                 instances_deleted: done.2.cast_unsigned(),
@@ -288,6 +308,33 @@ impl CallStore for PostgresStore {
 }
 
 impl PostgresStore {
+    /// Sends what may have been sent before, if its receiver is still the one of then. Alone, and in one transaction with the look.
+    async fn send_again(&self, send: Send, ago: Duration) -> Result<Sent, Error> {
+        let (pool, receiver) = (self.pools.general.clone(), InstanceId::new(&send.receiver));
+        let (clock, listener) = (Arc::clone(&self.clock), self.listener.clone());
+        let work = async move {
+            let sent = pool.run(|db| {
+                Box::pin(async move {
+                    let mut tx = sqlx::Connection::begin(&mut **db).await?;
+                    if !hold_since(&mut tx, &send.receiver, ago).await? {
+                        return Ok(None);
+                    }
+                    let sent = send_messages(&mut tx, vec![send]).await?;
+                    tx.commit().await?;
+                    Ok(Some(sent))
+                })
+            });
+            let Some((now, sent)) = sent.await? else { return Ok((NOBODY, None)) };
+            clock.heard(now);
+            let sent = sent.first().copied().unwrap_or((NOBODY, None));
+            if let (WRITTEN, Some(shard)) = sent {
+                listener.tell(Arrival::Nudge(ShardId(shard.cast_unsigned()), receiver));
+            }
+            Ok(sent)
+        };
+        self.see_through(work).await
+    }
+
     /// The id to start is taken.
     async fn existing(&self, request: Arc<StartRequest>, name: &str) -> Result<StartReceipt, Error> {
         let sql = "SELECT orchestration, shard, is_known(id, $2) FROM instances WHERE id = $1";

@@ -12,7 +12,7 @@ macro_rules! files {
 }
 
 /// In an order in which each finds those that it calls.
-pub(super) const FUNCTIONS: [(&str, &str); 20] = files![
+pub(super) const FUNCTIONS: [(&str, &str); 21] = files![
     "now_ms",
     "is_known",
     "tree_of",
@@ -21,6 +21,7 @@ pub(super) const FUNCTIONS: [(&str, &str); 20] = files![
     "start_instances",
     "begin_instances",
     "send_messages",
+    "hold_since",
     "replace_instance",
     "save_heartbeat",
     "claim_session",
@@ -36,8 +37,9 @@ pub(super) const FUNCTIONS: [(&str, &str); 20] = files![
 ];
 
 /// Functions newer than the roles' grants that do more than their caller may do by itself. Until the owner grants
-/// again, whoever may call the second may call the first.
-const LATER: [(&str, &str); 1] = [("save_heartbeat", "claim_session")];
+/// again, whoever may call one of the second may call the first.
+const LATER: [(&str, &[&str]); 2] =
+    [("save_heartbeat", &["claim_session"]), ("hold_since", &["send_messages", "delete_tree"])];
 
 /// Creates those that are new or whose file has changed, inside the migration's transaction.
 pub(super) async fn refresh(db: &mut PgConnection) -> Result<(), sqlx::Error> {
@@ -58,7 +60,10 @@ pub(super) async fn refresh(db: &mut PgConnection) -> Result<(), sqlx::Error> {
             (Some(true), _) => give_authority(db, name).await?,
             (None, Some(like)) if self::has_authority(db, "delete_tree").await? == Some(true) => {
                 give_authority(db, name).await?;
-                grant_like(db, name, like).await?;
+                db.execute(AssertSqlSafe(format!("REVOKE EXECUTE ON FUNCTION {name} FROM PUBLIC"))).await?;
+                for like in like {
+                    grant_like(db, name, like).await?;
+                }
             }
             _ => {}
         }
@@ -88,7 +93,6 @@ async fn give_authority(db: &mut PgConnection, name: &str) -> Result<(), sqlx::E
 }
 
 async fn grant_like(db: &mut PgConnection, name: &str, like: &str) -> Result<(), sqlx::Error> {
-    db.execute(AssertSqlSafe(format!("REVOKE EXECUTE ON FUNCTION {name} FROM PUBLIC"))).await?;
     let sql = "SELECT a.grantee::regrole::text FROM pg_proc p, aclexplode(p.proacl) a \
                WHERE p.proname = $1 AND p.pronamespace = current_schema()::regnamespace AND a.grantee <> 0";
     let roles: Vec<String> = sqlx::query_scalar(sql).bind(like).fetch_all(&mut *db).await?;

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::SqliteStore;
-use super::connection::sql_error;
+use super::failure::sql_error;
 use crate::Error;
 use crate::bulk::{Bulk, Candidates, EndedRoot, PRUNE_PAGE, PrunePage};
 

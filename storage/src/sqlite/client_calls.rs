@@ -1,24 +1,26 @@
 //! What comes from outside: starts, messages, forks, deletion.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use outlast_core::{Fork, InboxSeq, InstanceId, Message, MessageKind, ShardId, encode};
+use outlast_core::{Fork, InboxSeq, InstanceId, Message, MessageKind, Millis, ShardId, encode};
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::connection::sql_error;
+use super::failure::sql_error;
 use super::turns::{insert_instance, insert_message};
 use super::{SqliteStore, deletion};
 use crate::bulk;
 use crate::{
-    Arrival, CallStore, DeleteInstanceResult, Error, HeartbeatOf, InstanceFilter, PruneOptions, PruneResult, Receipt,
-    StartConflict, StartOutcome, StartReceipt, StartRequest,
+    Arrival, CallStore, DeleteInstanceResult, DeleteOptions, Error, HeartbeatOf, InstanceFilter, PruneOptions,
+    PruneResult, Receipt, SendOptions, StartConflict, StartOutcome, StartReceipt, StartRequest,
 };
 
 #[async_trait]
 impl CallStore for SqliteStore {
     async fn start(&self, request: StartRequest) -> Result<StartReceipt, Error> {
         let (now, shards) = (self.clock.now(), self.shards);
+        let bytes = request.message.payload_bytes();
         let request = Arc::new(request);
         let (listener, started) = (self.listener.clone(), Arc::clone(&request));
         let start = move |db: &Connection, _| {
@@ -34,18 +36,22 @@ impl CallStore for SqliteStore {
             existing(db, &request, &start.name)
         };
         let tell = move |receipt: &StartReceipt| listener.tell(Arrival::started(started, receipt));
-        self.connections.write_then(start, tell).await
+        self.connections.write_then(bytes, start, tell).await
     }
 
-    async fn send(&self, instance: &InstanceId, message: Message, queue_messages_max: usize) -> Result<Receipt, Error> {
+    async fn send(&self, instance: &InstanceId, message: Message, options: SendOptions) -> Result<Receipt, Error> {
+        let (bytes, since) = (message.payload_bytes(), self.since(options.first_tried));
         let (instance, receiver, listener) = (instance.clone(), instance.clone(), self.listener.clone());
         let tell = move |receipt: &Receipt| {
             if let Some(shard) = receipt.nudge {
                 listener.tell(Arrival::Nudge(shard, receiver));
             }
         };
-        let send = move |db: &Connection, _| send(db, &instance, &message, queue_messages_max);
-        self.connections.write_then(send, tell).await
+        let send = move |db: &Connection, _| {
+            begun_before(db, &instance, since)?;
+            send(db, &instance, &message, options.queue_messages_max)
+        };
+        self.connections.write_then(bytes, send, tell).await
     }
 
     async fn save_heartbeat(&self, of: HeartbeatOf<'_>, details: String) -> Result<(), Error> {
@@ -80,6 +86,7 @@ impl CallStore for SqliteStore {
     async fn import(&self, instance: &InstanceId, fork: Fork) -> Result<ShardId, Error> {
         let (instance, now, shards) = (instance.clone(), self.clock.now(), self.shards);
         let (imported, listener) = (instance.clone(), self.listener.clone());
+        let bytes = fork.history.iter().map(|event| encode(&event.kind).len()).sum();
         let import = move |db: &Connection, _| {
             let shard = ShardId::of(&instance, shards);
             let start = outlast_core::StartMessage {
@@ -96,12 +103,16 @@ impl CallStore for SqliteStore {
             import(db, &instance, &fork).map_err(sql_error)?;
             Ok(shard)
         };
-        self.connections.write_then(import, move |shard| listener.tell(Arrival::Nudge(*shard, imported))).await
+        self.connections.write_then(bytes, import, move |shard| listener.tell(Arrival::Nudge(*shard, imported))).await
     }
 
-    async fn delete(&self, instance: &InstanceId, force: bool) -> Result<DeleteInstanceResult, Error> {
-        let instance = instance.clone();
-        self.connections.write(move |db, _| deletion::delete(db, &instance, force)).await
+    async fn delete(&self, instance: &InstanceId, options: DeleteOptions) -> Result<DeleteInstanceResult, Error> {
+        let (instance, since) = (instance.clone(), self.since(options.first_tried));
+        let delete = move |db: &Connection, _| {
+            begun_before(db, &instance, since)?;
+            deletion::delete(db, &instance, options.force)
+        };
+        self.connections.write(delete).await
     }
 
     async fn delete_bulk(&self, filter: InstanceFilter) -> Result<DeleteInstanceResult, Error> {
@@ -116,6 +127,22 @@ impl CallStore for SqliteStore {
     async fn prune_bulk(&self, filter: InstanceFilter, options: PruneOptions) -> Result<PruneResult, Error> {
         bulk::prune(self, &filter, &options).await
     }
+}
+
+impl SqliteStore {
+    /// When a call that is repeated was first made.
+    fn since(&self, first_tried: Duration) -> Option<Millis> {
+        (!first_tried.is_zero()).then(|| self.clock.now().minus(first_tried))
+    }
+}
+
+/// Refuses an instance that was begun after a repeated call was first made: it is not the one that the call is for.
+fn begun_before(db: &Connection, instance: &InstanceId, since: Option<Millis>) -> Result<(), Error> {
+    let Some(since) = since else { return Ok(()) };
+    let sql = "SELECT 1 FROM instances WHERE id = ?1 AND created <= ?2";
+    let row = params![instance.as_str(), since.0.cast_signed()];
+    let found = db.prepare_cached(sql).and_then(|mut query| query.exists(row)).map_err(sql_error)?;
+    if found { Ok(()) } else { Err(Error::InstanceNotFound(instance.clone())) }
 }
 
 fn existing(db: &Connection, request: &StartRequest, name: &str) -> Result<StartReceipt, Error> {

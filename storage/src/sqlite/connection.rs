@@ -7,17 +7,16 @@ use std::time::{Duration, Instant};
 
 use outlast_core::Millis;
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, OpenFlags};
 use tokio::sync::{oneshot, watch};
 
 use super::TARGET;
 use super::file::DatabaseFile;
 use super::vacuum::Vacuum;
+use super::write_job::{Job, Undo, WriteJob, caught, closed, take_group};
 use crate::Error;
 use crate::error::panicked;
 
-/// Jobs that share one durable commit.
-const JOBS_PER_COMMIT_MAX: usize = 1_024;
 /// How often the writing thread looks for commits of other processes, while a runtime is joined.
 const ELSEWHERE_INTERVAL: Duration = Duration::from_millis(200);
 /// How long a statement waits for another process's write.
@@ -34,75 +33,6 @@ const LOG_BYTES_KEPT: i64 = 20 << 20;
 const STATEMENTS: usize = 128;
 /// How often an outage is reported as an error.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
-
-/// Whether what one job writes can be undone without undoing its neighbours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Undo {
-    /// No: savepoints are not free, and most groups need none. What must be undone ends this try of the whole group.
-    Together,
-    /// Yes: the group is tried again with a savepoint around each piece.
-    Alone,
-}
-
-/// Work of the writing thread. It runs once, or again when its group is tried again.
-trait WriteJob: Send {
-    /// Runs inside the transaction; `false` when what it wrote must be undone.
-    fn run(&mut self, db: &Connection, undo: Undo) -> bool;
-
-    /// Does what follows from a result that is durable.
-    fn follow(&mut self);
-
-    /// Tells the caller, when the commit's outcome is known.
-    fn answer(self: Box<Self>, committed: Result<(), Error>);
-}
-
-/// A closure, what follows once its result is durable, and where the result goes.
-struct Job<T, F, A> {
-    work: Option<F>,
-    after: Option<A>,
-    result: Option<Result<T, Error>>,
-    answer: oneshot::Sender<Result<T, Error>>,
-}
-
-impl<T, F, A> WriteJob for Job<T, F, A>
-where
-    T: Send,
-    F: FnMut(&Connection, Undo) -> Result<T, Error> + Send,
-    A: FnOnce(&T) + Send,
-{
-    fn run(&mut self, db: &Connection, undo: Undo) -> bool {
-        let before = db.total_changes();
-        let Some(work) = &mut self.work else { return true };
-        let result = match undo {
-            Undo::Together => caught(|| work(db, undo)),
-            Undo::Alone => in_savepoint(db, |db| caught(|| work(db, undo))),
-        };
-        // A refusal that came before anything was written leaves nothing to undo.
-        let clean = result.is_ok() || undo == Undo::Alone || db.total_changes() == before;
-        self.result = Some(result);
-        clean
-    }
-
-    fn follow(&mut self) {
-        if let (Some(Ok(value)), Some(after)) = (&self.result, self.after.take()) {
-            // What `after` shares with it is now its alone.
-            self.work = None;
-            // It is written all the same: whoever is not told of it looks into the store.
-            let _said = caught(|| {
-                after(value);
-                Ok(())
-            });
-        }
-    }
-
-    fn answer(self: Box<Self>, committed: Result<(), Error>) {
-        let Self { work, result, answer, .. } = *self;
-        // A caller that has gone away does not need its answer.
-        let _gone = answer.send(committed.and(result.unwrap_or_else(|| Err(closed()))));
-        // Later, as nobody waits for it.
-        drop(work);
-    }
-}
 
 type ReadJob = Box<dyn FnOnce(&Connection) + Send>;
 
@@ -283,8 +213,7 @@ impl Writer {
                     continue;
                 }
             };
-            let mut group = vec![first];
-            group.extend(std::iter::from_fn(|| jobs.try_recv().ok()).take(JOBS_PER_COMMIT_MAX - 1));
+            let group = take_group(first, jobs);
             self.queries.fetch_add(group.len() as u64, Ordering::Relaxed);
             self.write_group(group);
             if let Some(vacuum) = &mut self.vacuum {
@@ -403,26 +332,28 @@ impl Connections {
         &self,
         work: impl FnMut(&Connection, Undo) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.hand_in(work, None::<fn(&T)>).await
+        self.hand_in(0, work, None::<fn(&T)>).await
     }
 
-    /// [`Connections::write`], and what follows from it. `after` is called by the writing thread once the result is durable,
-    /// whether or not the caller still waits for it.
+    /// [`Connections::write`] of so many bytes, and what follows from it. `after` is called by the writing thread once the result
+    /// is durable, whether or not the caller still waits for it.
     pub(super) async fn write_then<T: Send + 'static>(
         &self,
+        bytes: usize,
         work: impl FnMut(&Connection, Undo) -> Result<T, Error> + Send + 'static,
         after: impl FnOnce(&T) + Send + 'static,
     ) -> Result<T, Error> {
-        self.hand_in(work, Some(after)).await
+        self.hand_in(bytes, work, Some(after)).await
     }
 
     async fn hand_in<T: Send + 'static>(
         &self,
+        bytes: usize,
         work: impl FnMut(&Connection, Undo) -> Result<T, Error> + Send + 'static,
         after: Option<impl FnOnce(&T) + Send + 'static>,
     ) -> Result<T, Error> {
         let (answer, answered) = oneshot::channel();
-        self.writer.send(Box::new(Job { work: Some(work), after, result: None, answer })).map_err(|_| closed())?;
+        self.writer.send(Box::new(Job::new(bytes, work, after, answer))).map_err(|_| closed())?;
         answered.await.unwrap_or_else(|_| Err(closed()))
     }
 
@@ -462,52 +393,16 @@ impl Connections {
     }
 }
 
-/// Undoes `job` alone when it fails.
-pub(super) fn in_savepoint<T>(db: &Connection, job: impl FnOnce(&Connection) -> Result<T, Error>) -> Result<T, Error> {
-    let run = |sql| db.prepare_cached(sql).and_then(|mut statement| statement.execute([])).map_err(sql_error);
-    run("SAVEPOINT one")?;
-    match job(db) {
-        Ok(value) => run("RELEASE one").map(|_| value),
-        Err(error) => {
-            if !db.is_autocommit() {
-                run("ROLLBACK TO one")?;
-                run("RELEASE one")?;
-            }
-            Err(error)
-        }
-    }
-}
-
-/// A panic of one job is an error of its caller, and the thread goes on: every other job waits for it.
-fn caught<T>(job: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    catch_unwind(AssertUnwindSafe(job)).unwrap_or_else(|panic| Err(panicked(panic)))
-}
-
-fn closed() -> Error {
-    Error::Unavailable("the database is closed".to_owned())
-}
-
-/// Every failure of a statement that is not a constraint: try again.
-pub(super) fn sql_error(error: rusqlite::Error) -> Error {
-    Error::Unavailable(error.to_string())
-}
-
-/// Whether a statement failed because the data breaks a rule of the schema.
-pub(super) fn is_constraint(error: &rusqlite::Error) -> bool {
-    matches!(
-        error.sqlite_error_code(),
-        Some(ErrorCode::ConstraintViolation | ErrorCode::TooBig | ErrorCode::TypeMismatch)
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
     use rusqlite::Connection;
 
-    use super::{Connections, Undo, open, sql_error};
+    use super::{Connections, open};
     use crate::Error;
+    use crate::sqlite::failure::sql_error;
+    use crate::sqlite::write_job::Undo;
 
     async fn insert(db: &Connections, number: i64) -> Result<(), Error> {
         db.write(move |db: &Connection, _: Undo| {
@@ -543,7 +438,7 @@ mod tests {
         }
         assert_eq!(numbers(&db).await.expect("it is read"), [1, 1, 1, 2, 2, 2]);
         // So is what follows a write, which stays.
-        let after = db.write_then(|_, _| Ok(()), |()| panic!("unlucky")).await;
+        let after = db.write_then(0, |_, _| Ok(()), |()| panic!("unlucky")).await;
         assert!(after.is_ok() && insert(&db, 3).await.is_ok(), "{after:?}");
     }
 

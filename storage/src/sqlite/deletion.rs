@@ -3,7 +3,7 @@
 use outlast_core::{ExecutionId, InstanceId};
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::connection::sql_error;
+use super::failure::sql_error;
 use crate::{DeleteInstanceResult, Error, PruneOptions, PruneResult};
 
 pub(super) fn delete(db: &Connection, instance: &InstanceId, force: bool) -> Result<DeleteInstanceResult, Error> {

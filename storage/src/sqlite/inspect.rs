@@ -7,8 +7,8 @@ use outlast_core::{EventId, ExecutionId, HistoryEvent, InstanceId, InstanceState
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::SqliteStore;
-use super::connection::sql_error;
 use super::deletion::{executions_of, tree_of};
+use super::failure::sql_error;
 use super::leases::Ownerless;
 use super::rows::{STATE, optional_millis, read_event, read_history, state_of, unsigned};
 use crate::inspect::{OWNERLESS_MS, PROBLEMS_MAX, execution_status};

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use outlast_core::{Epoch, NodeId, ShardId, WorkerId};
 use rusqlite::{Connection, params};
 
-use super::connection::sql_error;
+use super::failure::sql_error;
 use super::file::{DatabaseFile, beside};
 use super::{FileId, SqliteStore, TARGET};
 use crate::{Error, HeldShard, LeaseStore, LeaseView, NodeInfo, SessionClaim, Shortage};

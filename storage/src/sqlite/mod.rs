@@ -6,6 +6,7 @@ mod client_calls;
 mod clock;
 mod connection;
 mod deletion;
+mod failure;
 mod file;
 mod inspect;
 mod leases;
@@ -13,6 +14,7 @@ mod rows;
 mod schema;
 mod turns;
 mod vacuum;
+mod write_job;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

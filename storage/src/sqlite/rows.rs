@@ -7,7 +7,7 @@ use outlast_core::{
 use rusqlite::types::Type;
 use rusqlite::{Connection, Row, params};
 
-use super::connection::sql_error;
+use super::failure::sql_error;
 use crate::{Error, InboxCursor};
 
 /// Columns of an instance in the order of `state_of`.

@@ -12,8 +12,9 @@ use outlast_core::{
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::SqliteStore;
-use super::connection::{Undo, in_savepoint, is_constraint, sql_error};
+use super::failure::{is_constraint, sql_error};
 use super::rows::{STATE, optional_millis, read_history, read_inbox, state_of};
+use super::write_job::{Undo, in_savepoint};
 use crate::{Arrivals, CommitReply, Due, Error, FencedTurn, InboxCursor, Loaded, TurnOutcome, TurnStore, Wake};
 
 /// Why one turn of a group was not written.

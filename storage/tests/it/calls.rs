@@ -2,7 +2,8 @@
 
 use outlast_core::{EventKind, ExecutionId, Fork, KvEntry, MessageId, ShardId, StartSnapshot};
 use outlast_storage::{
-    Error, InstanceFilter, Loaded, PruneOptions, StartConflict, StartOutcome, StartRequest, Store, TurnOutcome,
+    DeleteOptions, Error, InstanceFilter, Loaded, PruneOptions, SendOptions, StartConflict, StartOutcome, StartRequest,
+    Store, TurnOutcome,
 };
 
 use crate::fixture::{
@@ -54,7 +55,7 @@ async fn a_new_instance_is_known_without_a_read(store: &dyn Store) {
         assert_eq!((&known.state, known.shard, &known.inbox), (&read.state, read.shard, &read.inbox));
         assert!(known.history.is_empty() && read.history.is_empty());
         // From its cursor on nothing is missed that comes later.
-        store.send(&id(instance), raise("r"), 10).await.unwrap();
+        store.send(&id(instance), raise("r"), SendOptions::first_try(10)).await.unwrap();
         assert_eq!(store.inbox(&id(instance), known.cursor).await.unwrap().0.len(), 2);
     }
     // A turn on it takes its message out of the inbox.
@@ -78,10 +79,13 @@ async fn concurrent_starts_make_one_instance(store: &dyn Store) {
 
 async fn a_message_is_applied_once(store: &dyn Store) {
     let owner = Owner::of_all(store).await;
-    assert!(matches!(store.send(&id("a"), raise("r"), 10).await, Err(Error::InstanceNotFound(_))));
+    assert!(matches!(
+        store.send(&id("a"), raise("r"), SendOptions::first_try(10)).await,
+        Err(Error::InstanceNotFound(_))
+    ));
     start(store, "a").await;
     for _ in 0..2 {
-        store.send(&id("a"), raise("r"), 10).await.unwrap();
+        store.send(&id("a"), raise("r"), SendOptions::first_try(10)).await.unwrap();
     }
     let rows = inbox(store, "a").await;
     assert_eq!(rows.len(), 2);
@@ -89,20 +93,20 @@ async fn a_message_is_applied_once(store: &dyn Store) {
     turn.turn.events[0].1.message_id = Some(MessageId::new("r"));
     turn.turn.consumed = rows.iter().map(|(seq, _)| *seq).collect();
     assert!(is_committed(&commit_one(store, turn).await));
-    assert_eq!(store.send(&id("a"), raise("r"), 10).await.unwrap().nudge, None);
+    assert_eq!(store.send(&id("a"), raise("r"), SendOptions::first_try(10)).await.unwrap().nudge, None);
     assert!(inbox(store, "a").await.is_empty());
 }
 
 async fn a_queue_has_a_limit_and_an_order(store: &dyn Store) {
     start(store, "a").await;
     for number in 0..5 {
-        store.send(&id("a"), enqueue(&format!("q{number}"), "queue"), 5).await.unwrap();
+        store.send(&id("a"), enqueue(&format!("q{number}"), "queue"), SendOptions::first_try(5)).await.unwrap();
     }
-    let full = store.send(&id("a"), enqueue("q5", "queue"), 5).await;
+    let full = store.send(&id("a"), enqueue("q5", "queue"), SendOptions::first_try(5)).await;
     assert!(matches!(full, Err(Error::QueueFull { max: 5, .. })), "{full:?}");
-    store.send(&id("a"), enqueue("other", "other queue"), 5).await.unwrap();
+    store.send(&id("a"), enqueue("other", "other queue"), SendOptions::first_try(5)).await.unwrap();
     // A retry of what is there is not refused.
-    store.send(&id("a"), enqueue("q0", "queue"), 5).await.unwrap();
+    store.send(&id("a"), enqueue("q0", "queue"), SendOptions::first_try(5)).await.unwrap();
     let waiting: Vec<String> = inbox(store, "a").await.into_iter().map(|(_, id)| id).collect();
     assert_eq!(waiting, ["start a", "q0", "q1", "q2", "q3", "q4", "other"]);
 }
@@ -176,13 +180,25 @@ async fn deletion_takes_the_whole_tree(store: &dyn Store) {
     turn.turn.outbound = vec![outlast_core::OutboundMessage { to: id("child"), message: child, when_taken: None }];
     assert!(is_committed(&commit_one(store, turn).await));
     assert_eq!(store.tree(&id("root")).await.unwrap().all_ids, ["root", "child"]);
-    assert!(matches!(store.delete(&id("child"), true).await, Err(Error::CannotDeleteSubOrchestration(_))));
-    assert!(matches!(store.delete(&id("root"), false).await, Err(Error::InstanceStillRunning(_))));
-    assert!(matches!(store.delete(&id("nobody"), true).await, Err(Error::InstanceNotFound(_))));
+    assert!(matches!(
+        store.delete(&id("child"), DeleteOptions::first_try(true)).await,
+        Err(Error::CannotDeleteSubOrchestration(_))
+    ));
+    assert!(matches!(
+        store.delete(&id("root"), DeleteOptions::first_try(false)).await,
+        Err(Error::InstanceStillRunning(_))
+    ));
+    assert!(matches!(
+        store.delete(&id("nobody"), DeleteOptions::first_try(true)).await,
+        Err(Error::InstanceNotFound(_))
+    ));
     let end = owner.turn(store, "root", vec![completed()]).await;
     assert!(is_committed(&commit_one(store, end).await));
     // The child still runs.
-    assert!(matches!(store.delete(&id("root"), false).await, Err(Error::InstanceStillRunning(_))));
+    assert!(matches!(
+        store.delete(&id("root"), DeleteOptions::first_try(false)).await,
+        Err(Error::InstanceStillRunning(_))
+    ));
     assert_eq!(store.delete_bulk(InstanceFilter::default()).await.unwrap().instances_deleted, 0);
     let end = owner.turn(store, "child", vec![completed()]).await;
     assert!(is_committed(&commit_one(store, end).await));
@@ -227,7 +243,10 @@ async fn many_calls_at_once_are_all_written(store: &dyn Store) {
     let outcomes = futures::future::join_all(starts).await;
     assert!(outcomes.iter().all(|outcome| *outcome == StartOutcome::Started));
     let sends = (0..1_000).map(|number| async move {
-        store.send(&id(&format!("i{}", number % 10)), raise(&format!("r{number}")), 10).await.unwrap()
+        store
+            .send(&id(&format!("i{}", number % 10)), raise(&format!("r{number}")), SendOptions::first_try(10))
+            .await
+            .unwrap()
     });
     futures::future::join_all(sends).await;
     for number in 0..10 {

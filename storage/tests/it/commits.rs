@@ -4,7 +4,7 @@ use outlast_core::{
     ActivityOutcome, EventId, EventKind, ExecutionId, InboxSeq, KvChange, KvEntry, MessageId, MessageKind,
     OutboundMessage, ShardId, Token,
 };
-use outlast_storage::{InboxCursor, Store, TurnOutcome, Wake};
+use outlast_storage::{InboxCursor, SendOptions, Store, TurnOutcome, Wake};
 
 use crate::fixture::{
     Owner, commit_one, completed, enqueue, history, id, inbox, is_committed, on_every_store, raise, start,
@@ -102,8 +102,8 @@ async fn events_are_unique_and_never_change(store: &dyn Store) {
 async fn applied_rows_leave_the_inbox_once(store: &dyn Store) {
     let owner = Owner::of_all(store).await;
     start(store, "a").await;
-    store.send(&id("a"), raise("r1"), 10).await.unwrap();
-    store.send(&id("a"), raise("r2"), 10).await.unwrap();
+    store.send(&id("a"), raise("r1"), SendOptions::first_try(10)).await.unwrap();
+    store.send(&id("a"), raise("r2"), SendOptions::first_try(10)).await.unwrap();
     let rows = inbox(store, "a").await;
     assert_eq!(rows.iter().map(|(_, id)| id.as_str()).collect::<Vec<_>>(), ["start a", "r1", "r2"]);
     let mut turn = owner.turn(store, "a", vec![status_updated("x")]).await;
@@ -174,12 +174,12 @@ async fn a_child_is_made_once(store: &dyn Store) {
 async fn an_ended_instance_keeps_no_inbox(store: &dyn Store) {
     let owner = Owner::of_all(store).await;
     start(store, "a").await;
-    store.send(&id("a"), enqueue("q1", "queue"), 10).await.unwrap();
+    store.send(&id("a"), enqueue("q1", "queue"), SendOptions::first_try(10)).await.unwrap();
     let mut turn = owner.turn(store, "a", vec![completed()]).await;
     turn.turn.consumed = vec![inbox(store, "a").await[0].0];
     assert!(is_committed(&commit_one(store, turn).await));
     assert!(inbox(store, "a").await.is_empty());
-    assert_eq!(store.send(&id("a"), raise("late"), 10).await.unwrap().nudge, None);
+    assert_eq!(store.send(&id("a"), raise("late"), SendOptions::first_try(10)).await.unwrap().nudge, None);
     assert!(inbox(store, "a").await.is_empty());
     // What slipped in beside its end is cleared by a turn that does nothing else.
     let turn = owner.turn(store, "a", Vec::new()).await;
@@ -234,7 +234,7 @@ async fn key_values_are_applied_in_order(store: &dyn Store) {
 async fn a_move_takes_the_inbox_along(store: &dyn Store) {
     let owner = Owner::of_all(store).await;
     let home = start(store, "a").await.shard;
-    store.send(&id("a"), raise("r"), 10).await.unwrap();
+    store.send(&id("a"), raise("r"), SendOptions::first_try(10)).await.unwrap();
     let away = ShardId((home.0 + 1) % store.shards());
     let mut turn = owner.turn(store, "a", Vec::new()).await;
     turn.move_to = Some(away);
@@ -244,7 +244,7 @@ async fn a_move_takes_the_inbox_along(store: &dyn Store) {
     assert!(store.arrivals(&[home], InboxCursor::default(), 10).await.unwrap().receivers.is_empty());
     let there = store.arrivals(&[away], InboxCursor::default(), 10).await.unwrap().receivers;
     assert!(there.iter().all(|wake| wake.instance == id("a")) && !there.is_empty(), "{there:?}");
-    assert_eq!(store.send(&id("a"), raise("r2"), 10).await.unwrap().nudge, Some(away));
+    assert_eq!(store.send(&id("a"), raise("r2"), SendOptions::first_try(10)).await.unwrap().nudge, Some(away));
 }
 
 async fn reading_on_misses_nothing(store: &dyn Store) {
@@ -256,7 +256,10 @@ async fn reading_on_misses_nothing(store: &dyn Store) {
     let mut swept = store.arrivals(&all, InboxCursor::default(), 10).await.unwrap().next;
     for round in 0..5 {
         for number in 0..3 {
-            store.send(&id("a"), enqueue(&format!("{round} {number}"), "queue"), 100).await.unwrap();
+            store
+                .send(&id("a"), enqueue(&format!("{round} {number}"), "queue"), SendOptions::first_try(100))
+                .await
+                .unwrap();
         }
         let (rows, next) = store.inbox(&id("a"), cursor).await.unwrap();
         cursor = next;

@@ -11,8 +11,8 @@ use outlast_core::{
     KvChange, KvEntry, Message, MessageId, MessageKind, Millis, OutboundMessage, ParentLink, StartMessage, Token, Turn,
 };
 use outlast_storage::{
-    Error, FencedTurn, HeartbeatOf, InboxCursor, Loaded, PruneOptions, StartConflict, StartOutcome, StartRequest,
-    Store, TurnOutcome,
+    DeleteOptions, Error, FencedTurn, HeartbeatOf, InboxCursor, Loaded, PruneOptions, SendOptions, StartConflict,
+    StartOutcome, StartRequest, Store, TurnOutcome,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -264,7 +264,7 @@ impl<'a> World<'a> {
         let label = label(self.step);
         let send = async |(root, child): (usize, bool), message: Message| match self
             .store
-            .send(&id(&self.name(root, child)), message, 1_000)
+            .send(&id(&self.name(root, child)), message, SendOptions::first_try(1_000))
             .await
         {
             Ok(_) | Err(Error::InstanceNotFound(_) | Error::Unavailable(_)) => Did::Nothing,
@@ -317,7 +317,7 @@ impl<'a> World<'a> {
     }
 
     async fn delete(&self, root: usize, force: bool) -> Did {
-        match self.store.delete(&id(&self.name(root, false)), force).await {
+        match self.store.delete(&id(&self.name(root, false)), DeleteOptions::first_try(force)).await {
             Ok(_) => Did::Deleted(root),
             Err(Error::InstanceNotFound(_) | Error::InstanceStillRunning(_) | Error::Unavailable(_)) => Did::Nothing,
             Err(other) => panic!("{other:?}"),

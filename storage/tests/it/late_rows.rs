@@ -126,7 +126,9 @@ async fn what_was_sent_beside_the_end_of_a_life_is_not_for_the_next() {
     let waiting: Vec<String> = inbox(&store, "a").await.into_iter().map(|(_, id)| id).collect();
     assert_eq!(waiting, ["anew"]);
     for message in [enqueue("q", "queue"), raise("r")] {
-        outlast_storage::CallStore::send(&store, &id("a"), message, 10).await.unwrap();
+        outlast_storage::CallStore::send(&store, &id("a"), message, outlast_storage::SendOptions::first_try(10))
+            .await
+            .unwrap();
     }
     assert_eq!(inbox(&store, "a").await.len(), 3);
     database.drop_schema().await;

@@ -10,7 +10,8 @@ use outlast_core::{
     OutboundMessage, Token,
 };
 use outlast_storage::{
-    CallStore as _, Error, FencedTurn, HeartbeatOf, InspectStore as _, Store, TurnOutcome, TurnStore as _,
+    CallStore as _, DeleteOptions, Error, FencedTurn, HeartbeatOf, InspectStore as _, SendOptions, Store, TurnOutcome,
+    TurnStore as _,
 };
 use sqlx::{Connection, Executor};
 
@@ -22,6 +23,7 @@ on_every_store!(
     a_message_that_races_a_forced_deletion_is_refused_or_gone_with_it,
     a_heartbeat_goes_with_the_outcome_of_its_activity,
     a_heartbeat_of_another_life_is_not_kept,
+    a_repeated_call_reaches_no_life_that_began_since,
 );
 
 async fn a_message_that_races_a_forced_deletion_is_refused_or_gone_with_it(store: &dyn Store) {
@@ -34,7 +36,7 @@ async fn a_message_that_races_a_forced_deletion_is_refused_or_gone_with_it(store
                     return;
                 }
                 let message = enqueue(&format!("{round} {sender} {number}"), "queue");
-                match store.send(&id("a"), message, 1_000_000).await {
+                match store.send(&id("a"), message, SendOptions::first_try(1_000_000)).await {
                     Ok(_) | Err(Error::InstanceNotFound(_) | Error::Unavailable(_)) => {}
                     Err(other) => panic!("{other:?}"),
                 }
@@ -42,7 +44,7 @@ async fn a_message_that_races_a_forced_deletion_is_refused_or_gone_with_it(store
         };
         let delete = async {
             tokio::time::sleep(Duration::from_micros(round * 150)).await;
-            let deleted = store.delete(&id("a"), true).await;
+            let deleted = store.delete(&id("a"), DeleteOptions::first_try(true)).await;
             stop.store(true, Ordering::Relaxed);
             deleted.unwrap();
         };
@@ -52,6 +54,30 @@ async fn a_message_that_races_a_forced_deletion_is_refused_or_gone_with_it(store
     }
     start(store, "a").await;
     assert_eq!(inbox(store, "a").await.len(), 1);
+}
+
+/// The first try of a call may have been carried out, its answer lost, and the instance deleted and started anew since.
+async fn a_repeated_call_reaches_no_life_that_began_since(store: &dyn Store) {
+    let send = |message: Message, first_tried| {
+        let options = SendOptions { queue_messages_max: 10, first_tried };
+        async move { store.send(&id("a"), message, options).await }
+    };
+    start(store, "a").await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let recent = Duration::from_millis(5);
+    assert!(send(enqueue("older than the call", "queue"), recent).await.unwrap().nudge.is_some());
+    assert_eq!(send(enqueue("older than the call", "queue"), recent).await.unwrap().nudge, None);
+    store.delete(&id("a"), DeleteOptions { force: true, first_tried: recent }).await.unwrap();
+    start(store, "a").await;
+    let first_tried = Duration::from_secs(60);
+    let cancel = MessageKind::Cancel { child: None, reason: String::new() };
+    for message in [enqueue("m", "queue"), Message { id: MessageId::new("c"), kind: cancel }] {
+        let refused = send(message, first_tried).await;
+        assert!(matches!(&refused, Err(Error::InstanceNotFound(of)) if *of == id("a")), "{refused:?}");
+    }
+    let refused = store.delete(&id("a"), DeleteOptions { force: true, first_tried }).await;
+    assert!(matches!(refused, Err(Error::InstanceNotFound(_))), "{refused:?}");
+    assert_eq!(inbox(store, "a").await.len(), 1, "its start alone");
 }
 
 fn scheduled() -> EventKind {
@@ -114,7 +140,7 @@ async fn a_heartbeat_of_another_life_is_not_kept(store: &dyn Store) {
     let owner = Owner::of_all(store).await;
     let first = with_activity(store, &owner).await;
     beat(store, first, "old").await;
-    store.delete(&id("a"), true).await.unwrap();
+    store.delete(&id("a"), DeleteOptions::first_try(true)).await.unwrap();
     assert_eq!(beat(store, first, "late").await, None);
     tokio::time::sleep(Duration::from_millis(3)).await;
     let second = with_activity(store, &owner).await;
@@ -140,7 +166,7 @@ async fn a_heartbeat_that_races_the_end_of_its_instance_leaves_no_orphan() {
         assert!(is_committed(&commit_one(store.as_ref(), end).await));
         speaker.await.unwrap();
         assert_eq!(store.heartbeat(&id("a"), "a/1/1").await.unwrap(), None, "round {round}");
-        store.delete(&id("a"), false).await.unwrap();
+        store.delete(&id("a"), DeleteOptions::first_try(false)).await.unwrap();
     }
     database.drop_schema().await;
 }
@@ -185,7 +211,10 @@ async fn a_turn_that_tells_an_instance_under_deletion_tries_again_and_leaves_its
     let neighbour = owner.turn(&store, "neighbour", vec![completed()]).await;
     let outcomes = store.commit(vec![sender.clone(), neighbour]).await.unwrap().outcomes;
     assert!(matches!(outcomes[0], TurnOutcome::Conflict) && is_committed(&outcomes[1]), "{outcomes:?}");
-    assert!(matches!(store.send(&id("receiver"), message, 10).await, Err(Error::Unavailable(_))));
+    assert!(matches!(
+        store.send(&id("receiver"), message, SendOptions::first_try(10)).await,
+        Err(Error::Unavailable(_))
+    ));
     deleting.commit().await.unwrap();
     assert!(is_committed(&commit_one(&store, sender).await));
     let (_, depths) = store.metrics().await.unwrap();

@@ -5,8 +5,8 @@ use std::time::Duration;
 use outlast_core::{ActivityKey, EventId, ExecutionId, ShardId, WorkerId};
 use outlast_storage::postgres::{PostgresOptions, PostgresStore, Roles};
 use outlast_storage::{
-    CallStore, Error, HeartbeatOf, InboxCursor, InspectStore, LeaseStore, SessionClaim, StartConflict, StartRequest,
-    TurnOutcome, TurnStore,
+    CallStore, DeleteOptions, Error, HeartbeatOf, InboxCursor, InspectStore, LeaseStore, SendOptions, SessionClaim,
+    StartConflict, StartRequest, TurnOutcome, TurnStore,
 };
 use sqlx::{Connection, Executor};
 
@@ -86,7 +86,7 @@ async fn a_message_of_a_slow_transaction_is_not_missed() {
     let early = outlast_core::encode(&enqueue("early", "queue"));
     let sql = "INSERT INTO inbox (shard, instance, message_id, queue, data) VALUES ($1, 'a', 'early', 'queue', $2)";
     slow.execute(sqlx::query(sql).bind(shard.0.cast_signed()).bind(early)).await.unwrap();
-    store.send(&id("a"), enqueue("late", "queue"), 10).await.unwrap();
+    store.send(&id("a"), enqueue("late", "queue"), SendOptions::first_try(10)).await.unwrap();
     let (rows, cursor) = store.inbox(&id("a"), cursor).await.unwrap();
     assert!(rows.iter().any(|row| row.message.id.as_str() == "late"));
     let swept = store.arrivals(&[shard], swept, 10).await.unwrap().next;
@@ -168,10 +168,11 @@ async fn a_migration_makes_functions_anew_and_leaves_them_their_authority() {
     database.connect().await;
     for sql in [
         "ALTER FUNCTION delete_tree SECURITY DEFINER",
-        "DELETE FROM migrations WHERE step = 6",
+        "DELETE FROM migrations WHERE step >= 6",
         "DROP INDEX instances_ended",
         "CREATE OR REPLACE FUNCTION now_ms() RETURNS int8 LANGUAGE sql VOLATILE RETURN 42",
         "DROP FUNCTION save_heartbeat",
+        "DROP FUNCTION hold_since",
         "UPDATE functions SET hash = ''",
     ] {
         database.execute(sql).await;
@@ -183,7 +184,9 @@ async fn a_migration_makes_functions_anew_and_leaves_them_their_authority() {
     let store = database.connect().await;
     assert!(store.now().0 > 42);
     assert!(has_authority("delete_tree").await);
-    assert!(has_authority("save_heartbeat").await, "new since, and the schema has roles");
+    for new in ["save_heartbeat", "hold_since"] {
+        assert!(has_authority(new).await, "{new} is new since, and the schema has roles");
+    }
     assert!(!has_authority("commit_group").await);
     drop(store);
     database.drop_schema().await;
@@ -232,7 +235,7 @@ async fn roles_have_what_they_need_and_no_more() {
     let (worker, retention) = (granted.acting_as(&roles.worker).await, granted.acting_as(&roles.retention).await);
     // Each does its work.
     start(&client, "a").await;
-    client.send(&id("a"), enqueue("q", "queue"), 10).await.unwrap();
+    client.send(&id("a"), enqueue("q", "queue"), SendOptions::first_try(10)).await.unwrap();
     let owner = Owner::of_all(&runtime).await;
     let mut turn = owner.turn(&runtime, "a", vec![crate::fixture::completed()]).await;
     turn.turn.consumed = crate::fixture::inbox(&runtime, "a").await.iter().map(|(seq, _)| *seq).collect();
@@ -246,7 +249,7 @@ async fn roles_have_what_they_need_and_no_more() {
     worker.leave(&outlast_core::NodeId::new("worker")).await.unwrap();
     // Nobody else may delete, and the worker starts nothing and owns nothing.
     for store in [&client, &runtime, &worker] {
-        assert!(matches!(store.delete(&id("a"), false).await, Err(Error::Forbidden(_))));
+        assert!(matches!(store.delete(&id("a"), DeleteOptions::first_try(false)).await, Err(Error::Forbidden(_))));
     }
     let message = crate::fixture::start_message("m", "orchestration");
     let on_conflict = outlast_storage::StartConflict::UseExisting;
@@ -279,7 +282,7 @@ async fn roles_have_what_they_need_and_no_more() {
             assert!(refused.is_err(), "{role} may {sql}");
         }
     }
-    assert_eq!(retention.delete(&id("a"), false).await.unwrap().instances_deleted, 1);
+    assert_eq!(retention.delete(&id("a"), DeleteOptions::first_try(false)).await.unwrap().instances_deleted, 1);
     drop((client, runtime, worker, retention, db));
     granted.drop().await;
 }
@@ -311,7 +314,7 @@ async fn a_grandchild_that_begins_during_a_deletion_goes_with_its_tree() {
     turn.execute("UPDATE instances SET last_event_id = 2 WHERE id = 'child'").await.unwrap();
     turn.execute("UPDATE instances SET parent = 'child' WHERE id = 'grandchild'").await.unwrap();
     let asking = std::sync::Arc::clone(&store);
-    let deleting = tokio::spawn(async move { asking.delete(&id("root"), true).await });
+    let deleting = tokio::spawn(async move { asking.delete(&id("root"), DeleteOptions::first_try(true)).await });
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(!deleting.is_finished(), "a tree was deleted under a commit");
     turn.commit().await.unwrap();

@@ -1,7 +1,7 @@
 //! What is large takes longer and is refused when it cannot be stored; it harms none of those that share a trip with it.
 
 use outlast_core::{LOAD_BYTES_MAX, Message, MessageId, MessageKind};
-use outlast_storage::{CallStore as _, InboxCursor, TurnStore as _};
+use outlast_storage::{CallStore as _, InboxCursor, SendOptions, TurnStore as _};
 
 use crate::fixture::{Database, id, start};
 
@@ -17,7 +17,7 @@ async fn an_inbox_that_is_larger_than_a_trip_is_read_in_parts_and_its_neighbours
     for number in 0..count {
         let kind = MessageKind::Raise { name: "event".to_owned(), data: data.clone() };
         let message = Message { id: MessageId::new(format!("m{number}")), kind };
-        store.send(&id("large"), message, 10).await.unwrap();
+        store.send(&id("large"), message, SendOptions::first_try(10)).await.unwrap();
     }
     let ids = ["large", "a", "b"].map(id);
     let (large, a, b) = tokio::join!(store.load(&ids[0]), store.load(&ids[1]), store.load(&ids[2]));

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use outlast_storage::sqlite::{MachineClock, SqliteStore};
-use outlast_storage::{CallStore, InspectStore, TurnStore};
+use outlast_storage::{CallStore, DeleteOptions, InspectStore, TurnStore};
 
 use crate::clocks::Log;
 use crate::fixture::{commit_one, completed, id, is_committed, sqlite, start, status_updated};
@@ -119,7 +119,7 @@ async fn fill_and_delete(store: &SqliteStore, directory: &Path) {
     let full = size(directory);
     assert!(full > 12 << 20, "{full}");
     for n in 0..24 {
-        store.delete(&id(&format!("i{n}")), true).await.unwrap();
+        store.delete(&id(&format!("i{n}")), DeleteOptions::first_try(true)).await.unwrap();
     }
     let begun = Instant::now();
     while size(directory) > 6 << 20 {

@@ -9,6 +9,7 @@ mod sequence;
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
+use std::time::Duration;
 
 use outlast_core::{
     ActivityKey, ActivityTimeouts, EventId, EventKind, ExecutionId, Expected, Fork, HistoryEvent, InstanceId,
@@ -17,8 +18,8 @@ use outlast_core::{
 };
 use outlast_storage::sqlite::SqliteStore;
 use outlast_storage::{
-    Error, FencedTurn, HeartbeatOf, InboxCursor, InstanceFilter, ListedStatus, PruneOptions, StartRequest, Store,
-    TurnOutcome,
+    DeleteOptions, Error, FencedTurn, HeartbeatOf, InboxCursor, InstanceFilter, ListedStatus, PruneOptions,
+    SendOptions, StartRequest, Store, TurnOutcome,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -87,7 +88,7 @@ async fn clear(store: &dyn Store) {
         store.leave(&NodeId::new(node)).await.unwrap();
     }
     for id in store.list(None).await.unwrap() {
-        match store.delete(&InstanceId::new(id), true).await {
+        match store.delete(&InstanceId::new(id), DeleteOptions::first_try(true)).await {
             // Gone with its parent, or to go with it.
             Ok(_) | Err(Error::InstanceNotFound(_) | Error::CannotDeleteSubOrchestration(_)) => {}
             Err(other) => panic!("{other:?}"),
@@ -121,10 +122,16 @@ impl<'a> Side<'a> {
                 let started = store.start(request).await;
                 said(started.map(|receipt| (receipt.shard, receipt.outcome, receipt.seq.is_some())))
             }
-            Call::Send { id, message } => said(store.send(&instance(*id), sent(message), 2).await),
+            Call::Send { id, message, is_repeated } => {
+                let options = SendOptions { queue_messages_max: 2, first_tried: first_tried(*is_repeated) };
+                said(store.send(&instance(*id), sent(message), options).await)
+            }
             Call::SaveHeartbeat { id, number, is_of_this_life } => self.beat(*id, *number, *is_of_this_life).await,
             Call::Import { id } => said(store.import(&instance(*id), copy(number)).await),
-            Call::Delete { id, force } => said(store.delete(&instance(*id), *force).await),
+            Call::Delete { id, force, is_repeated } => {
+                let options = DeleteOptions { force: *force, first_tried: first_tried(*is_repeated) };
+                said(store.delete(&instance(*id), options).await)
+            }
             Call::DeleteBulk { named, before, limit } => said(store.delete_bulk(filter(*named, *before, *limit)).await),
             Call::Prune { id, options } => said(store.prune(&instance(*id), prune_options(*options)).await),
             Call::PruneBulk { named, options, limit } => {
@@ -138,7 +145,7 @@ impl<'a> Side<'a> {
                 if *release {
                     return said(store.release_sessions(&worker, Some(session)).await);
                 }
-                said(store.claim_session(session, &worker, std::time::Duration::from_secs(600)).await)
+                said(store.claim_session(session, &worker, Duration::from_secs(600)).await)
             }
         }
     }
@@ -350,6 +357,11 @@ impl Draft<'_> {
         }
         self.turn.held.extend(deed.holds.map(|message| raise(&format!("m{message}"))));
     }
+}
+
+/// Every instance of a sequence has begun since a call that is repeated was first made.
+fn first_tried(is_repeated: bool) -> Duration {
+    if is_repeated { Duration::from_secs(3_600) } else { Duration::ZERO }
 }
 
 fn instance(index: usize) -> InstanceId {

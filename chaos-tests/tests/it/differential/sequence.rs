@@ -21,6 +21,7 @@ pub(super) enum Call {
     Send {
         id: usize,
         message: Sent,
+        is_repeated: bool,
     },
     /// One of the activities that were scheduled, by its number, or of another life.
     SaveHeartbeat {
@@ -34,6 +35,7 @@ pub(super) enum Call {
     Delete {
         id: usize,
         force: bool,
+        is_repeated: bool,
     },
     DeleteBulk {
         named: bool,
@@ -169,11 +171,13 @@ pub(super) fn call() -> impl Strategy<Value = Call> {
         6 => (one(), prop::bool::weighted(0.8), message(), conflict).prop_map(|(id, orchestration, message, on_conflict)| {
             Call::Start { id, orchestration, message, on_conflict }
         }),
-        6 => (one(), sent).prop_map(|(id, message)| Call::Send { id, message }),
+        6 => (one(), sent, prop::bool::weighted(0.1))
+            .prop_map(|(id, message, is_repeated)| Call::Send { id, message, is_repeated }),
         4 => (one(), 0..3_usize, prop::bool::weighted(0.8))
             .prop_map(|(id, number, is_of_this_life)| Call::SaveHeartbeat { id, number, is_of_this_life }),
         1 => one().prop_map(|id| Call::Import { id }),
-        1 => (one(), any::<bool>()).prop_map(|(id, force)| Call::Delete { id, force }),
+        1 => (one(), any::<bool>(), prop::bool::weighted(0.2))
+            .prop_map(|(id, force, is_repeated)| Call::Delete { id, force, is_repeated }),
         1 => (any::<bool>(), prop::option::of(Just(MIDDLE)), limit())
             .prop_map(|(named, before, limit)| Call::DeleteBulk { named, before, limit }),
         1 => (one(), options()).prop_map(|(id, options)| Call::Prune { id, options }),

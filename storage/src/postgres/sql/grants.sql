@@ -10,20 +10,20 @@ GRANT INSERT ON history TO {runtime};
 GRANT INSERT, UPDATE ON instances TO {runtime};
 GRANT UPDATE ON shards TO {runtime};
 GRANT INSERT, UPDATE, DELETE ON inbox, kv, heartbeats, nodes, sessions, shortages TO {runtime};
-GRANT EXECUTE ON FUNCTION commit_turns, commit_group, save_heartbeat, start_instances, begin_instances, send_messages, replace_instance, renew_node,
+GRANT EXECUTE ON FUNCTION commit_turns, commit_group, save_heartbeat, start_instances, begin_instances, send_messages, hold_since, replace_instance, renew_node,
     renew_lease, acquire_shards, release_shards, leave, forget_dead_nodes, report_shortages, claim_session TO {runtime};
 
 -- Workers: sessions and heartbeats; nodes and large results, as messages, by these functions alone.
 GRANT INSERT, UPDATE, DELETE ON sessions, heartbeats TO {worker};
-GRANT EXECUTE ON FUNCTION renew_node, renew_lease, leave, claim_session, send_messages, save_heartbeat, report_shortages
+GRANT EXECUTE ON FUNCTION renew_node, renew_lease, leave, claim_session, send_messages, hold_since, save_heartbeat, report_shortages
     TO {worker};
 
 -- Clients: new instances and messages.
 GRANT INSERT ON instances, inbox TO {client};
-GRANT EXECUTE ON FUNCTION start_instances, begin_instances, send_messages, replace_instance TO {client};
+GRANT EXECUTE ON FUNCTION start_instances, begin_instances, send_messages, hold_since, replace_instance TO {client};
 
 -- Retention: deletes, by these functions alone.
-GRANT EXECUTE ON FUNCTION delete_tree, prune_instance TO {retention};
+GRANT EXECUTE ON FUNCTION delete_tree, prune_instance, hold_since TO {retention};
 
 -- What does more than its caller may do by itself. Temporary tables come last: a caller must not put its own in the place of ours.
 ALTER FUNCTION delete_tree SECURITY DEFINER SET search_path = {schema}, pg_temp;
@@ -31,6 +31,7 @@ ALTER FUNCTION prune_instance SECURITY DEFINER SET search_path = {schema}, pg_te
 ALTER FUNCTION replace_instance SECURITY DEFINER SET search_path = {schema}, pg_temp;
 ALTER FUNCTION renew_node SECURITY DEFINER SET search_path = {schema}, pg_temp;
 ALTER FUNCTION send_messages SECURITY DEFINER SET search_path = {schema}, pg_temp;
+ALTER FUNCTION hold_since SECURITY DEFINER SET search_path = {schema}, pg_temp;
 ALTER FUNCTION save_heartbeat SECURITY DEFINER SET search_path = {schema}, pg_temp;
 ALTER FUNCTION report_shortages SECURITY DEFINER SET search_path = {schema}, pg_temp;
 ALTER FUNCTION leave SECURITY DEFINER SET search_path = {schema}, pg_temp;
