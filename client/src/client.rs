@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::insist::insist_for;
 use crate::just_started::{JustStarted, Started};
+use crate::surroundings::Surroundings;
 use crate::{ClientError, ClientOptions, Provider, StartOptions};
 
 /// Controls instances through the store; clones share everything.
@@ -20,6 +21,7 @@ pub struct Client {
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) options: Arc<ClientOptions>,
     pub(crate) just_started: Arc<JustStarted>,
+    pub(crate) surroundings: Surroundings,
 }
 
 impl Client {
@@ -31,7 +33,8 @@ impl Client {
     /// A client with options.
     pub fn with_options<P: Provider + ?Sized>(provider: Arc<P>, options: ClientOptions) -> Self {
         let (options, just_started) = (Arc::new(options), Arc::default());
-        Self { store: provider.store(), broker: provider.broker(), options, just_started }
+        let (store, broker, surroundings) = (provider.store(), provider.broker(), provider.surroundings());
+        Self { store, broker, options, just_started, surroundings }
     }
 
     /// Starts an instance. When this returns, the start is durable. An id that exists with the same orchestration is left
@@ -128,7 +131,7 @@ impl Client {
             parent: None,
             traceparent: start.traceparent,
         });
-        let message = Message { id: fresh_message_id(), kind };
+        let message = Message { id: self.fresh_message_id(), kind };
         let on_conflict: StartConflict = start.on_conflict;
         let request = StartRequest { instance: instance.clone(), message, on_conflict };
         // Updates are subscribed to before the start, so a wait that follows need not look.
@@ -147,6 +150,13 @@ impl Client {
         Ok(receipt.outcome)
     }
 
+    /// An id that no other message of the instance has.
+    pub(crate) fn fresh_message_id(&self) -> MessageId {
+        // 96 random bits: unique among the messages of one instance is enough, and the id is stored with each of them.
+        let bits = || self.surroundings.random_bits();
+        MessageId::new(format!("{:016x}{:08x}", bits(), bits() >> 32))
+    }
+
     /// Repeats a call while the store is away, up to `call_timeout`. The message keeps its id, so nothing happens twice.
     pub(crate) async fn insist<T, F: Future<Output = Result<T, Error>>>(
         &self,
@@ -162,12 +172,6 @@ impl Client {
     ) -> Result<T, ClientError> {
         insist_for(self.options.call_timeout, call).await.map_err(ClientError::from)
     }
-}
-
-/// An id that no other message of the instance has.
-pub(crate) fn fresh_message_id() -> MessageId {
-    // 96 random bits: unique among the messages of one instance is enough, and the id is stored with each of them.
-    MessageId::new(format!("{:024x}", uuid::Uuid::new_v4().as_u128() >> 32))
 }
 
 pub(crate) fn to_text<T: Serialize>(

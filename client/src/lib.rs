@@ -10,6 +10,7 @@ mod options;
 mod provider;
 mod query;
 mod signal;
+mod surroundings;
 #[cfg(feature = "telemetry")]
 pub mod trace;
 mod wait;
@@ -23,3 +24,4 @@ pub use outlast_storage::{
 };
 pub use provider::{Provider, ProviderRef, carry_arrivals};
 pub use query::Problem;
+pub use surroundings::{Simulated, Step, Surroundings};

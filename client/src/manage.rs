@@ -72,8 +72,7 @@ impl Client {
             return Err(self.no_execution(instance, execution_id).await);
         }
         let origin = ForkOrigin { instance: InstanceId::new(instance), execution: ExecutionId(execution_id) };
-        let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
-        let fork = fork_history(&history, EventId(event_id), &origin, high ^ low);
+        let fork = fork_history(&history, EventId(event_id), &origin, self.surroundings.random_bits());
         let fork = fork.map_err(|error| ClientError::invalid(error.to_string()))?;
         let id = InstanceId::new(new_instance);
         let import = |first_tried: Duration| {

@@ -9,6 +9,7 @@ use outlast_storage::{Arrival, Store};
 
 use crate::ClientOptions;
 use crate::insist::insist_for;
+use crate::surroundings::Surroundings;
 
 /// What a provider tells its store to do with arrivals: the broker carries them to the owners of the shards.
 pub fn carry_arrivals(broker: Arc<dyn Broker>) -> impl Fn(Arrival) + Send + Sync + 'static {
@@ -29,6 +30,11 @@ pub trait Provider: Send + Sync + 'static {
 
     /// What carries work and messages.
     fn broker(&self) -> Arc<dyn Broker>;
+
+    /// Where tasks run and random bits come from.
+    fn surroundings(&self) -> Surroundings {
+        Surroundings::default()
+    }
 
     /// The history of an instance's current execution; empty when there is none.
     async fn read(&self, instance: &str) -> Vec<Event> {

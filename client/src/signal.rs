@@ -4,7 +4,7 @@ use outlast_core::{InstanceId, Message, MessageKind};
 use outlast_storage::SendOptions;
 use serde::Serialize;
 
-use crate::client::{fresh_message_id, to_text};
+use crate::client::to_text;
 use crate::{Client, ClientError};
 
 impl Client {
@@ -102,7 +102,7 @@ impl Client {
     async fn send(&self, instance: String, kind: MessageKind) -> Result<(), ClientError> {
         self.options.limits.check_name("instance id", &instance)?;
         let instance = InstanceId::from(instance);
-        let message = Message { id: fresh_message_id(), kind };
+        let message = Message { id: self.fresh_message_id(), kind };
         let queue_messages_max = self.options.limits.queue_messages_max;
         let send = |first_tried| {
             let options = SendOptions { queue_messages_max, first_tried };

@@ -141,8 +141,9 @@ impl Client {
             let next_look = deadline.min(after(poll.max(Duration::from_millis(1))));
             loop {
                 let changed = tokio::select! {
-                    changed = updates.changed() => changed,
+                    biased;
                     () = tokio::time::sleep_until(next_look) => break,
+                    changed = updates.changed() => changed,
                 };
                 if changed.is_err() {
                     updates = self.broker.watch(&id);

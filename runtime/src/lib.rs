@@ -6,7 +6,6 @@
 mod options;
 pub mod runtime;
 
-mod entropy;
 mod node;
 
 mod shards;

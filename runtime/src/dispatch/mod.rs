@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use outlast_broker::{Broker, Dispatch, Withdrawal};
+use outlast_client::Surroundings;
 use outlast_core::{
     ActivityItem, ActivityKey, ActivityRef, ErrorDetails, Message, MessageId, MessageKind, Token, WorkerId,
 };
@@ -61,6 +62,7 @@ pub(crate) struct DispatchParts {
     pub(crate) counters: Arc<Counters>,
     pub(crate) supervisor: Arc<Supervisor>,
     pub(crate) stopping: CancellationToken,
+    pub(crate) surroundings: Surroundings,
     /// Where outcomes go that no worker produced.
     pub(crate) instances: Arc<dyn Mailboxes>,
 }
@@ -119,7 +121,7 @@ impl Dispatcher {
     {
         let (dispatcher, done) = (Arc::clone(self), self.parts.stopping.child_token());
         let asked = done.clone();
-        tokio::spawn(Arc::clone(&self.parts.supervisor).keep(NodeTask::Dispatch, asked, move || {
+        self.parts.surroundings.spawn(Arc::clone(&self.parts.supervisor).keep(NodeTask::Dispatch, asked, move || {
             let (work, done) = (work(Arc::clone(&dispatcher)), done.clone());
             async move {
                 work.await;

@@ -30,6 +30,8 @@ pub(crate) async fn offer_again(dispatcher: Arc<Dispatcher>) {
     let mut told = true;
     loop {
         tokio::select! {
+            biased;
+            () = dispatcher.parts.stopping.cancelled() => return,
             _ = look.tick() => {}
             changed = losses.changed(), if told => {
                 told = changed.is_ok();
@@ -39,7 +41,6 @@ pub(crate) async fn offer_again(dispatcher: Arc<Dispatcher>) {
                     dispatcher.outstanding.mark_all_due();
                 }
             }
-            () = dispatcher.parts.stopping.cancelled() => return,
         }
         let generation = dispatcher.parts.tenure.generation();
         dispatcher.outstanding.keep_only(|place| {
@@ -63,8 +64,9 @@ pub(crate) async fn offer_again(dispatcher: Arc<Dispatcher>) {
 pub(crate) async fn give_waiting(dispatcher: Arc<Dispatcher>) {
     loop {
         let admitted = tokio::select! {
-            admitted = dispatcher.outstanding.admitted() => admitted,
+            biased;
             () = dispatcher.parts.stopping.cancelled() => return,
+            admitted = dispatcher.outstanding.admitted() => admitted,
         };
         let (given_before, new): (Vec<_>, Vec<_>) = admitted.into_iter().partition(|(_, may_have_run)| *may_have_run);
         for (items, may_have_run) in [(new, false), (given_before, true)] {
@@ -80,8 +82,9 @@ pub(crate) async fn give_waiting(dispatcher: Arc<Dispatcher>) {
 pub(crate) async fn end_late(dispatcher: Arc<Dispatcher>) {
     loop {
         tokio::select! {
-            () = tokio::time::sleep(LATE_EVERY) => {}
+            biased;
             () = dispatcher.parts.stopping.cancelled() => return,
+            () = tokio::time::sleep(LATE_EVERY) => {}
         }
         let late = dispatcher.outstanding.take_late();
         // All outcomes before the first await: what was taken out above is known to nobody else in memory.

@@ -5,7 +5,7 @@
 //! the second one. So nothing has to be known about what was lost; after a while everything is offered again, the longer it
 //! has been outstanding the more rarely.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -49,7 +49,7 @@ struct Items {
     late: BTreeMap<ActivityKey, Box<Entry>>,
     /// Each entry's `begin_by`, soonest first.
     deadlines: BTreeSet<(Instant, ActivityKey)>,
-    tags: HashMap<Option<String>, Tag>,
+    tags: BTreeMap<Option<String>, Tag>,
 }
 
 /// The activities of one tag.
@@ -98,7 +98,7 @@ struct Entry {
 impl Items {
     fn new(window: usize) -> Self {
         let (entries, late) = (BTreeMap::new(), BTreeMap::new());
-        Self { window: window.max(1), entries, late, deadlines: BTreeSet::new(), tags: HashMap::new() }
+        Self { window: window.max(1), entries, late, deadlines: BTreeSet::new(), tags: BTreeMap::new() }
     }
 
     /// Takes one in; `true` when the broker may have it now.
@@ -318,7 +318,7 @@ impl Outstanding {
         let mut items = self.lock();
         let Items { entries, late, .. } = &*items;
         let known = entries.range(keys_of(instance)).chain(late.range(keys_of(instance)));
-        let wanted: HashMap<&ActivityKey, Token> = outstanding.iter().map(|item| (&item.key, item.token)).collect();
+        let wanted: BTreeMap<&ActivityKey, Token> = outstanding.iter().map(|item| (&item.key, item.token)).collect();
         let is_wanted = |entry: &Entry| wanted.get(&entry.item.key) == Some(&entry.item.token);
         let gone: Vec<ActivityKey> = known.filter(|(_, entry)| !is_wanted(entry)).map(|(key, _)| key.clone()).collect();
         let mut to_stop = Vec::new();

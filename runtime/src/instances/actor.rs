@@ -43,7 +43,9 @@ impl Actor for InstanceActor {
 
     async fn handle(&self, _: ActorRef<Run>, _: Run, run: &mut InstanceRun) -> Result<(), ActorProcessingErr> {
         // An actor that ended by itself would stay among the warm ones, and take messages for nobody.
-        while let Err(panic) = AssertUnwindSafe(self.run_turns(run)).catch_unwind().await {
+        while let Err(panic) =
+            AssertUnwindSafe(self.engine.surroundings.steer(self.run_turns(run))).catch_unwind().await
+        {
             // User code is caught where it runs, so this is a fault of ours; the store knows where the instance stands.
             let reason = format!("a turn panicked: {}", text_of(panic.as_ref()));
             tracing::error!(target: RUNTIME, instance = %self.instance, reason, "the instance is read again");

@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use outlast_broker::ShardNotice;
+use outlast_client::Surroundings;
 use outlast_core::InstanceId;
 use outlast_storage::{FencedTurn, Store, TurnOutcome, Wake};
 use tokio::sync::{Mutex, mpsc, oneshot};
@@ -55,6 +56,7 @@ impl Committer {
         audience: Audience,
         group_max: usize,
         supervisor: Arc<Supervisor>,
+        surroundings: &Surroundings,
     ) -> Self {
         let group_max = group_max.min(GROUP_MAX);
         let (requests, queue) = mpsc::channel::<Request>(group_max * 4);
@@ -63,7 +65,7 @@ impl Committer {
         let (queue, noted) = (Mutex::new(queue), Arc::clone(&under_way));
         let commits = Arc::new(Commits { store, audience, group_max, queue, under_way: noted, closed });
         let asked = commits.closed.clone();
-        COMMITS.spawn(supervisor.keep(NodeTask::Commits, asked, move || Arc::clone(&commits).run()));
+        COMMITS.spawn(surroundings, supervisor.keep(NodeTask::Commits, asked, move || Arc::clone(&commits).run()));
         Self { requests, under_way }
     }
 

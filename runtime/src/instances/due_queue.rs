@@ -1,6 +1,6 @@
 //! What is due soon, in memory; what is due later stays in the store.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use outlast_core::{InstanceId, Millis};
@@ -17,7 +17,7 @@ pub(crate) struct DueQueue {
 struct Entries {
     horizon: Millis,
     due: BTreeSet<(Millis, InstanceId)>,
-    at: HashMap<InstanceId, Millis>,
+    at: BTreeMap<InstanceId, Millis>,
     /// All that was due by then has been woken.
     woken_until: Millis,
 }

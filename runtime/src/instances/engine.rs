@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use outlast_broker::Broker;
+use outlast_client::Surroundings;
 use outlast_core::{Limits, OrchestrationRegistry};
 use outlast_storage::Store;
 use tokio::sync::Semaphore;
@@ -34,4 +35,5 @@ pub(crate) struct Engine {
     pub(crate) due_queue: Arc<DueQueue>,
     pub(crate) problems: Arc<Problems>,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) surroundings: Surroundings,
 }

@@ -95,7 +95,7 @@ impl InstanceRun {
         self.warm = None;
         self.backlog.clear();
         self.again = false;
-        for (_, answer) in self.answers.drain() {
+        for (_, answer) in std::mem::take(&mut self.answers).into_iter() {
             let _gone = answer.send(ReportReply::TryAgain);
         }
     }

@@ -1,6 +1,6 @@
 //! A turn from end to end: load, decide, commit, dispatch.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ pub(crate) struct InstanceRun {
     pub(crate) warm: Option<Hydrated>,
     /// Read from the inbox and not applied yet.
     pub(crate) backlog: VecDeque<Incoming>,
-    pub(crate) answers: HashMap<MessageId, oneshot::Sender<ReportReply>>,
+    pub(crate) answers: BTreeMap<MessageId, oneshot::Sender<ReportReply>>,
     pub(crate) asked: Vec<Asked>,
     pub(crate) trace: crate::telemetry::spans::InstanceTrace,
     pub(crate) again: bool,
@@ -64,7 +64,7 @@ pub(crate) struct Hydrated {
     /// From where the inbox is read on.
     pub(crate) cursor: InboxCursor,
     /// Rows that were read and are still in the inbox: reading on may give them again.
-    pub(crate) waiting: HashSet<InboxSeq>,
+    pub(crate) waiting: BTreeSet<InboxSeq>,
     /// The row as the store has it.
     pub(crate) stored: InstanceState,
     /// The start that came with the broker's notice, until a commit has compared it with its row.
@@ -83,7 +83,7 @@ pub(crate) enum Obstacle {
 
 impl InstanceRun {
     pub(crate) fn new(engine: Arc<Engine>, instance: InstanceId) -> Self {
-        let (backlog, answers, asked) = (VecDeque::new(), HashMap::new(), Vec::new());
+        let (backlog, answers, asked) = (VecDeque::new(), BTreeMap::new(), Vec::new());
         let trace = crate::telemetry::spans::InstanceTrace::default();
         Self { engine, instance, warm: None, backlog, answers, asked, trace, again: false, failures: 0 }
     }
@@ -126,7 +126,7 @@ impl InstanceRun {
             }
         };
         let asked = self.asked.drain(..).map(|asked| asked.answer);
-        for answer in self.answers.drain().map(|(_, answer)| answer).chain(asked) {
+        for answer in std::mem::take(&mut self.answers).into_iter().map(|(_, answer)| answer).chain(asked) {
             let _gone = answer.send(reply);
         }
         After::Leave
@@ -139,7 +139,7 @@ impl InstanceRun {
         self.trace.turn_begins();
         let input = TurnInput {
             now: self.engine.store.now(),
-            seed: crate::entropy::random_bits(),
+            seed: self.engine.surroundings.random_bits(),
             messages: take_messages(&mut self.backlog, &self.engine.limits),
         };
         let decision = {
@@ -178,7 +178,7 @@ impl InstanceRun {
                 message_type: format!("orchestration {wanted}"),
                 message: "no node has registered it: register it, or check its name and version".to_owned(),
             };
-            let input = TurnInput { now, seed: crate::entropy::random_bits(), messages };
+            let input = TurnInput { now, seed: engine.surroundings.random_bits(), messages };
             return (hydrated.instance.fail(input, details), None);
         }
         let missing = format!("no node has registered orchestration {wanted}");
@@ -281,7 +281,7 @@ impl InstanceRun {
             ErrorDetails::Infrastructure { operation: "commit a turn".to_owned(), message: reason, retryable: false };
         let input = TurnInput {
             now: self.engine.store.now(),
-            seed: crate::entropy::random_bits(),
+            seed: self.engine.surroundings.random_bits(),
             messages: self.backlog.drain(..).collect(),
         };
         let mut turn = hydrated.instance.fail(input, details);
@@ -337,7 +337,7 @@ impl InstanceRun {
     fn again_later(&self) {
         let (engine, instance) = (Arc::clone(&self.engine), self.instance.clone());
         let delay = self.retry_delay();
-        tokio::spawn(async move {
+        self.engine.surroundings.spawn(async move {
             tokio::time::sleep(delay).await;
             engine.warm.deliver(&instance, Inbound::Nudge);
         });

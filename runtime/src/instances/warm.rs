@@ -3,7 +3,7 @@
 //! Memory is a cache: an idle actor may be let go at any time and is hydrated again when something comes for it. A busy one
 //! stays, so when all are busy newcomers wait, with what came for them, until one has nothing more to do.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -48,14 +48,14 @@ pub(crate) struct WarmOptions {
 /// Actors, and the instances that wait to become one.
 struct WarmSet {
     actors: LruCache<InstanceId, Warm>,
-    waiting: HashMap<InstanceId, Arc<Mailbox>>,
+    waiting: BTreeMap<InstanceId, Arc<Mailbox>>,
     /// Longest waiting first, and since when each does.
     order: VecDeque<(InstanceId, Instant)>,
 }
 
 impl Default for WarmSet {
     fn default() -> Self {
-        Self { actors: LruCache::unbounded(), waiting: HashMap::new(), order: VecDeque::new() }
+        Self { actors: LruCache::unbounded(), waiting: BTreeMap::new(), order: VecDeque::new() }
     }
 }
 
@@ -217,7 +217,7 @@ impl WarmInstances {
             entry.mailbox.lock().inbound.drain(..).for_each(refuse);
         }
         warm.order.clear();
-        for (_, mailbox) in warm.waiting.drain() {
+        for (_, mailbox) in std::mem::take(&mut warm.waiting) {
             mailbox.lock().inbound.drain(..).for_each(refuse);
         }
     }

@@ -5,6 +5,7 @@
 
 use std::sync::OnceLock;
 
+use outlast_client::Surroundings;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
 
@@ -24,10 +25,14 @@ impl DedicatedThread {
         Self { name, executor: OnceLock::new() }
     }
 
-    pub(crate) fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
+    /// In a simulation there is one thread for all.
+    pub(crate) fn spawn<F>(&self, surroundings: &Surroundings, future: F) -> JoinHandle<F::Output>
     where
         F: Future<Output: Send + 'static> + Send + 'static,
     {
+        if !surroundings.is_system() {
+            return surroundings.spawn(future);
+        }
         let executor = self.executor.get_or_init(|| {
             let mut executor = Builder::new_multi_thread();
             executor.worker_threads(1).thread_name(self.name).enable_all();

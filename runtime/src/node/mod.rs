@@ -19,6 +19,7 @@ pub(crate) mod tasks;
 use std::sync::Arc;
 
 use outlast_broker::Broker;
+use outlast_client::Surroundings;
 use outlast_core::{NodeId, OrchestrationRegistry};
 use outlast_storage::Store;
 use tokio_util::sync::CancellationToken;
@@ -52,11 +53,12 @@ pub(crate) struct NodeParts {
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) orchestrations: OrchestrationRegistry,
     pub(crate) options: Arc<RuntimeOptions>,
+    pub(crate) surroundings: Surroundings,
 }
 
 impl Node {
     pub(crate) fn new(parts: NodeParts) -> Self {
-        let NodeParts { id, store, broker, orchestrations, options } = parts;
+        let NodeParts { id, store, broker, orchestrations, options, surroundings } = parts;
         let (limits, stopping) = (Arc::new(options.limits.clone()), CancellationToken::new());
         let supervisor = Supervisor::new(stopping.clone());
         let (tenure, neighbours) = (Arc::new(Tenure::new()), Arc::new(Neighbours::new(id.clone())));
@@ -73,6 +75,7 @@ impl Node {
             counters: Arc::clone(&counters),
             supervisor: Arc::clone(&supervisor),
             stopping: stopping.clone(),
+            surroundings: surroundings.clone(),
             instances: Arc::clone(&warm) as Arc<dyn Mailboxes>,
         }));
         let owner = Arc::new(Owner {
@@ -88,10 +91,12 @@ impl Node {
             problems: Arc::clone(&problems),
             supervisor: Arc::clone(&supervisor),
             stopping,
+            surroundings: surroundings.clone(),
         });
         let audience =
             Audience { broker: Arc::clone(&broker), counters: Arc::clone(&counters), problems: Arc::clone(&problems) };
-        let committer = Committer::start(Arc::clone(&store), audience, limits.commit_group_max, supervisor);
+        let committer =
+            Committer::start(Arc::clone(&store), audience, limits.commit_group_max, supervisor, &surroundings);
         let turns = permits(limits.turns_in_flight_max);
         let engine = Arc::new(Engine {
             store,
@@ -108,6 +113,7 @@ impl Node {
             due_queue,
             problems,
             counters,
+            surroundings,
         });
         let starter = Arc::downgrade(&engine);
         engine.warm.set_starter(starter as std::sync::Weak<dyn StartsActors>);

@@ -44,7 +44,7 @@ impl Presence {
             return None;
         }
         let (owner, worker, messages) = (Arc::clone(&self.owner), self.worker.clone(), self.messages.clone());
-        Some(RENEWALS.spawn(say_farewell(owner, worker, messages)))
+        Some(RENEWALS.spawn(&self.owner.surroundings, say_farewell(owner, worker, messages)))
     }
 }
 
@@ -58,7 +58,7 @@ impl Drop for Presence {
 /// Tells the store who this node is and what it serves.
 pub(crate) async fn announce(owner: &Arc<Owner>, info: NodeInfo) -> Result<(), Error> {
     let joining = Arc::clone(owner);
-    let joined = RENEWALS.spawn(async move {
+    let joined = RENEWALS.spawn(&owner.surroundings, async move {
         let gone = joining.tenure.has_left.lock().await;
         if *gone { Err(has_left()) } else { joining.store.join(info).await }
     });

@@ -105,8 +105,9 @@ impl Supervisor {
                 };
                 let pause = self.failed(task, reason);
                 tokio::select! {
-                    () = tokio::time::sleep(pause) => {}
+                    biased;
                     () = asked.cancelled() => return,
+                    () = tokio::time::sleep(pause) => {}
                 }
             }
         }

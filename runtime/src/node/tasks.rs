@@ -129,7 +129,7 @@ impl Tasks {
         F: Future<Output = ()> + Send + 'static,
     {
         let kept = Arc::clone(&self.owner.supervisor).keep(task, asked.clone(), start);
-        let spawned = self.tracker.spawn(kept);
+        let spawned = self.owner.surroundings.spawn(self.tracker.track_future(kept));
         self.aborts.lock().unwrap_or_else(PoisonError::into_inner).push(spawned.abort_handle());
     }
 }

@@ -2,7 +2,7 @@
 //! not come back, and whatever goes wrong and lasts. `report` looks at it every two seconds; a healthy turn pays for it with looks
 //! at flags and one entry among those that are being decided.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -27,7 +27,7 @@ pub(crate) struct Problems {
     /// Activities that wait for a worker that nobody is, when it was last looked.
     unserved: AtomicUsize,
     /// Instances whose code is being run right now, and since when.
-    deciding: Mutex<HashMap<InstanceId, Instant>>,
+    deciding: Mutex<BTreeMap<InstanceId, Instant>>,
 }
 
 /// Says that an instance's code runs, until it is dropped.
@@ -107,7 +107,7 @@ impl Problems {
         self.damaged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock_deciding(&self) -> MutexGuard<'_, HashMap<InstanceId, Instant>> {
+    fn lock_deciding(&self) -> MutexGuard<'_, BTreeMap<InstanceId, Instant>> {
         self.deciding.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

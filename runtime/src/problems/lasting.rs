@@ -1,8 +1,7 @@
 //! What goes wrong and lasts, as the parts of a node notice it: since when, and with whom. `shortages` reports what has lasted
 //! for too long. Nothing of it costs a step of an instance more than a look at a flag.
 
-use std::collections::HashMap;
-use std::hash::Hash;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -50,7 +49,7 @@ pub(crate) struct Untaken {
 pub(crate) struct Since<K, V> {
     /// Looked at without a lock: there is almost never anything.
     any: AtomicBool,
-    entries: Mutex<HashMap<K, (V, Instant)>>,
+    entries: Mutex<BTreeMap<K, (V, Instant)>>,
 }
 
 impl<K, V> Default for Since<K, V> {
@@ -59,7 +58,7 @@ impl<K, V> Default for Since<K, V> {
     }
 }
 
-impl<K: Clone + Eq + Hash, V: Clone> Since<K, V> {
+impl<K: Clone + Ord, V: Clone> Since<K, V> {
     /// It is so now; since when stays as it was. Returns that moment.
     pub(crate) fn note(&self, key: K, value: V) -> Instant {
         let mut entries = self.lock();
@@ -96,7 +95,7 @@ impl<K: Clone + Eq + Hash, V: Clone> Since<K, V> {
         ages.filter(|(_, _, age)| *age >= least).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<K, (V, Instant)>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<K, (V, Instant)>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

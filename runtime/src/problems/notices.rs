@@ -1,6 +1,6 @@
 //! Log lines about what nobody has registered: the first is written at once, and however many instances wait for the same, few follow.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ const NOTICES_MAX: usize = 32;
 /// What was said lately.
 #[derive(Default)]
 pub(crate) struct Notices {
-    said: Mutex<HashMap<String, Instant>>,
+    said: Mutex<BTreeMap<String, Instant>>,
 }
 
 impl Notices {

@@ -36,8 +36,9 @@ pub(crate) async fn watch(watched: Arc<Watched>) {
     let mut reported: Vec<Shortage> = Vec::new();
     loop {
         tokio::select! {
-            () = tokio::time::sleep(LOOK_EVERY) => {}
+            biased;
             () = owner.stopping.cancelled() => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
         }
         let found = look(&watched);
         if found == reported {

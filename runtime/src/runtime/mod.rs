@@ -5,6 +5,7 @@ pub(crate) mod shutdown;
 use std::sync::Arc;
 
 use outlast_broker::ShardMessage;
+use outlast_client::Surroundings;
 use outlast_client::{Client, Provider};
 use outlast_core::{EventId, EventKind, ExecutionId, InstanceId, Millis, NodeId, RefusedOption, WorkerId};
 use outlast_storage::{NodeInfo, WorkerInfo};
@@ -140,9 +141,9 @@ impl Runtime {
         options.check()?;
         let executor = Handle::try_current().map_err(|_| StartError::OutsideOfTokio)?;
         options.observability.install();
-        let (store, broker) = (provider.store(), provider.broker());
+        let (store, broker, surroundings) = (provider.store(), provider.broker(), provider.surroundings());
         let client = Client::new(provider);
-        let name = unique_name(options.worker_node_id.as_deref());
+        let name = unique_name(options.worker_node_id.as_deref(), &surroundings);
         let handlers = orchestrations.list_names().into_iter().flat_map(|name| {
             let versions = orchestrations.list_versions(&name);
             versions.into_iter().map(move |version| (name.clone(), version.to_string()))
@@ -159,6 +160,7 @@ impl Runtime {
             broker: Arc::clone(&broker),
             orchestrations,
             options: Arc::clone(&options),
+            surroundings: surroundings.clone(),
         });
         let id = WorkerId::new(&name);
         let worker = Arc::new(Worker {
@@ -181,6 +183,7 @@ impl Runtime {
             troubles: Arc::clone(&node.owner.problems.troubles),
             draining: CancellationToken::new(),
             stopped: CancellationToken::new(),
+            surroundings,
             options,
         });
         let (messages, receiver) = mpsc::unbounded_channel();
@@ -279,6 +282,6 @@ impl Drop for Runtime {
 }
 
 /// The configured name, made unique for this start.
-fn unique_name(configured: Option<&str>) -> String {
-    format!("{}-{:016x}", configured.unwrap_or("node"), crate::entropy::random_bits())
+fn unique_name(configured: Option<&str>, surroundings: &Surroundings) -> String {
+    format!("{}-{:016x}", configured.unwrap_or("node"), surroundings.random_bits())
 }

@@ -79,7 +79,8 @@ impl Runtime {
         let ((by, deadline), (ends, ended)) = (watch::channel(wished), watch::channel(()));
         let runtime = Arc::clone(self);
         // On the executor of the runtime: whoever calls may be elsewhere, or give up.
-        self.executor.spawn(async move {
+        let _on_its_executor = self.executor.enter();
+        self.worker.surroundings.spawn(async move {
             leave(&runtime, deadline).await;
             drop(ends);
         });
@@ -98,6 +99,7 @@ async fn leave(runtime: &Arc<Runtime>, deadline: watch::Receiver<Option<Instant>
         }
     };
     tokio::select! {
+        biased;
         () = quiet => {}
         () = passed(deadline) => {
             tracing::warn!(target: RUNTIME, "activities still run at shutdown; they will run again");
@@ -130,6 +132,7 @@ async fn passed(mut moment: watch::Receiver<Option<Instant>>) {
             }
         };
         tokio::select! {
+            biased;
             () = sleep => return,
             Ok(()) = moment.changed() => {}
         }

@@ -36,9 +36,10 @@ pub(crate) async fn wake_due(owner: Arc<Owner>) {
         }
         let until = owner.due_queue.next().map_or(next_look, |at| at.min(next_look));
         tokio::select! {
-            () = owner.store.sleep_until(until) => {}
+            biased;
             () = owner.due_queue.sooner() => {}
             () = owner.stopping.cancelled() => return,
+            () = owner.store.sleep_until(until) => {}
         }
     }
 }

@@ -26,9 +26,10 @@ pub(crate) async fn watch_inboxes(owner: Arc<Owner>) {
     let mut passivated = tokio::time::Instant::now();
     loop {
         let (now, skipped) = tokio::select! {
+            biased;
+            () = owner.stopping.cancelled() => return,
             now = owner.store.written_elsewhere(written, ELSEWHERE_TIMEOUT) => (now, false),
             () = owner.warm.skipped.some() => (written, true),
-            () = owner.stopping.cancelled() => return,
         };
         if owner.tenure.generation() != generation {
             // A cursor into a past that is gone would pass over what is written from now on.

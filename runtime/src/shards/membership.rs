@@ -49,8 +49,9 @@ pub(crate) async fn keep_share(
     let mut generation = owner.tenure.generation();
     loop {
         tokio::select! {
-            renewed = renewals.changed() => if renewed.is_err() { return },
+            biased;
             () = owner.stopping.cancelled() => return,
+            renewed = renewals.changed() => if renewed.is_err() { return },
         }
         let renewal = renewals.borrow_and_update().clone();
         let now = owner.tenure.generation();
@@ -169,8 +170,9 @@ pub(crate) async fn serve_again(owner: &Arc<Owner>, messages: &mpsc::UnboundedSe
 /// them and goes on trying.
 pub(crate) async fn leave_when_failing(owner: Arc<Owner>, messages: mpsc::UnboundedSender<ShardMessage>) {
     tokio::select! {
-        () = owner.supervisor.given_up() => {}
+        biased;
         () = owner.stopping.cancelled() => return,
+        () = owner.supervisor.given_up() => {}
     }
     while !owner.stopping.is_cancelled() {
         if owner.neighbours.have_code() && !owner.tenure.is_leaving() {
@@ -178,8 +180,9 @@ pub(crate) async fn leave_when_failing(owner: Arc<Owner>, messages: mpsc::Unboun
             hand_over(&owner, &messages).await;
         }
         tokio::select! {
-            () = tokio::time::sleep(LOOK_FOR_OTHERS_EVERY) => {}
+            biased;
             () = owner.stopping.cancelled() => {}
+            () = tokio::time::sleep(LOOK_FOR_OTHERS_EVERY) => {}
         }
     }
 }

@@ -15,8 +15,9 @@ pub(crate) async fn receive(owner: Arc<Owner>, messages: Arc<Mutex<mpsc::Unbound
     let mut messages = messages.lock().await;
     loop {
         let received = tokio::select! {
-            received = messages.recv() => received,
+            biased;
             () = owner.stopping.cancelled() => None,
+            received = messages.recv() => received,
         };
         match received {
             Some(ShardMessage::Notice(notice)) => take_notice(&owner, notice),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use outlast_broker::Broker;
+use outlast_client::Surroundings;
 use outlast_core::{Limits, NodeId};
 use outlast_storage::Store;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +31,7 @@ pub(crate) struct Owner {
     /// Looks after the tasks of the node.
     pub(crate) supervisor: Arc<Supervisor>,
     pub(crate) stopping: CancellationToken,
+    pub(crate) surroundings: Surroundings,
 }
 
 #[cfg(feature = "telemetry")]

@@ -25,8 +25,8 @@ pub(crate) fn answer(owner: &Arc<Owner>, questions: Vec<Question>, answer: onesh
     for question in questions.iter().filter(|question| question.begun) {
         owner.dispatcher.outstanding.begun(&question.activity);
     }
-    let owner = Arc::clone(owner);
-    tokio::spawn(async move {
+    let (owner, surroundings) = (Arc::clone(owner), owner.surroundings.clone());
+    surroundings.spawn(async move {
         let asked = questions.into_iter().zip(known).map(|(question, known)| one(&owner, question, known));
         // A worker that is gone needs no answer.
         let _gone = answer.send(join_all(asked).await);

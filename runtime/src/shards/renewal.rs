@@ -32,12 +32,13 @@ pub(crate) struct Renewal {
 
 /// Renews at once, then again and again until the node stops; returns what each renewal shows, beginning with the first.
 pub(crate) async fn begin(owner: &Arc<Owner>) -> Result<watch::Receiver<Renewal>, Error> {
-    let first = RENEWALS.spawn(renew(Arc::clone(owner))).await;
+    let first = RENEWALS.spawn(&owner.surroundings, renew(Arc::clone(owner))).await;
     let first = first.unwrap_or_else(|_| Err(Error::Unavailable("the renewal of the lease panicked".to_owned())))?;
     let (renewals, shown) = watch::channel(first);
     let (kept, renewals) = (Arc::clone(owner), Arc::new(renewals));
     let asked = owner.stopping.clone();
     RENEWALS.spawn(
+        &owner.surroundings,
         Arc::clone(&owner.supervisor)
             .keep(NodeTask::Renewal, asked, move || keep_renewing(Arc::clone(&kept), Arc::clone(&renewals))),
     );
@@ -48,8 +49,9 @@ async fn keep_renewing(owner: Arc<Owner>, renewals: Arc<watch::Sender<Renewal>>)
     let mut pause = pause_of(&renewals.borrow().view);
     loop {
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+            biased;
             () = owner.stopping.cancelled() => return leave_abandoned(&owner).await,
+            () = tokio::time::sleep(pause) => {}
         }
         match renew(Arc::clone(&owner)).await {
             Ok(renewal) => {

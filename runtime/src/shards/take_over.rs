@@ -21,7 +21,7 @@ pub(crate) fn take_over(owner: &Arc<Owner>, shards: Vec<ShardId>) {
     let (kept, shards) = (Arc::clone(owner), Arc::new(shards));
     let done = owner.stopping.child_token();
     let asked = done.clone();
-    tokio::spawn(Arc::clone(&owner.supervisor).keep(NodeTask::TakeOver, asked, move || {
+    owner.surroundings.spawn(Arc::clone(&owner.supervisor).keep(NodeTask::TakeOver, asked, move || {
         let (owner, shards, done) = (Arc::clone(&kept), Arc::clone(&shards), done.clone());
         async move {
             while let Err(error) = try_take_over(&owner, &shards).await {

@@ -20,6 +20,7 @@ use opentelemetry_sdk::metrics::{Instrument, PeriodicReader, SdkMeterProvider, S
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::resource::{EnvResourceDetector, TelemetryResourceDetector};
 use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
+use outlast_client::Surroundings;
 use thiserror::Error;
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -253,7 +254,10 @@ fn service_name(options: &TelemetryOptions) -> String {
 
 /// What is given later wins.
 fn resource(options: &TelemetryOptions) -> Resource {
-    let process = format!("{:016x}{:016x}", crate::entropy::random_bits(), crate::entropy::random_bits());
+    let process = {
+        let bits = || Surroundings::default().random_bits();
+        format!("{:016x}{:016x}", bits(), bits())
+    };
     let attributes = options.attributes.iter().map(|(name, value)| KeyValue::new(name.clone(), value.clone()));
     Resource::builder_empty()
         .with_attribute(KeyValue::new(PROCESS, process))

@@ -110,7 +110,7 @@ async fn attempt(
         }
         Some((_, handler)) => {
             if item.timeouts.get_schedule_to_start().is_some() {
-                tokio::spawn(tell_begun(Arc::clone(worker), activity.clone()));
+                worker.surroundings.spawn(tell_begun(Arc::clone(worker), activity.clone()));
             }
             let call = Call { handler, cancelled, heartbeat, slot, session: session.clone() };
             let Executed { outcome, heartbeat } = execute(worker, &item, call).await;
@@ -186,10 +186,11 @@ async fn make_sure(
     loop {
         let asked = Instant::now();
         let wanted = tokio::select! {
+            biased;
+            () = cancelled.cancelled() => return Err(Settle::Ack),
+            () = worker.draining.cancelled() => return Err(Settle::Requeue),
             wanted = worker.is_wanted(Question { activity: item.activity(), begun: false }) => wanted,
             () = tokio::time::sleep(ANSWER_PATIENCE) => Wanted::Silence,
-            () = worker.draining.cancelled() => return Err(Settle::Requeue),
-            () = cancelled.cancelled() => return Err(Settle::Ack),
         };
         match wanted {
             Wanted::Yes => return Ok(asked + SURE),
@@ -270,6 +271,7 @@ async fn spill(worker: &Arc<Worker>, item: &ActivityItem, result: &ReportResult)
 /// left in the inbox, so that what has run does not run again; `false` when the store does not take it either.
 async fn deliver_report(worker: &Arc<Worker>, item: &ActivityItem, result: ReportResult) -> bool {
     tokio::select! {
+        biased;
         settled = settle_report(worker, item, &result) => return settled,
         () = worker.stopped.cancelled() => {}
     }

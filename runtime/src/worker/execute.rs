@@ -64,11 +64,12 @@ pub(crate) async fn execute(
         let _taken = (slot, session);
         handler(context, input).await
     };
-    let mut code = Code(tokio::spawn(call.instrument(attempt.clone()).instrument(span)));
+    let mut code = Code(worker.surroundings.spawn(call.instrument(attempt.clone()).instrument(span)));
     let grace = worker.options.activity_cancellation_grace_period;
     let timeouts = item.timeouts.or(worker.activities.timeouts(&item.name));
     let running = async {
         tokio::select! {
+            biased;
             result = &mut code.0 => match result {
                 Ok(Ok(output)) => check_size(worker, output),
                 Ok(Err(error)) => Err(application(worker.options.limits.cut_error(error))),
@@ -78,11 +79,11 @@ pub(crate) async fn execute(
                 // Nobody waits for it any more; it gets the grace period to notice.
                 worker.cancel(&item.activity());
                 cancelled.cancel();
-                tokio::spawn(see_out(code, Arc::clone(worker), Arc::clone(item), grace));
+                worker.surroundings.spawn(see_out(code, Arc::clone(worker), Arc::clone(item), grace));
                 Err(application(missed))
             }
             () = overdue(worker, &cancelled, grace) => {
-                tokio::spawn(see_out(code, Arc::clone(worker), Arc::clone(item), Duration::ZERO));
+                worker.surroundings.spawn(see_out(code, Arc::clone(worker), Arc::clone(item), Duration::ZERO));
                 Err(application("activity was cancelled and aborted after its grace period".to_owned()))
             }
         }
@@ -108,6 +109,7 @@ impl Drop for Code {
 /// same; its slot is taken, and people are told.
 async fn see_out(mut code: Code, worker: Arc<Worker>, item: Arc<ActivityItem>, grace: Duration) {
     tokio::select! {
+        biased;
         _ended = &mut code.0 => return,
         () = patience(&worker, grace) => code.0.abort(),
     }
@@ -126,6 +128,7 @@ async fn patience(worker: &Worker, grace: Duration) {
         tokio::time::sleep(LAST_WORDS).await;
     };
     tokio::select! {
+        biased;
         () = tokio::time::sleep(grace) => {}
         () = stopped => {}
     }
@@ -152,6 +155,7 @@ async fn deadline(timeouts: ActivityTimeouts, heartbeat: &Heartbeat) -> String {
         }
     };
     tokio::select! {
+        biased;
         missed = close => missed,
         missed = silent => missed,
     }

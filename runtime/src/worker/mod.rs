@@ -5,12 +5,13 @@ pub(crate) mod execute;
 pub(crate) mod sessions;
 pub(crate) mod wanted;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use outlast_broker::{Broker, Control, Delivery, Settle, WorkSource, WorkerProfile};
 use outlast_client::Client;
+use outlast_client::Surroundings;
 use outlast_core::{ActivityRef, InstanceId, WorkerId};
 use outlast_storage::Store;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -85,9 +86,9 @@ pub(crate) struct Worker {
     /// Who holds which shard.
     pub(crate) neighbours: Arc<Neighbours>,
     pub(crate) inquiries: Inquiries,
-    pub(crate) running: Mutex<HashMap<ActivityRef, Running>>,
+    pub(crate) running: Mutex<BTreeMap<ActivityRef, Running>>,
     /// Items with an attempt under way, and what else was delivered of them meanwhile.
-    pub(crate) held: Mutex<HashMap<ActivityRef, Vec<SettleItem>>>,
+    pub(crate) held: Mutex<BTreeMap<ActivityRef, Vec<SettleItem>>>,
     /// Attempts whose code has ended and whose result is not settled.
     pub(crate) reporting: UnderWay,
     pub(crate) sessions: Arc<Sessions>,
@@ -101,6 +102,7 @@ pub(crate) struct Worker {
     pub(crate) draining: CancellationToken,
     /// Give up reporting: the process ends.
     pub(crate) stopped: CancellationToken,
+    pub(crate) surroundings: Surroundings,
 }
 
 impl Worker {
@@ -135,6 +137,7 @@ impl Worker {
             std::future::pending::<()>().await;
         };
         tokio::select! {
+            biased;
             () = work => {}
             () = hear => {}
             () = ask => unreachable!("what runs is asked about for ever"),
@@ -149,9 +152,10 @@ impl Worker {
         loop {
             self.sessions.take_ended().iter().for_each(|session| source.release_session(session));
             tokio::select! {
+                biased;
+                () = self.stopped.cancelled() => break,
                 () = self.sessions.changed() => {}
                 () = self.attempts.wait() => break,
-                () = self.stopped.cancelled() => break,
             }
         }
         let reported = async {
@@ -251,7 +255,8 @@ impl Worker {
         let slot = Slot { worker: Arc::clone(self), activity, _permit: permit };
         let admission = Admission { slot, report, session: session_use };
         // Boxed, as spawning moves it several times.
-        self.attempts.spawn(Box::pin(crate::worker::attempt::run(worker, delivery, cancelled, admission)));
+        let attempt = Box::pin(crate::worker::attempt::run(worker, delivery, cancelled, admission));
+        self.surroundings.spawn(self.attempts.track_future(attempt));
     }
 
     /// Passes cancellations on to the attempts that they are for.
@@ -263,7 +268,7 @@ impl Worker {
                     let running = self.lock_running().keys().filter(|activity| activity.key == key).cloned().collect();
                     // Answers take their time, and other cancellations come meanwhile.
                     let worker = Arc::clone(&self);
-                    tokio::spawn(async move { worker.check(running).await });
+                    self.surroundings.spawn(async move { worker.check(running).await });
                 }
             }
         }
@@ -328,11 +333,11 @@ impl Worker {
         running.iter().filter(|(_, running)| is_long(running)).map(|(activity, _)| activity.clone()).collect()
     }
 
-    pub(crate) fn lock_running(&self) -> std::sync::MutexGuard<'_, HashMap<ActivityRef, Running>> {
+    pub(crate) fn lock_running(&self) -> std::sync::MutexGuard<'_, BTreeMap<ActivityRef, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn lock_held(&self) -> std::sync::MutexGuard<'_, HashMap<ActivityRef, Vec<SettleItem>>> {
+    pub(crate) fn lock_held(&self) -> std::sync::MutexGuard<'_, BTreeMap<ActivityRef, Vec<SettleItem>>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -3,7 +3,7 @@
 //! The store says who holds a session; here is counted what runs in it. Whatever this worker and the store have to say to
 //! each other about one session is said one thing at a time: a claim never overtakes a release.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ pub(crate) struct Sessions {
 
 #[derive(Default)]
 struct Table {
-    sessions: HashMap<String, Session>,
+    sessions: BTreeMap<String, Session>,
     lives: u64,
     /// The worker takes no more: what is idle is released at once.
     leaving: bool,
@@ -183,6 +183,7 @@ impl Sessions {
         loop {
             talks.extend(self.take_due().into_iter().map(|talk| self.tell(talk)));
             tokio::select! {
+                biased;
                 Some(()) = talks.next(), if !talks.is_empty() => {}
                 () = self.due.notified() => {}
                 _ = look.tick() => {}

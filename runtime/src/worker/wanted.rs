@@ -4,7 +4,7 @@
 //! Questions to one owner that come up while another is under way go together, so their number is bounded by round trips
 //! and not by activities.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ const LONG: Duration = Duration::from_secs(2);
 const MOVES_MAX: usize = 3;
 
 /// Whom a question goes to.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Owner {
     /// The node that holds the shard, as far as is known.
     Node(NodeId),
@@ -68,9 +68,9 @@ pub(crate) struct Inquiries {
 #[derive(Default)]
 struct Owners {
     /// What waits for questions under way; an owner is here as long as there are some to it.
-    waiting: HashMap<Owner, Vec<Waiting>>,
+    waiting: BTreeMap<Owner, Vec<Waiting>>,
     /// Who has not answered, and when it was asked last.
-    silent: HashMap<Owner, Instant>,
+    silent: BTreeMap<Owner, Instant>,
 }
 
 impl Owners {
@@ -145,7 +145,7 @@ impl Worker {
     async fn ask(self: &Arc<Self>, owner: Owner, shard: ShardId, question: Question) -> Option<ReportReply> {
         let (answer, answered) = oneshot::channel();
         match self.inquiries.add(&owner, Waiting { question, shard, answer }) {
-            Some(true) => drop(tokio::spawn(Arc::clone(self).send_questions(owner))),
+            Some(true) => drop(self.surroundings.spawn(Arc::clone(self).send_questions(owner))),
             Some(false) => {}
             None => return None,
         }
@@ -174,8 +174,9 @@ impl Worker {
     pub(crate) async fn ask_about_running(self: Arc<Self>) {
         loop {
             tokio::select! {
-                () = tokio::time::sleep(ASK_EVERY) => {}
+                biased;
                 () = self.stopped.cancelled() => return,
+                () = tokio::time::sleep(ASK_EVERY) => {}
             }
             self.check(self.running_for(LONG)).await;
         }

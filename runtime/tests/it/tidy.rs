@@ -20,6 +20,27 @@ const EDGES: [(&str, &[&str]); 9] = [
 ];
 /// Files with an argument that is a tuple because users know it so.
 const TUPLES: [&str; 1] = ["runtime/src/testing.rs"];
+/// What the shell takes from `Surroundings` and from tokio's clock, so that a simulation can decide it; and tables whose order is
+/// the system's.
+const SURROUNDINGS: [&str; 9] = [
+    "tokio::spawn(",
+    "task::spawn(",
+    "spawn_blocking(",
+    "HashMap",
+    "HashSet",
+    "RandomState",
+    "new_v4(",
+    "SystemTime::now",
+    "std::time::Instant",
+];
+/// Where some of it may stand all the same: what a simulation does not run, what is public so, and the surroundings themselves.
+const OUTSIDE: [&str; 5] = [
+    "runtime/src/telemetry",
+    "runtime/src/providers",
+    "client/src/trace.rs",
+    "client/src/surroundings.rs",
+    "client/src/query.rs",
+];
 /// What core may not even name.
 const IMPURE: [&str; 6] = ["tokio", "rusqlite", "sqlx", "async-nats", "ractor", "rand"];
 /// What lies at the root.
@@ -94,6 +115,19 @@ fn tuple_arguments(text: &str) -> usize {
     text.match_indices("): (").filter(is_tuple).count()
 }
 
+/// What of the shell a seed would not decide.
+fn undecided(path: &Path, text: &str) -> Option<String> {
+    let is_shell = ["runtime/src", "client/src"].iter().any(|shell| path.starts_with(shell));
+    if !is_shell || OUTSIDE.iter().any(|outside| path.starts_with(outside)) {
+        return None;
+    }
+    let code = text.split("#[cfg(test)]").next()?;
+    let is_fair = |at: usize| !code[at..].lines().nth(1).is_some_and(|next| next.trim() == "biased;");
+    let fair = code.match_indices("select! {").any(|(at, _)| is_fair(at)).then_some("a select without `biased`");
+    let lines = || code.lines().filter(|line| !line.trim_start().starts_with("//"));
+    fair.or_else(|| SURROUNDINGS.into_iter().find(|word| lines().any(|line| line.contains(word)))).map(str::to_owned)
+}
+
 #[test]
 fn tidy() {
     let mut wrong = Vec::new();
@@ -110,6 +144,9 @@ fn tidy() {
         let is_program = is_test || path.starts_with("examples");
         if !is_program && tuple_arguments(&text) > TUPLES.iter().filter(|known| path == Path::new(known)).count() {
             wrong.push(format!("{} has a function that takes several arguments in a tuple: name them", path.display()));
+        }
+        if let Some(what) = undecided(&path, &text) {
+            wrong.push(format!("{} has {what}: a simulation could not decide it", path.display()));
         }
         let sql =
             ["SELECT ", "INSERT ", "UPDATE ", "DELETE FROM"].iter().any(|verb| text.contains(&format!("\"{verb}")));
