@@ -1,3 +1,4 @@
 //! Simulated surroundings of nodes: deterministic, on virtual time, with faults drawn from a seed.
 
+pub mod broker;
 pub mod store;

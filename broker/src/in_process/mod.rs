@@ -2,7 +2,7 @@
 
 mod work;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -24,7 +24,7 @@ pub struct InProcessBroker {
     work: Arc<Work>,
     /// Never rises: what is in this process is lost with it alone.
     losses: watch::Receiver<u64>,
-    owners: RwLock<HashMap<ShardId, mpsc::UnboundedSender<ShardMessage>>>,
+    owners: RwLock<BTreeMap<ShardId, mpsc::UnboundedSender<ShardMessage>>>,
     watches: Mutex<Watches>,
 }
 
@@ -48,7 +48,7 @@ impl Work {
 
 #[derive(Default)]
 struct Watches {
-    senders: HashMap<InstanceId, watch::Sender<StatusUpdate>>,
+    senders: BTreeMap<InstanceId, watch::Sender<StatusUpdate>>,
     sweep_at: usize,
 }
 

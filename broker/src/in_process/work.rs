@@ -1,7 +1,7 @@
 //! The queues: one per tag, one per tag for sessions that nobody holds, one per worker for the sessions that it holds.
 
-use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -19,10 +19,10 @@ pub(crate) struct WorkState {
     untied: BTreeMap<Tag, VecDeque<Queued>>,
     unclaimed: BTreeMap<Tag, VecDeque<Queued>>,
     /// For each session, the worker that gets items published before its holder was known.
-    sessions: HashMap<String, WorkerId>,
-    workers: HashMap<WorkerId, Worker>,
+    sessions: BTreeMap<String, WorkerId>,
+    workers: BTreeMap<WorkerId, Worker>,
     /// Every item that is queued or in flight. A queued item that is not here any more was cancelled.
-    known: HashMap<ActivityRef, Known>,
+    known: BTreeMap<ActivityRef, Known>,
 }
 
 struct Queued {
@@ -37,7 +37,7 @@ struct Known {
 
 struct Worker {
     filter: TagFilter,
-    sessions: HashSet<String>,
+    sessions: BTreeSet<String>,
     own: VecDeque<Queued>,
     control: mpsc::UnboundedSender<Control>,
     wake: Arc<Notify>,
@@ -86,7 +86,7 @@ impl WorkState {
         let wake = Arc::new(Notify::new());
         let worker = Worker {
             filter: profile.filter,
-            sessions: HashSet::new(),
+            sessions: BTreeSet::new(),
             own: VecDeque::new(),
             control,
             wake: Arc::clone(&wake),

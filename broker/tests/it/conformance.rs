@@ -18,18 +18,7 @@ use crate::items::{
     NEVER, SOON, activity, assert_nothing, in_session, item, key, open, publish, publish_to, report_to, run, tagged,
     take, take_within, worker,
 };
-use crate::world::World;
-
-macro_rules! on_every_broker {
-    ($($case:ident),+ $(,)?) => {
-        mod in_process {
-            $(#[tokio::test] async fn $case() { super::$case(crate::world::World::in_process().await).await; })+
-        }
-        mod jetstream {
-            $(#[tokio::test] async fn $case() { super::$case(crate::world::World::jetstream().await).await; })+
-        }
-    };
-}
+use crate::world::{World, on_every_broker};
 
 on_every_broker!(
     dropped_work_comes_again,
@@ -54,6 +43,7 @@ on_every_broker!(
     reports_get_the_owners_answer,
     a_report_without_an_owner_is_to_be_tried_again,
     a_watch_sees_what_is_announced,
+    a_full_worker_leaves_the_rest_to_others,
 );
 
 /// Guarantee 1.
@@ -475,9 +465,7 @@ async fn a_watch_sees_what_is_announced(world: World) {
 }
 
 /// Guarantee 2: what a source was not asked for is left to others.
-#[tokio::test]
-async fn a_full_worker_leaves_the_rest_to_others() {
-    let world = World::jetstream().await;
+async fn a_full_worker_leaves_the_rest_to_others(world: World) {
     let mut full = open(&*world.here, "full", TagFilter::DefaultOnly).await;
     publish(&*world.there, item("a", 1)).await;
     let _held = take(&mut full).await;

@@ -8,6 +8,19 @@ use outlast_broker::in_process::InProcessBroker;
 
 use crate::server::Server;
 
+/// Makes a test of each case for each broker.
+macro_rules! on_every_broker {
+    ($($case:ident),+ $(,)?) => {
+        mod in_process {
+            $(#[tokio::test] async fn $case() { super::$case(crate::world::World::in_process().await).await; })+
+        }
+        mod jetstream {
+            $(#[tokio::test] async fn $case() { super::$case(crate::world::World::jetstream().await).await; })+
+        }
+    };
+}
+pub(crate) use on_every_broker;
+
 /// Two ends of one broker.
 pub(crate) struct World {
     pub(crate) here: Arc<dyn Broker>,

@@ -21,3 +21,10 @@ mod fences;
 mod interleavings;
 #[path = "../../../storage/tests/it/leases.rs"]
 mod leases;
+
+mod world;
+
+#[path = "../../../broker/tests/it/conformance.rs"]
+mod conformance;
+#[path = "../../../broker/tests/it/items.rs"]
+mod items;

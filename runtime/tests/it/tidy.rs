@@ -16,7 +16,7 @@ const EDGES: [(&str, &[&str]); 9] = [
     ("examples", &["outlast"]),
     ("examples/render-farm", &["outlast"]),
     ("bench", &["outlast"]),
-    ("chaos-tests", &["outlast-core", "outlast-storage"]),
+    ("chaos-tests", &["outlast", "outlast-broker", "outlast-core", "outlast-storage"]),
 ];
 /// Files with an argument that is a tuple because users know it so.
 const TUPLES: [&str; 1] = ["runtime/src/testing.rs"];

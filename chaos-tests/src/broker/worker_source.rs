@@ -1,0 +1,232 @@
+//! A worker's end of the stream of work.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use outlast_broker::{Broker as _, Control, Delivery, Settle, WorkSource, WorkerProfile};
+use outlast_core::{ActivityItem, ActivityRef};
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
+
+use super::faults::Fate;
+use super::{Link, SimulatedBrokerServer, locked};
+
+/// What a silent worker has is given to others after this.
+const ACK_WAIT: Duration = Duration::from_secs(5);
+/// How often a worker that is cut off looks whether it still is.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+pub(super) struct Source {
+    server: Arc<SimulatedBrokerServer>,
+    link: Arc<Link>,
+    profile: WorkerProfile,
+    control: mpsc::UnboundedSender<Control>,
+    /// The queues that it is seated at, and their number.
+    seat: Option<(u64, Box<dyn WorkSource>)>,
+    replaced: watch::Receiver<u64>,
+    admits: bool,
+    held: BTreeSet<String>,
+    /// What is handed out a second time.
+    doubles: VecDeque<ActivityItem>,
+    closed: bool,
+}
+
+impl Source {
+    pub(super) fn new(
+        server: Arc<SimulatedBrokerServer>,
+        link: Arc<Link>,
+        profile: WorkerProfile,
+        control: mpsc::UnboundedSender<Control>,
+    ) -> Self {
+        let (replaced, admits) = (server.replaced.subscribe(), profile.sessions_max > 0);
+        let (held, doubles) = (BTreeSet::new(), VecDeque::new());
+        Self { server, link, profile, control, seat: None, replaced, admits, held, doubles, closed: false }
+    }
+
+    /// Takes a seat at the queues that there are now.
+    pub(super) async fn sit_down(&mut self) {
+        let (number, queues) = {
+            let stream = locked(&self.server.stream);
+            (stream.number(), stream.broker())
+        };
+        if self.seat.as_ref().is_some_and(|(at, _)| *at == number) {
+            return;
+        }
+        let Ok((mut source, mut controls)) = queues.pull(self.profile.clone()).await else { return };
+        source.admit_sessions(self.admits);
+        self.held.iter().for_each(|session| source.hold_session(session));
+        self.seat = Some((number, source));
+        let (server, link, control) = (Arc::clone(&self.server), Arc::clone(&self.link), self.control.clone());
+        tokio::spawn(async move {
+            while let Some(told) = controls.recv().await {
+                let is_lost = matches!(server.fate(), Fate::Lost | Fate::Refused);
+                if !is_lost && link.is_open() && control.send(told).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    fn hand_out(&mut self, deliveries: Vec<Delivery>) -> Vec<Delivery> {
+        let mut handed = Vec::new();
+        for delivery in deliveries {
+            if locked(&self.server.stream).is_doomed(&delivery.item.activity()) {
+                (delivery.settle)(Settle::Ack);
+                continue;
+            }
+            let fate = self.server.fate();
+            if fate == Fate::Doubled {
+                self.doubles.push_back(delivery.item.clone());
+            }
+            let number = self.seat.as_ref().map_or(0, |(number, _)| *number);
+            let mut held = Held {
+                server: Arc::clone(&self.server),
+                link: Arc::clone(&self.link),
+                activity: delivery.item.activity(),
+                number,
+                settle: Some(delivery.settle),
+            };
+            handed.push(Delivery { settle: Box::new(move |settle| held.settle(settle)), ..delivery });
+        }
+        handed
+    }
+
+    fn seated(&mut self) -> Option<&mut Box<dyn WorkSource>> {
+        self.seat.as_mut().map(|(_, source)| source)
+    }
+}
+
+#[async_trait]
+impl WorkSource for Source {
+    async fn next(&mut self, room: usize) -> Option<Vec<Delivery>> {
+        loop {
+            if self.closed {
+                return None;
+            }
+            if !self.link.is_open() {
+                sleep(LOOK_EVERY).await;
+                continue;
+            }
+            if let Some(item) = self.doubles.pop_front() {
+                // A copy: whatever it comes to, the stream does not hear of it.
+                return Some(vec![Delivery { item, queued_ms: 0, redelivered: false, settle: Box::new(drop) }]);
+            }
+            self.sit_down().await;
+            let Some((_, source)) = self.seat.as_mut() else { return None };
+            let taken = tokio::select! {
+                biased;
+                _ = self.replaced.changed() => continue,
+                taken = source.next(room) => taken?,
+            };
+            let handed = self.hand_out(taken);
+            if !handed.is_empty() {
+                return Some(handed);
+            }
+        }
+    }
+
+    async fn has_waiting(&mut self) -> bool {
+        match self.seated() {
+            Some(source) => source.has_waiting().await,
+            None => false,
+        }
+    }
+
+    fn admit_sessions(&mut self, admit: bool) {
+        self.admits = admit;
+        if let Some(source) = self.seated() {
+            source.admit_sessions(admit);
+        }
+    }
+
+    fn hold_session(&mut self, session: &str) {
+        self.held.insert(session.to_owned());
+        if let Some(source) = self.seated() {
+            source.hold_session(session);
+        }
+    }
+
+    fn release_session(&mut self, session: &str) {
+        self.held.remove(session);
+        if let Some(source) = self.seated() {
+            source.release_session(session);
+        }
+    }
+
+    fn waits_for(&self, session: &str) -> bool {
+        self.seat.as_ref().is_some_and(|(_, source)| source.waits_for(session))
+    }
+
+    async fn close(&mut self) {
+        self.closed = true;
+        if let Some(source) = self.seated() {
+            source.close().await;
+        }
+    }
+
+    async fn finish(&mut self) {
+        if let Some(source) = self.seated() {
+            source.finish().await;
+        }
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        // The broker does not know that it is gone.
+        if let Some((_, source)) = self.seat.take()
+            && !self.link.is_open()
+        {
+            later(source);
+        }
+    }
+}
+
+/// An item with a worker, as the broker sees it.
+struct Held {
+    server: Arc<SimulatedBrokerServer>,
+    link: Arc<Link>,
+    activity: ActivityRef,
+    /// Of the stream that it came from.
+    number: u64,
+    settle: Option<Box<dyn FnOnce(Settle) + Send + Sync>>,
+}
+
+impl Held {
+    fn settle(&mut self, how: Settle) {
+        let Some(settle) = self.settle.take() else { return };
+        if !self.link.is_open() {
+            return later(settle);
+        }
+        if how == Settle::Ack {
+            let mut stream = locked(&self.server.stream);
+            if stream.number() == self.number {
+                stream.take_out(&self.activity);
+            }
+        }
+        settle(how);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(settle) = self.settle.take()
+            && !self.link.is_open()
+        {
+            later(settle);
+        }
+    }
+}
+
+/// Drops something when the broker takes its worker for silent.
+fn later<T: Send + 'static>(what: T) {
+    // Outside of the simulation's executor everything ends.
+    if let Ok(executor) = tokio::runtime::Handle::try_current() {
+        executor.spawn(async move {
+            sleep(ACK_WAIT).await;
+            drop(what);
+        });
+    }
+}
