@@ -1,7 +1,7 @@
 //! A worker's end of the stream of work.
 
-use std::collections::{BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -28,6 +28,9 @@ pub(super) struct Source {
     replaced: watch::Receiver<u64>,
     admits: bool,
     held: BTreeSet<String>,
+    /// What was handed out and not settled.
+    given: Given,
+    handed_out: u64,
     /// What is handed out a second time.
     doubles: VecDeque<ActivityItem>,
     closed: bool,
@@ -42,7 +45,9 @@ impl Source {
     ) -> Self {
         let (replaced, admits) = (server.replaced.subscribe(), profile.sessions_max > 0);
         let (held, doubles) = (BTreeSet::new(), VecDeque::new());
-        Self { server, link, profile, control, seat: None, replaced, admits, held, doubles, closed: false }
+        let (seat, given) = (None, Given::default());
+        let (handed_out, closed) = (0, false);
+        Self { server, link, profile, control, seat, replaced, admits, held, given, handed_out, doubles, closed }
     }
 
     /// Takes a seat at the queues that there are now.
@@ -81,12 +86,15 @@ impl Source {
                 self.doubles.push_back(delivery.item.clone());
             }
             let number = self.seat.as_ref().map_or(0, |(number, _)| *number);
-            let mut held = Held {
+            self.handed_out += 1;
+            locked(&self.given).insert(self.handed_out, delivery.settle);
+            let held = Held {
                 server: Arc::clone(&self.server),
                 link: Arc::clone(&self.link),
                 activity: delivery.item.activity(),
-                number,
-                settle: Some(delivery.settle),
+                stream: number,
+                given: Arc::clone(&self.given),
+                number: self.handed_out,
             };
             handed.push(Delivery { settle: Box::new(move |settle| held.settle(settle)), ..delivery });
         }
@@ -170,39 +178,54 @@ impl WorkSource for Source {
         if let Some(source) = self.seated() {
             source.finish().await;
         }
+        drop(self.take_back());
+    }
+}
+
+impl Source {
+    /// All that was handed out and not settled: dropped, it goes to others.
+    fn take_back(&self) -> BTreeMap<u64, SettleItem> {
+        std::mem::take(&mut locked(&self.given))
     }
 }
 
 impl Drop for Source {
     fn drop(&mut self) {
-        // The broker does not know that it is gone.
-        if let Some((_, source)) = self.seat.take()
-            && !self.link.is_open()
-        {
-            later(source);
+        let left = (self.seat.take(), self.take_back());
+        if !self.link.is_open() {
+            // The broker does not know that it is gone.
+            later(left);
         }
     }
 }
+
+type SettleItem = Box<dyn FnOnce(Settle) + Send + Sync>;
+type Given = Arc<Mutex<BTreeMap<u64, SettleItem>>>;
 
 /// An item with a worker, as the broker sees it.
 struct Held {
     server: Arc<SimulatedBrokerServer>,
     link: Arc<Link>,
     activity: ActivityRef,
-    /// Of the stream that it came from.
+    /// The number of the stream that it came from.
+    stream: u64,
+    given: Given,
     number: u64,
-    settle: Option<Box<dyn FnOnce(Settle) + Send + Sync>>,
 }
 
 impl Held {
-    fn settle(&mut self, how: Settle) {
-        let Some(settle) = self.settle.take() else { return };
+    fn take(&self) -> Option<SettleItem> {
+        locked(&self.given).remove(&self.number)
+    }
+
+    fn settle(&self, how: Settle) {
+        let Some(settle) = self.take() else { return };
         if !self.link.is_open() {
             return later(settle);
         }
         if how == Settle::Ack {
             let mut stream = locked(&self.server.stream);
-            if stream.number() == self.number {
+            if stream.number() == self.stream {
                 stream.take_out(&self.activity);
             }
         }
@@ -212,10 +235,9 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if let Some(settle) = self.settle.take()
-            && !self.link.is_open()
-        {
-            later(settle);
+        let given = self.take();
+        if !self.link.is_open() {
+            later(given);
         }
     }
 }
