@@ -286,7 +286,8 @@ pub trait Broker: Send + Sync + 'static {
         worker: WorkerProfile,
     ) -> Result<(Box<dyn WorkSource>, mpsc::UnboundedReceiver<Control>), Error>;
 
-    /// Becomes the receiver of messages for these shards, in place of whoever was.
+    /// Becomes the receiver of messages for these shards, in place of whoever was. An error says that the broker is away: it takes
+    /// hold by itself when the broker is back.
     async fn own(&self, shards: &[ShardId], receiver: mpsc::UnboundedSender<ShardMessage>) -> Result<(), Error>;
 
     /// Stops receiving messages for these shards, if `receiver` still does.

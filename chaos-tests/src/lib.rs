@@ -1,4 +1,5 @@
 //! Simulated surroundings of nodes: deterministic, on virtual time, with faults drawn from a seed.
 
 pub mod broker;
+pub mod simulation;
 pub mod store;

@@ -19,7 +19,7 @@ use outlast_broker::{
     Withdrawal, WorkSource, WorkerProfile,
 };
 use outlast_core::{InstanceId, InstanceState, MessageId, ShardId};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::sleep;
 
 pub use faults::{BrokerFaults, BrokerHits};
@@ -37,9 +37,11 @@ pub struct SimulatedBrokerServer {
     payload_bytes_max: usize,
     injector: Mutex<Injector>,
     stream: Mutex<Stream>,
-    /// Rises when the stream is another one.
-    replaced: watch::Sender<u64>,
-    losses: watch::Sender<u64>,
+    /// The stream is another one.
+    replaced: Notify,
+    /// Who is told that work may be lost. One for each handle: those who wait for the same one are woken in an order that no seed
+    /// decides.
+    losses: Mutex<Vec<watch::Sender<u64>>>,
     owners: Mutex<BTreeMap<ShardId, Receiver>>,
     /// Status updates.
     updates: InProcessBroker,
@@ -55,6 +57,7 @@ struct Receiver {
 pub struct SimulatedBroker {
     server: Arc<SimulatedBrokerServer>,
     link: Arc<Link>,
+    losses: watch::Receiver<u64>,
 }
 
 /// Whether a process reaches the broker.
@@ -90,8 +93,8 @@ impl SimulatedBrokerServer {
             payload_bytes_max,
             injector: Mutex::new(Injector::new(seed)),
             stream: Mutex::default(),
-            replaced: watch::Sender::default(),
-            losses: watch::Sender::default(),
+            replaced: Notify::new(),
+            losses: Mutex::default(),
             owners: Mutex::default(),
             updates: InProcessBroker::new(),
         })
@@ -99,7 +102,9 @@ impl SimulatedBrokerServer {
 
     /// A new handle.
     pub fn connect(self: &Arc<Self>) -> SimulatedBroker {
-        SimulatedBroker { server: Arc::clone(self), link: Arc::default() }
+        let (told, losses) = watch::channel(0);
+        locked(&self.losses).push(told);
+        SimulatedBroker { server: Arc::clone(self), link: Arc::default(), losses }
     }
 
     /// From now on this goes wrong.
@@ -110,6 +115,11 @@ impl SimulatedBrokerServer {
     /// What has gone wrong so far.
     pub fn hits(&self) -> BrokerHits {
         locked(&self.injector).hits
+    }
+
+    /// How many items it holds.
+    pub fn live(&self) -> usize {
+        locked(&self.stream).len()
     }
 
     /// Remembers what the stream holds now, to be rolled back to.
@@ -145,11 +155,13 @@ impl SimulatedBrokerServer {
         };
         let stream = locked(&self.stream).broker();
         let _always_there = stream.publish(back).await;
-        self.replaced.send_modify(|replaced| *replaced += 1);
+        self.replaced.notify_waiters();
         let server = Arc::clone(self);
         tokio::spawn(async move {
             sleep(noticed).await;
-            server.losses.send_modify(|losses| *losses += 1);
+            let mut told = locked(&server.losses);
+            told.retain(|told| !told.is_closed());
+            told.iter().for_each(|told| told.send_modify(|losses| *losses += 1));
         });
     }
 
@@ -256,16 +268,13 @@ impl Broker for SimulatedBroker {
     }
 
     async fn own(&self, shards: &[ShardId], receiver: mpsc::UnboundedSender<ShardMessage>) -> Result<(), Error> {
-        self.link.check()?;
         let receiver = || Receiver { link: Arc::clone(&self.link), messages: receiver.clone() };
         locked(&self.server.owners).extend(shards.iter().map(|shard| (*shard, receiver())));
-        Ok(())
+        // Cut off, it takes hold when the broker is back.
+        self.link.check()
     }
 
     async fn disown(&self, shards: &[ShardId], receiver: &mpsc::UnboundedSender<ShardMessage>) {
-        if !self.link.is_open() {
-            return;
-        }
         let mut owners = locked(&self.server.owners);
         for shard in shards {
             if owners.get(shard).is_some_and(|owner| owner.messages.same_channel(receiver)) {
@@ -336,7 +345,7 @@ impl Broker for SimulatedBroker {
             is_shared: true,
             is_connected: self.link.is_open(),
             payload_bytes_max: self.server.payload_bytes_max,
-            losses: self.server.losses.subscribe(),
+            losses: self.losses.clone(),
             troubles: Vec::new(),
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use outlast_broker::Dispatch;
 use outlast_broker::in_process::InProcessBroker;
-use outlast_core::ActivityRef;
+use outlast_core::{ActivityRef, WorkerId};
 
 #[derive(Default)]
 pub(super) struct Stream {
@@ -16,6 +16,8 @@ pub(super) struct Stream {
     live: BTreeMap<ActivityRef, Dispatch>,
     /// What was live when it was copied.
     copied: BTreeMap<ActivityRef, Dispatch>,
+    /// Workers that take from the queues.
+    seated: BTreeSet<WorkerId>,
     /// Lost from the middle: the queues do not know it yet.
     doomed: BTreeSet<ActivityRef>,
 }
@@ -23,6 +25,10 @@ pub(super) struct Stream {
 impl Stream {
     pub(super) fn broker(&self) -> Arc<InProcessBroker> {
         Arc::clone(&self.queues)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.live.len()
     }
 
     pub(super) fn number(&self) -> u64 {
@@ -35,6 +41,18 @@ impl Stream {
         self.doomed.remove(&activity);
         self.live.insert(activity, dispatch);
         self.broker()
+    }
+
+    pub(super) fn sit_down(&mut self, worker: &WorkerId) {
+        self.seated.insert(worker.clone());
+    }
+
+    pub(super) fn stand_up(&mut self, worker: &WorkerId) {
+        self.seated.remove(worker);
+    }
+
+    pub(super) fn is_seated(&self, worker: &WorkerId) -> bool {
+        self.seated.contains(worker)
     }
 
     pub(super) fn take_out(&mut self, activity: &ActivityRef) -> Arc<InProcessBroker> {
@@ -51,6 +69,7 @@ impl Stream {
         self.number += 1;
         self.queues = Arc::default();
         self.doomed.clear();
+        self.seated.clear();
         let before = std::mem::take(&mut self.live);
         if with_copy {
             self.live = self.copied.clone();

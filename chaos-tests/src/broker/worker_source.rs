@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use outlast_broker::{Broker as _, Control, Delivery, Settle, WorkSource, WorkerProfile};
 use outlast_core::{ActivityItem, ActivityRef};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use super::faults::Fate;
@@ -25,7 +25,6 @@ pub(super) struct Source {
     control: mpsc::UnboundedSender<Control>,
     /// The queues that it is seated at, and their number.
     seat: Option<(u64, Box<dyn WorkSource>)>,
-    replaced: watch::Receiver<u64>,
     admits: bool,
     held: BTreeSet<String>,
     /// What was handed out and not settled.
@@ -43,17 +42,18 @@ impl Source {
         profile: WorkerProfile,
         control: mpsc::UnboundedSender<Control>,
     ) -> Self {
-        let (replaced, admits) = (server.replaced.subscribe(), profile.sessions_max > 0);
+        let admits = profile.sessions_max > 0;
         let (held, doubles) = (BTreeSet::new(), VecDeque::new());
         let (seat, given) = (None, Given::default());
         let (handed_out, closed) = (0, false);
-        Self { server, link, profile, control, seat, replaced, admits, held, given, handed_out, doubles, closed }
+        Self { server, link, profile, control, seat, admits, held, given, handed_out, doubles, closed }
     }
 
     /// Takes a seat at the queues that there are now.
     pub(super) async fn sit_down(&mut self) {
         let (number, queues) = {
-            let stream = locked(&self.server.stream);
+            let mut stream = locked(&self.server.stream);
+            stream.sit_down(&self.profile.id);
             (stream.number(), stream.broker())
         };
         if self.seat.as_ref().is_some_and(|(at, _)| *at == number) {
@@ -121,11 +121,15 @@ impl WorkSource for Source {
                 // A copy: whatever it comes to, the stream does not hear of it.
                 return Some(vec![Delivery { item, queued_ms: 0, redelivered: false, settle: Box::new(drop) }]);
             }
+            let server = Arc::clone(&self.server);
+            // Before the seat is taken: a stream that is replaced meanwhile is noticed.
+            let mut replaced = std::pin::pin!(server.replaced.notified());
+            replaced.as_mut().enable();
             self.sit_down().await;
             let Some((_, source)) = self.seat.as_mut() else { return None };
             let taken = tokio::select! {
                 biased;
-                _ = self.replaced.changed() => continue,
+                () = replaced => continue,
                 taken = source.next(room) => taken?,
             };
             let handed = self.hand_out(taken);
@@ -192,6 +196,7 @@ impl Source {
 impl Drop for Source {
     fn drop(&mut self) {
         let left = (self.seat.take(), self.take_back());
+        locked(&self.server.stream).stand_up(&self.profile.id);
         if !self.link.is_open() {
             // The broker does not know that it is gone.
             later(left);
@@ -228,6 +233,12 @@ impl Held {
             if stream.number() == self.stream {
                 stream.take_out(&self.activity);
             }
+        }
+        if let Settle::Forward(holder) = &how
+            && !locked(&self.server.stream).is_seated(holder)
+        {
+            // It waits for that worker until it is known to be gone.
+            return later(settle);
         }
         settle(how);
     }

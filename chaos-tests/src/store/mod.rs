@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use outlast_core::{Millis, NodeId};
-use outlast_storage::{Arrival, Error, NodeInfo};
+use outlast_storage::{Arrival, Error, FencedTurn, NodeInfo, TurnOutcome};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 
@@ -54,6 +54,7 @@ pub struct SimulatedServer {
     begun: Instant,
     tables: Mutex<Tables>,
     injector: Mutex<Injector>,
+    witness: OnceLock<Box<Witness>>,
 }
 
 /// One node's or client's way to the database.
@@ -70,9 +71,12 @@ pub struct SimulatedStore {
 #[derive(Default)]
 struct Line {
     is_cut: AtomicBool,
+    is_interrupted: AtomicBool,
     listener: OnceLock<Box<Told>>,
 }
 
+/// Is shown each turn and what became of it.
+type Witness = dyn Fn(&FencedTurn, &TurnOutcome) + Send + Sync;
 type Told = dyn Fn(Arrival) + Send + Sync;
 
 impl SimulatedServer {
@@ -80,7 +84,7 @@ impl SimulatedServer {
     pub fn new(options: Options) -> Arc<Self> {
         let injector = Mutex::new(Injector::new(options.seed, options.faults.clone()));
         let tables = Mutex::new(Tables::new(options.shards));
-        Arc::new(Self { options, begun: Instant::now(), tables, injector })
+        Arc::new(Self { options, begun: Instant::now(), tables, injector, witness: OnceLock::new() })
     }
 
     /// A new handle.
@@ -91,6 +95,11 @@ impl SimulatedServer {
             joined: Mutex::default(),
             renewed_since: Mutex::default(),
         }
+    }
+
+    /// Sets who is shown each turn that comes, and what became of it. The first one stays.
+    pub fn on_commit(&self, witness: impl Fn(&FencedTurn, &TurnOutcome) + Send + Sync + 'static) {
+        let _first = self.witness.set(Box::new(witness));
     }
 
     /// From now on this goes wrong.
@@ -125,6 +134,16 @@ impl SimulatedStore {
     /// Cuts this handle for ever: all its calls fail from now on, and it is told of nothing. What has been sent is on its way.
     pub fn cut(&self) {
         self.line.is_cut.store(true, Ordering::Relaxed);
+    }
+
+    /// Interrupts this handle, until it is resumed.
+    pub fn interrupt(&self) {
+        self.line.is_interrupted.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends an interruption.
+    pub fn resume(&self) {
+        self.line.is_interrupted.store(false, Ordering::Relaxed);
     }
 
     /// Sets who is told what has come for instances, as soon as it is durable. The first one stays.
@@ -192,8 +211,11 @@ impl SimulatedStore {
 
 impl Line {
     fn check(&self) -> Result<(), Error> {
-        match self.is_cut.load(Ordering::Relaxed) {
-            true => Err(unavailable("this handle was cut")),
+        if self.is_cut.load(Ordering::Relaxed) {
+            return Err(unavailable("this handle was cut"));
+        }
+        match self.is_interrupted.load(Ordering::Relaxed) {
+            true => Err(unavailable("this handle is interrupted")),
             false => Ok(()),
         }
     }

@@ -1,6 +1,7 @@
 //! Committing turns and reading what actors are hydrated from.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -18,8 +19,15 @@ use super::tables::{Instance, Transaction};
 #[async_trait]
 impl TurnStore for SimulatedStore {
     async fn commit(&self, group: Vec<FencedTurn>) -> Result<CommitReply, Error> {
+        let server = Arc::clone(&self.server);
         self.change(move |tx| {
-            let outcomes = group.into_iter().map(|turn| tx.commit(turn)).collect();
+            let commit = |turn: FencedTurn| {
+                let Some(witness) = server.witness.get() else { return tx.commit(turn) };
+                let outcome = tx.commit(turn.clone());
+                witness(&turn, &outcome);
+                outcome
+            };
+            let outcomes = group.into_iter().map(commit).collect();
             Ok(CommitReply { now: tx.now, outcomes })
         })
         .await

@@ -11,7 +11,7 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use outlast_core::WorkerId;
 use outlast_storage::{SessionClaim, Store};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, broadcast};
 use tokio::time::Instant;
 
 use crate::RuntimeOptions;
@@ -21,6 +21,8 @@ use crate::telemetry::logging::RUNTIME;
 const RENEW_EVERY_MAX: Duration = Duration::from_secs(60);
 /// A worker that lives keeps an unused session at least so long, should it not release it itself.
 const CLAIM_MIN: Duration = Duration::from_secs(1);
+/// Pause after a renewal that failed: a store that refuses at once would be asked without end.
+const RENEW_AGAIN: Duration = Duration::from_millis(500);
 /// How often idle sessions are looked for at most.
 const LOOK_MIN: Duration = Duration::from_millis(50);
 
@@ -56,10 +58,12 @@ struct Session {
     used: Instant,
     /// When the store was asked last, if it answered that this worker holds the session.
     confirmed: Option<Instant>,
+    /// When a renewal began last.
+    renewing: Option<Instant>,
     /// It gives way to another one.
     evicted: bool,
     /// A claim or release under way. Closed without an answer, the next one may begin.
-    talk: Option<watch::Receiver<Option<Claim>>>,
+    talk: Option<broadcast::Receiver<Claim>>,
 }
 
 /// Whether an item of a session may run here.
@@ -82,20 +86,27 @@ pub(crate) struct SessionUse {
 
 /// What the store has to be told.
 enum Talk {
-    Renew(SessionUse, watch::Sender<Option<Claim>>),
-    Release(String, watch::Sender<Option<Claim>>),
+    Renew(SessionUse, broadcast::Sender<Claim>),
+    Release(String, broadcast::Sender<Claim>),
 }
 
 /// What an item of a session does next.
 enum Turn {
     Known(Claim),
-    Ask(watch::Sender<Option<Claim>>),
-    Wait(watch::Receiver<Option<Claim>>),
+    Ask(broadcast::Sender<Claim>),
+    Wait(broadcast::Receiver<Claim>),
 }
 
 impl Session {
     fn talks(&self) -> bool {
-        self.talk.as_ref().is_some_and(|talk| talk.has_changed().is_ok())
+        self.talk.as_ref().is_some_and(|talk| !talk.is_closed())
+    }
+
+    /// Whether the store is to hear that it is used.
+    fn is_to_renew(&self, half: Duration) -> bool {
+        self.users > 0
+            && self.confirmed.is_some_and(|at| at.elapsed() >= half)
+            && self.renewing.is_none_or(|at| at.elapsed() >= RENEW_AGAIN.min(half))
     }
 
     /// Whether it takes up room.
@@ -103,8 +114,9 @@ impl Session {
         self.users > 0 || !self.evicted
     }
 
-    fn begin_talk(&mut self) -> watch::Sender<Option<Claim>> {
-        let (answer, talk) = watch::channel(None);
+    fn begin_talk(&mut self) -> broadcast::Sender<Claim> {
+        // Not a watch, which wakes those who wait in an order that no seed decides.
+        let (answer, talk) = broadcast::channel(1);
         self.talk = Some(talk);
         answer
     }
@@ -157,7 +169,15 @@ impl Sessions {
         }
         table.lives += 1;
         let life = table.lives;
-        let new = || Session { life, users: 0, used: Instant::now(), confirmed: None, evicted: false, talk: None };
+        let new = || Session {
+            life,
+            users: 0,
+            used: Instant::now(),
+            confirmed: None,
+            renewing: None,
+            evicted: false,
+            talk: None,
+        };
         let entry = table.sessions.entry(session.to_owned()).or_insert_with(new);
         entry.users += 1;
         // Unless the store is being told already, it stays.
@@ -209,8 +229,9 @@ impl Sessions {
                 session.evicted = true;
                 session.confirmed = None;
                 talks.push(Talk::Release(name.clone(), session.begin_talk()));
-            } else if session.users > 0 && session.confirmed.is_some_and(|at| at.elapsed() >= half) {
+            } else if session.is_to_renew(half) {
                 session.users += 1;
+                session.renewing = Some(Instant::now());
                 let used = SessionUse { sessions: Arc::clone(self), session: name.clone(), life: session.life };
                 talks.push(Talk::Renew(used, session.begin_talk()));
             }
@@ -240,7 +261,7 @@ impl Sessions {
     }
 
     /// Asks the store whose session it is, and tells all who wait for the answer.
-    async fn ask(&self, used: &SessionUse, answer: watch::Sender<Option<Claim>>) -> Claim {
+    async fn ask(&self, used: &SessionUse, answer: broadcast::Sender<Claim>) -> Claim {
         // By the clock of this worker: what the store counts from is not earlier.
         let asked = Instant::now();
         let claim = match self.store.claim_session(&used.session, &self.worker, self.idle.max(CLAIM_MIN)).await {
@@ -265,7 +286,7 @@ impl Sessions {
         self.tell_worker(&table);
         drop(table);
         // Nobody may wait for it.
-        let _unheard = answer.send(Some(claim.clone()));
+        let _unheard = answer.send(claim.clone());
         claim
     }
 
@@ -289,9 +310,7 @@ impl SessionUse {
                 Turn::Ask(answer) => return self.sessions.ask(self, answer).await,
                 // Closed without an answer: it was a release, or whoever asked is gone.
                 Turn::Wait(mut talk) => {
-                    if let Ok(answer) = talk.wait_for(Option::is_some).await
-                        && let Some(claim) = answer.clone()
-                    {
+                    if let Ok(claim) = talk.recv().await {
                         return claim;
                     }
                 }
@@ -304,8 +323,9 @@ impl SessionUse {
         let session = table.sessions.get_mut(&self.session).filter(|session| session.life == self.life);
         // Lost to another worker since: given back, the item comes to its holder.
         let Some(session) = session else { return Turn::Known(Claim::Unknown) };
-        if let Some(talk) = session.talk.clone().filter(|_| session.talks()) {
-            return Turn::Wait(talk);
+        if let Some(talk) = session.talk.as_ref().filter(|_| session.talks()) {
+            // The answer is sent after the talk was taken out under this lock, so this one hears it.
+            return Turn::Wait(talk.resubscribe());
         }
         let trusted = renew_every(self.sessions.idle);
         match session.confirmed {

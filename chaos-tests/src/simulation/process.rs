@@ -1,0 +1,101 @@
+//! A simulated process: a node or a client with its own way to store and broker, whose tasks and random bits the seed decides.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use outlast::providers::Provider;
+use outlast::{Simulated, Step, Surroundings};
+use outlast_broker::Broker;
+use outlast_storage::Store;
+use tokio::task::AbortHandle;
+
+use super::dice::Dice;
+use crate::broker::{SimulatedBroker, SimulatedBrokerServer};
+use crate::store::{SimulatedServer, SimulatedStore};
+
+/// A ready task lets others go first once in so many steps.
+const YIELDS_ONE_IN: u64 = 6;
+/// Tasks that are remembered before those that have ended are forgotten.
+const TASKS_SWEEP: usize = 256;
+
+/// What a process is attached to.
+pub(super) struct Process {
+    pub(super) store: Arc<SimulatedStore>,
+    pub(super) broker: Arc<SimulatedBroker>,
+    life: Arc<Life>,
+}
+
+/// How its tasks are run.
+struct Life {
+    dice: Mutex<Dice>,
+    order: Mutex<Dice>,
+    tasks: Mutex<Vec<AbortHandle>>,
+    is_dead: AtomicBool,
+}
+
+impl Process {
+    /// The `number`-th process of a seed.
+    pub(super) fn new(
+        store: &Arc<SimulatedServer>,
+        broker: &Arc<SimulatedBrokerServer>,
+        seed: u64,
+        number: u64,
+    ) -> Arc<Self> {
+        let (store, broker) = (Arc::new(store.connect()), Arc::new(broker.connect()));
+        store.on_arrival(outlast::carry_arrivals(broker.clone()));
+        let dice = |stream| Mutex::new(Dice::new(seed, 1_000 + number * 2 + stream));
+        let life = Life { dice: dice(0), order: dice(1), tasks: Mutex::default(), is_dead: AtomicBool::new(false) };
+        Arc::new(Self { store, broker, life: Arc::new(life) })
+    }
+
+    /// First nothing of it reaches store and broker any more, then its tasks are gone, wherever they were waiting.
+    pub(super) fn kill(&self) {
+        self.store.cut();
+        self.broker.cut();
+        self.life.is_dead.store(true, Ordering::Relaxed);
+        for task in locked(&self.life.tasks).drain(..) {
+            task.abort();
+        }
+    }
+}
+
+impl Simulated for Life {
+    fn random_bits(&self) -> u64 {
+        locked(&self.dice).bits()
+    }
+
+    fn spawned(&self, task: AbortHandle) {
+        let mut tasks = locked(&self.tasks);
+        if tasks.len() % TASKS_SWEEP == TASKS_SWEEP - 1 {
+            tasks.retain(|task| !task.is_finished());
+        }
+        tasks.push(task);
+    }
+
+    fn next_step(&self) -> Step {
+        if self.is_dead.load(Ordering::Relaxed) {
+            return Step::Stop;
+        }
+        if locked(&self.order).one_in(YIELDS_ONE_IN) { Step::Yield } else { Step::Go }
+    }
+}
+
+#[async_trait]
+impl Provider for Process {
+    fn store(&self) -> Arc<dyn Store> {
+        self.store.clone()
+    }
+
+    fn broker(&self) -> Arc<dyn Broker> {
+        self.broker.clone()
+    }
+
+    fn surroundings(&self) -> Surroundings {
+        Surroundings::simulated(self.life.clone())
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
