@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use outlast_chaos_tests::simulation::{self, Counts, Options, Outcome};
 
+/// Seeds after which the medians so far are printed.
+const PROGRESS_EVERY: usize = 100;
+
 /// Runs nodes of the real runtime on a simulated store and a simulated broker, on virtual time. One seed decides everything.
 #[derive(Parser)]
 struct Arguments {
@@ -110,7 +113,7 @@ fn many(arguments: &Arguments) -> ExitCode {
                     }
                     let mut counts = counts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                     counts.push(outcome.counts);
-                    if counts.len() % 500 == 0 {
+                    if counts.len() % PROGRESS_EVERY == 0 {
                         println!(
                             "{} seeds in {:.0} s: {}",
                             counts.len(),

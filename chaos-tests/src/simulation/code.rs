@@ -81,7 +81,10 @@ pub(super) fn activities(ledger: &Arc<Ledger>, trace: &Arc<Trace>, process: u64)
             let slept = tokio::time::sleep(Duration::from_millis(work.takes_ms));
             tokio::select! {
                 biased;
-                () = ctx.cancelled() => return Err("it was told to stop".to_owned()),
+                () = ctx.cancelled() => {
+                    trace.line(format_args!("p{process} is told to stop {}", ctx.idempotency_key()));
+                    return Err("it was told to stop".to_owned());
+                }
                 () = slept => {}
             }
             match work.ends {

@@ -14,7 +14,7 @@ use super::checks;
 use super::code::{self, EVENT, Input, Ledger, PROGRAM, QUEUE};
 use super::dice::Dice;
 use super::faults::{self, FAULTS_UNTIL, Fault};
-use super::process::Process;
+use super::process::{Numbered, Pace, Process};
 use super::program::{self, Program, TAGS};
 use super::trace::Trace;
 use super::{Counts, Options, Outcome};
@@ -34,6 +34,7 @@ struct World {
     store: Arc<SimulatedServer>,
     broker: Arc<SimulatedBrokerServer>,
     ledger: Arc<Ledger>,
+    pace: Arc<Pace>,
     processes: AtomicU64,
     fenced: Arc<AtomicU64>,
     faults: AtomicU64,
@@ -80,6 +81,9 @@ pub(super) async fn run(seed: u64, options: Options) -> Outcome {
     }
     sleep(SETTLES_WITHIN).await;
     let events = checks::at_rest(&world.store.connect(), &world.ledger, &mut world.wrong()).await;
+    if world.pace.has_stopped() {
+        world.note("time stands still: tasks wake each other without end".to_owned());
+    }
     let left = world.broker.live();
     if left > 0 {
         world.note(format!("{left} items are left in the stream"));
@@ -135,6 +139,7 @@ impl World {
             store,
             broker,
             ledger: Arc::default(),
+            pace: Pace::new(),
             processes: AtomicU64::new(0),
             fenced,
             faults: AtomicU64::new(0),
@@ -158,7 +163,7 @@ impl World {
 
     fn process(&self) -> (u64, Arc<Process>) {
         let number = self.processes.fetch_add(1, Ordering::Relaxed);
-        (number, Process::new(&self.store, &self.broker, self.seed, number))
+        (number, Process::new(&self.store, &self.broker, &self.pace, Numbered { seed: self.seed, number }))
     }
 
     /// Starts a node in a slot, however often the store refuses.
@@ -250,7 +255,7 @@ impl World {
             }
         }
         // Those that are being started are there in a moment.
-        while (0..SLOTS).any(|slot| self.slot(slot).is_none()) {
+        while !self.pace.has_stopped() && (0..SLOTS).any(|slot| self.slot(slot).is_none()) {
             sleep(Duration::from_millis(100)).await;
         }
     }

@@ -141,13 +141,18 @@ impl InstanceRun {
             }
         }));
         // Whatever has no outcome is handed out again; the broker knows what it still carries. What was outstanding and is not is
-        // stopped: memory had missed why.
+        // stopped: memory had missed why. A notice may be late, and the instance long past its start: it stops nothing until a
+        // commit has shown that it is not.
         let (outstanding, kv_reads) = (instance.outstanding(), instance.outstanding_kv_reads());
-        let to_stop = self.engine.dispatcher.outstanding.keep_of(&self.instance, &outstanding);
-        self.engine.dispatcher.stop_activities(to_stop).await;
+        let is_confirmed = mailed.is_none();
+        if is_confirmed {
+            let to_stop = self.engine.dispatcher.outstanding.keep_of(&self.instance, &outstanding);
+            self.engine.dispatcher.stop_activities(to_stop).await;
+        }
         // In process nobody else could write a notice.
         let mailed = mailed.filter(|_| self.engine.broker.state().is_shared);
-        self.warm = Some(Hydrated { instance, shard, epoch, generation, cursor, waiting, stored, mailed });
+        self.warm =
+            Some(Hydrated { instance, shard, epoch, generation, cursor, waiting, stored, mailed, is_confirmed });
         self.backlog = inbox.into();
         for read in kv_reads {
             self.engine.dispatcher.read_kv(read);

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use outlast_broker::{ReportReply, ShardNotice};
 use outlast_core::{
-    ActivityKey, Decision, Epoch, ErrorDetails, InboxSeq, Incoming, InstanceId, InstanceState, InstanceStatus, Limits,
-    MessageId, ShardId, TURN_MESSAGE_BYTES_MAX, Token, Turn, TurnInput, Verdict, WarmInstance,
+    ActivityKey, ActivityRef, Decision, Epoch, ErrorDetails, InboxSeq, Incoming, InstanceId, InstanceState,
+    InstanceStatus, Limits, MessageId, ShardId, TURN_MESSAGE_BYTES_MAX, Token, Turn, TurnInput, Verdict, WarmInstance,
 };
 use outlast_storage::{FencedTurn, InboxCursor, Mailed, TurnOutcome};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -69,6 +69,8 @@ pub(crate) struct Hydrated {
     pub(crate) stored: InstanceState,
     /// The start that came with the broker's notice, until a commit has compared it with its row.
     pub(crate) mailed: Option<Mailed>,
+    /// It was read, or a commit has shown that it is as the store has it.
+    pub(crate) is_confirmed: bool,
 }
 
 /// Why a turn could not be made.
@@ -231,7 +233,8 @@ impl InstanceRun {
             let outcome = self.engine.committer.commit(Box::new(Decided { turn, announcement })).await;
             self.check(outcome).await?;
             span.committed();
-            let late = self.engine.dispatcher.outstanding.remove(&outcomes);
+            let mut late = self.engine.dispatcher.outstanding.remove(&outcomes);
+            late.extend(self.confirm());
             self.engine.dispatcher.stop_activities(late).await;
             if held {
                 self.engine.broker.notify(move_to.unwrap_or(shard), ShardNotice::Nudge(self.instance.clone()));
@@ -251,6 +254,13 @@ impl InstanceRun {
             return Ok(After::Leave);
         }
         self.after(move_to)
+    }
+
+    /// A commit has shown that memory is as the store has it. Returns what is outstanding of another life of the id.
+    fn confirm(&mut self) -> Vec<ActivityRef> {
+        let Some(hydrated) = self.warm.as_mut().filter(|hydrated| !hydrated.is_confirmed) else { return Vec::new() };
+        hydrated.is_confirmed = true;
+        self.engine.dispatcher.outstanding.keep_of(&self.instance, &hydrated.instance.outstanding())
     }
 
     /// What the commit came to; anything but success means that memory is not the truth any more.
