@@ -1,4 +1,4 @@
-//! Simulated surroundings of nodes: deterministic, on virtual time, with faults drawn from a seed.
+//! A simulated environment for nodes: deterministic, on virtual time, with faults drawn from a seed.
 
 pub mod broker;
 pub mod simulation;

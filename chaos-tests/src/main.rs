@@ -9,7 +9,7 @@ use clap::Parser;
 use outlast_chaos_tests::simulation::{self, Counts, Options, Outcome};
 
 /// Seeds after which the medians so far are printed.
-const PROGRESS_EVERY: usize = 100;
+const PROGRESS_EVERY: usize = 500;
 
 /// Runs nodes of the real runtime on a simulated store and a simulated broker, on virtual time. One seed decides everything.
 #[derive(Parser)]
@@ -29,6 +29,9 @@ struct Arguments {
     /// Go on for so long, whatever `--seeds` says.
     #[arg(long)]
     minutes: Option<u64>,
+    /// Print the digest of each seed's trace, and nothing else: two runs print the same.
+    #[arg(long)]
+    digests: bool,
     /// Show what the nodes log.
     #[arg(long)]
     logs: bool,
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
     }
     match arguments.seed {
         Some(seed) => one(seed, arguments.shrink),
+        None if arguments.digests => digests(&arguments),
         None => many(&arguments),
     }
 }
@@ -76,6 +80,13 @@ fn smallest(seed: u64, mut options: Options) -> Options {
     }
     println!("fails with the first {:?} instances and {:?} faults", options.instances_max, options.faults_max);
     options
+}
+
+fn digests(arguments: &Arguments) -> ExitCode {
+    for seed in (arguments.from.unwrap_or(1)..).take(usize::try_from(arguments.seeds).unwrap_or(usize::MAX)) {
+        println!("{seed} {:016x}", simulation::run(seed, Options::default()).digest);
+    }
+    ExitCode::SUCCESS
 }
 
 fn report(outcome: &Outcome) -> ExitCode {

@@ -37,8 +37,8 @@ impl Client {
         Self { store, broker, options, just_started, surroundings }
     }
 
-    /// Starts an instance. When this returns, the start is durable. An id that exists with the same orchestration is left
-    /// as it is; when it was started with another input, a warning is logged, and `start_with` says so.
+    /// Starts an instance; when this returns, the start is durable. An existing instance of the same orchestration is left as it
+    /// is; if it was started with another input, a warning is logged, and `start_with` says so.
     pub async fn start_orchestration(
         &self,
         instance: impl Into<String>,
@@ -97,7 +97,7 @@ impl Client {
         self.start_orchestration_versioned(instance, orchestration, version, input).await
     }
 
-    /// Starts an instance and says whether it is new, and whether one that was there was started with another input.
+    /// Starts an instance and says whether it is new, and whether an existing one was started with another input.
     pub async fn start_with(&self, start: StartOptions) -> Result<StartOutcome, ClientError> {
         #[cfg(feature = "telemetry")]
         {
@@ -134,13 +134,13 @@ impl Client {
         let message = Message { id: self.fresh_message_id(), kind };
         let on_conflict: StartConflict = start.on_conflict;
         let request = StartRequest { instance: instance.clone(), message, on_conflict };
-        // Updates are subscribed to before the start, so a wait that follows need not look.
+        // Subscribes before the start, so that a wait that follows has missed nothing and need not look.
         let updates = self.broker.watch(&instance);
         let receipt = self.insist(|| self.store.start(request.clone())).await?;
         match receipt.seq {
             Some(_) => self.just_started.note(instance, Started { by: request.message.id, updates }),
             None => {
-                // What was kept may be of a life that this start has ended.
+                // Kept updates may be of a life of the id that this start has ended.
                 self.just_started.take(&instance);
                 if receipt.outcome == StartOutcome::AlreadyExists && self.has_other_input(&request).await {
                     return Ok(StartOutcome::AlreadyExistsWithOtherInput);
@@ -165,7 +165,7 @@ impl Client {
         self.insist_knowing(|_| call()).await
     }
 
-    /// As `insist`; the call is told how long ago it was first made, zero when it is not repeated.
+    /// Like `insist`, but tells the call how long ago it was first made, zero at the first try.
     pub(crate) async fn insist_knowing<T, F: Future<Output = Result<T, Error>>>(
         &self,
         call: impl Fn(Duration) -> F,

@@ -4,7 +4,7 @@ use outlast_core::{ErrorDetails, LimitExceeded};
 use outlast_storage::Error;
 use thiserror::Error;
 
-/// The operation of a [`ProviderError`] that the store has answered with.
+/// The operation in a [`ProviderError`] that comes from the store.
 const STORE: &str = "call the store";
 
 /// A store or broker that failed.
@@ -13,19 +13,19 @@ const STORE: &str = "call the store";
 pub struct ProviderError {
     /// What was being done.
     pub operation: String,
-    /// What it said.
+    /// Its error message.
     pub message: String,
     /// Whether the same may succeed later.
     pub retryable: bool,
 }
 
 impl ProviderError {
-    /// One that trying again may help.
+    /// An error that a retry may cure.
     pub fn retryable(operation: impl Into<String>, message: impl Into<String>) -> Self {
         Self { operation: operation.into(), message: message.into(), retryable: true }
     }
 
-    /// One that trying again does not help.
+    /// An error that no retry cures.
     pub fn permanent(operation: impl Into<String>, message: impl Into<String>) -> Self {
         Self { retryable: false, ..Self::retryable(operation, message) }
     }
@@ -51,13 +51,13 @@ pub enum ClientError {
     /// This provider, or this role, cannot manage instances.
     #[error("management is not available with this provider or role")]
     ManagementNotAvailable,
-    /// The call was refused for what it was given.
+    /// The call was refused because of its arguments.
     #[error("invalid input: {message}")]
     InvalidInput {
         /// What to change.
         message: String,
     },
-    /// The wait ended before what was waited for.
+    /// The wait ended before the awaited change.
     #[error("timed out; the instance goes on, wait again or look at its status")]
     Timeout,
     /// The instance has not ended.
@@ -102,13 +102,13 @@ pub enum ClientError {
         /// Which queue, and its limit.
         message: String,
     },
-    /// The role by which the store is used has no right to this.
+    /// The role used with the store has no right to this.
     #[error("{message}")]
     Forbidden {
         /// What the store said.
         message: String,
     },
-    /// The orchestration that a typed wait was for has failed.
+    /// The orchestration that a typed wait was waiting for has failed.
     #[error("orchestration failed: {}", details.display_message())]
     OrchestrationFailed {
         /// Why.

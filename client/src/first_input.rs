@@ -5,14 +5,14 @@ use outlast_storage::{InboxCursor, StartRequest};
 
 use crate::Client;
 
-/// Where the client logs: what programs see by default.
+/// Log target of the client, which programs see by default.
 const LOG: &str = "outlast::orchestration";
-/// So many executions are looked back at for the one that began the instance's present life.
+/// How many executions to look back for the one that began the instance's present life.
 const LOOKED_BACK: u64 = 8;
 
 impl Client {
-    /// Whether the instance that was found was started with another input than this request has; says so in the log. What
-    /// cannot be found out any more, or cannot be read now, counts as the same: the start itself is done.
+    /// Whether the existing instance was started with another input than this request's; if so, logs a warning. An input that
+    /// cannot be found out any more, or not now, counts as the same: the start itself is done.
     pub(crate) async fn has_other_input(&self, request: &StartRequest) -> bool {
         let MessageKind::Start(start) = &request.message.kind else { return false };
         let other = self.began_with_other_input(&request.instance, &start.input).await;
@@ -26,8 +26,8 @@ impl Client {
     }
 
     async fn began_with_other_input(&self, instance: &InstanceId, input: &str) -> bool {
-        // The first turn may commit between the look into the history and the one into the inbox: then neither has the start, and
-        // the next look into the history has it.
+        // The first turn may commit between reading the history and reading the inbox: then neither shows the start, and the next
+        // read of the history does.
         for _ in 0..2 {
             if let Some(of) = self.input_of_present_life(instance).await {
                 return of != input;
@@ -41,10 +41,10 @@ impl Client {
         let first = ExecutionId(INITIAL_EXECUTION_ID);
         let oldest = execution.0.saturating_sub(LOOKED_BACK).max(first.0);
         let recent = (oldest..=execution.0).rev().map(ExecutionId);
-        // Behind all that continued as new lies the first, unless the instance was started anew in between.
+        // If all of these continued as new, the first execution began it, unless the instance was started anew in between.
         for number in recent.chain((oldest > first.0).then_some(first)) {
             match self.store.history(instance, number, Some(EventId(1))).await.ok()?.pop() {
-                // A start came as a message; what has continued as new did not. A copy of a history has only its beginning.
+                // A start came as a message; continuing as new did not, and the first execution of a fork is only a copy.
                 Some(event) if event.message_id.is_some() || number == first => {
                     let EventKind::OrchestrationStarted { input, .. } = event.kind else { return None };
                     return Some(input);

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 
-/// Repeats a call while the store is away, for at most so long. The call is told how long ago it was first made: zero at the first
-/// try; later, an earlier try may have been carried out, its answer lost.
+/// Repeats a call while the store is away, for at most `limit`. The call is told how long ago it was first made, zero at the
+/// first try; on a repeat, an earlier try may have succeeded and only its answer been lost.
 pub(crate) async fn insist_for<T, F: Future<Output = Result<T, Error>>>(
     limit: Duration,
     call: impl Fn(Duration) -> F,

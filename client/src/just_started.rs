@@ -1,5 +1,5 @@
-//! Instances that this client has just started, with their status updates: a wait for one of them has missed nothing and reads
-//! nothing.
+//! Instances that this client has just started, with their status updates: a wait for one of them has missed no update and need
+//! not read the store first.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -9,9 +9,9 @@ use outlast_broker::StatusWatch;
 use outlast_core::{InstanceId, MessageId};
 use tokio::time::Instant;
 
-/// After this a wait looks into the store first: the id may stand for another life by now.
+/// After this long, a wait looks into the store first: the id may have begun another life.
 const KEPT_FOR: Duration = Duration::from_secs(1);
-/// Instances that are kept; the oldest go first.
+/// Most instances kept; the oldest go first.
 const KEPT_MAX: usize = 1_024;
 
 /// The newest instances of a client.
@@ -21,7 +21,7 @@ pub(crate) struct JustStarted {
 
 /// What a client knows of an instance that it has started.
 pub(crate) struct Started {
-    /// The message that began it, by which its updates are told from those of an earlier life of the id.
+    /// The start message, which tells its updates from those of an earlier life of the id.
     pub(crate) by: MessageId,
     /// Its updates, subscribed to before it was started.
     pub(crate) updates: StatusWatch,
@@ -48,7 +48,7 @@ impl JustStarted {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// All updates since the start of an instance, if it was started here and just now.
+    /// Takes the updates of an instance that was just started here; they go back to before its start.
     pub(crate) fn take(&self, instance: &InstanceId) -> Option<Started> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let (started, since) = kept.pop(instance)?;

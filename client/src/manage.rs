@@ -9,11 +9,11 @@ use outlast_storage::{DeleteInstanceResult, DeleteOptions, Error, InstanceFilter
 use crate::{Client, ClientError};
 
 impl Client {
-    /// Deletes a root instance with its descendants. Without `force` all of them must have ended. When the store's answer was lost
-    /// and the instance is found gone, or begun anew since, it counts as deleted, and the counts are lost with the answer.
+    /// Deletes a root instance with its descendants. Without `force` all of them must have ended. If the store's answer is lost
+    /// and a repeat finds the instance gone or begun anew, it counts as deleted, and the counts are lost.
     pub async fn delete_instance(&self, instance: &str, force: bool) -> Result<DeleteInstanceResult, ClientError> {
         let id = InstanceId::new(instance);
-        // What runs of them is to be stopped at once. Owners that are not told find out when a worker asks.
+        // Read first, to have what runs stopped at once. Owners that are not told find out when a worker asks.
         let tree =
             if force { self.store.tree(&id).await.map(|tree| tree.all_ids).unwrap_or_default() } else { Vec::new() };
         let delete = |first_tried: Duration| {
@@ -91,14 +91,14 @@ impl Client {
         self.manage(import).await
     }
 
-    /// Whether an instance began with this copied history: a repeated call finds what its first try has made.
+    /// Whether an instance began with this copied history: how a repeated call recognizes what its first try made.
     async fn is_fork(&self, id: &InstanceId, copied: &[HistoryEvent]) -> Result<bool, Error> {
         let history = self.store.history(id, ExecutionId(1), None).await?;
         let same = |(one, other): (&HistoryEvent, &HistoryEvent)| one.at == other.at && one.kind == other.kind;
         Ok(history.len() >= copied.len() && history.iter().zip(copied).all(same))
     }
 
-    /// Insists on a management call; a role without the right to it has no management.
+    /// Insists on a management call; a role without the right to it gets `ManagementNotAvailable`.
     async fn manage<T, F: Future<Output = Result<T, Error>>>(
         &self,
         call: impl Fn(Duration) -> F,

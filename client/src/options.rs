@@ -10,9 +10,9 @@ use outlast_storage::StartConflict;
 pub struct ClientOptions {
     /// How long a call tries again while the store is away (default 30 s).
     pub call_timeout: Duration,
-    /// How often a wait looks for itself, beside being told (default 1 s).
+    /// How often a wait reads the store, besides pushed updates (default 1 s).
     pub poll_interval: Duration,
-    /// What is refused at the call.
+    /// Limits that calls are checked against.
     pub limits: Limits,
 }
 
@@ -22,7 +22,7 @@ impl Default for ClientOptions {
     }
 }
 
-/// A start with everything that can be said about it.
+/// A start with all its options.
 #[derive(Clone, Debug, Default)]
 pub struct StartOptions {
     /// The instance's id.

@@ -11,7 +11,7 @@ use crate::ClientOptions;
 use crate::insist::insist_for;
 use crate::surroundings::Surroundings;
 
-/// What a provider tells its store to do with arrivals: the broker carries them to the owners of the shards.
+/// The handler that a provider sets for arrivals in its store: the broker carries them to the owners of the shards.
 pub fn carry_arrivals(broker: Arc<dyn Broker>) -> impl Fn(Arrival) + Send + Sync + 'static {
     move |arrival| match arrival {
         Arrival::Begin(shard, snapshot) => broker.notify(shard, ShardNotice::Started(Box::new(snapshot))),
@@ -39,7 +39,7 @@ pub trait Provider: Send + Sync + 'static {
     /// The history of an instance's current execution; empty when there is none.
     async fn read(&self, instance: &str) -> Vec<Event> {
         let (store, id) = (self.store(), InstanceId::new(instance));
-        // Otherwise a store that is away for a moment would look like an instance that does not exist.
+        // Insists: a store that is away for a moment must not look like an instance that does not exist.
         let limit = ClientOptions::default().call_timeout;
         let Ok(Some(state)) = insist_for(limit, |_| store.state(&id)).await else { return Vec::new() };
         let events = insist_for(limit, |_| store.history(&id, state.execution, None)).await.unwrap_or_default();

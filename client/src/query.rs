@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use crate::wait::from_text;
 use crate::{Client, ClientError};
 
-/// Something that stands still without waiting for what its code has asked for.
+/// Something that stands still for another reason than waiting for what its code asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The instance that waits, or the one that waits longest; empty when a node or the broker has the problem.
@@ -31,14 +31,14 @@ pub struct Problem {
 }
 
 impl Client {
-    /// Where an instance stands.
+    /// The status of an instance.
     pub async fn get_orchestration_status(&self, instance: &str) -> Result<OrchestrationStatus, ClientError> {
         let id = InstanceId::new(instance);
         let state = self.insist(|| self.store.state(&id)).await?;
         Ok(state.map_or(OrchestrationStatus::NotFound, |state| state.to_status()))
     }
 
-    /// Where an instance stands, and in which execution. A wait looks again by itself, so this one does not insist.
+    /// The status and execution of an instance. Does not insist, because a wait looks again by itself.
     pub(crate) async fn look_at(&self, instance: &str) -> Result<(OrchestrationStatus, ExecutionId), ClientError> {
         let state = self.store.state(&InstanceId::new(instance)).await?;
         let not_found = (OrchestrationStatus::NotFound, ExecutionId(0));
@@ -147,7 +147,7 @@ impl Client {
         Ok(self.insist(|| self.store.metrics()).await?.0)
     }
 
-    /// What waits.
+    /// Depths of the queues.
     pub async fn get_queue_depths(&self) -> Result<QueueDepths, ClientError> {
         Ok(self.insist(|| self.store.metrics()).await?.1)
     }
@@ -158,7 +158,7 @@ impl Client {
         self.insist(|| self.store.stats(&id)).await
     }
 
-    /// What stands still without waiting for something that its code has asked for, known within ten seconds.
+    /// What stands still for another reason than waiting for what its code asked for; known within ten seconds.
     pub async fn list_problems(&self) -> Result<Vec<Problem>, ClientError> {
         let rows = self.insist(|| self.store.problems()).await?;
         Ok(rows

@@ -1,4 +1,4 @@
-//! What clients and runtimes take from their surroundings beside store and broker: where tasks run, and random bits. Time is tokio's.
+//! What clients and runtimes need besides store and broker: somewhere to run tasks, and random bits. Time is tokio's.
 
 use std::fmt;
 use std::pin::Pin;
@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use tokio::task::{AbortHandle, JoinHandle};
 
-/// Surroundings that a simulation has made, so that one seed decides everything.
+/// Surroundings made by a simulation, so that one seed decides everything.
 pub trait Simulated: Send + Sync + 'static {
     /// 64 bits that tell things apart.
     fn random_bits(&self) -> u64;
@@ -15,11 +15,11 @@ pub trait Simulated: Send + Sync + 'static {
     /// A task was spawned; aborting it drops what it holds.
     fn spawned(&self, task: AbortHandle);
 
-    /// What becomes of a task that could go on.
+    /// Decides what a task that is polled does.
     fn next_step(&self) -> Step;
 }
 
-/// What becomes of a task that could go on.
+/// What a task that is polled does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// It goes on.
@@ -40,16 +40,16 @@ impl Surroundings {
         Self(Some(by))
     }
 
-    /// Whether threads of one's own and the system's random bits may be used.
+    /// Whether own threads and the system's random bits may be used.
     pub fn is_system(&self) -> bool {
         self.0.is_none()
     }
 
-    /// 64 random bits, for what need not be kept from anybody.
+    /// 64 random bits, for values that need not be secret.
     pub fn random_bits(&self) -> u64 {
         match &self.0 {
             None => {
-                // Each half has bits that say what kind of id it is, at different places.
+                // Each half has a few fixed bits, at different places: xor covers them.
                 let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
                 high ^ low
             }
@@ -72,7 +72,7 @@ impl Surroundings {
         }
     }
 
-    /// Runs what somebody else has spawned, as the surroundings say.
+    /// Runs a future spawned elsewhere, steered by the surroundings.
     pub async fn steer<F: Future>(&self, task: F) -> F::Output {
         match &self.0 {
             None => task.await,

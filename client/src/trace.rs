@@ -36,7 +36,7 @@ impl StartSpan {
                 KeyValue::new("outlast.orchestration", start.orchestration.clone()),
             ])
             .start_with_context(&tracer, &current());
-        // A process without tracer keeps the caller's context here.
+        // Without a tracer, the span is invalid: the caller's context is used.
         let context = if span.span_context().is_valid() { Context::new().with_span(span) } else { current() };
         start.traceparent = traceparent(&context);
         Self(Some(context))

@@ -1,4 +1,4 @@
-//! Waiting: told of a change, with a slow look underneath. It reads rows, never a history.
+//! Waits: updates are pushed, with slow polling underneath. It reads rows, never a history.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::{Client, ClientError};
 
-/// A wait that nobody sits out.
+/// Longer than anybody waits.
 const FOR_EVER: Duration = Duration::from_secs(30 * 365 * 86_400);
 
 /// How long a wait lasts, and how long it relies on updates before it looks again.
@@ -108,7 +108,7 @@ impl Client {
     }
 
     /// Looks until `look` finds something, or `told` finds it in a pushed update. Subscribes before the first look, so that no
-    /// change falls in between; what was just started here was subscribed to before, so the first look may wait.
+    /// change falls in between. An instance just started here was subscribed to before its start, so its first look may wait.
     async fn wait<T, L: Future<Output = Result<(Option<T>, ExecutionId), ClientError>>>(
         &self,
         instance: &str,
@@ -146,6 +146,7 @@ impl Client {
                     changed = updates.changed() => changed,
                 };
                 if changed.is_err() {
+                    // Subscribes again before the next look, so that no change falls in between.
                     updates = self.broker.watch(&id);
                     break;
                 }
@@ -160,8 +161,8 @@ impl Client {
                 match status.as_ref().map_or(Told::Look, &told) {
                     Told::Found(found) if is_of_this_life => return Ok(found),
                     Told::NotYet => {}
-                    // The id may have been deleted and started again after this was said, and executions are numbered from 1 in each
-                    // life: the store knows which of them it is.
+                    // This may be from an earlier life of the id, since deleted and started again: each life numbers its
+                    // executions from 1. The store knows.
                     Told::Found(_) | Told::Look => break,
                 }
             }
@@ -169,7 +170,7 @@ impl Client {
     }
 }
 
-/// That long from now; for ever is some decades.
+/// The moment `wait` from now; for ever is some decades.
 fn after(wait: Duration) -> Instant {
     let now = Instant::now();
     now.checked_add(wait).unwrap_or_else(|| now + FOR_EVER)

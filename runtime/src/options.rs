@@ -32,7 +32,7 @@ pub struct RuntimeOptions {
     /// No effect: an item is held until its completion is committed.
     #[deprecated(note = "no effect")]
     pub worker_lock_renewal_buffer: Duration,
-    /// Tries of something that nobody has registered, before it is poison (default 10).
+    /// Tries of code that nobody has registered, before it is poison (default 10).
     pub max_attempts: u32,
     /// Delay between those tries (default 1 s, doubling, at most 60 s).
     pub unregistered_backoff: UnregisteredBackoffConfig,
@@ -44,14 +44,14 @@ pub struct RuntimeOptions {
     /// No effect: sessions live as long as their worker's lease.
     #[deprecated(note = "no effect")]
     pub session_lock_renewal_buffer: Duration,
-    /// A session without work for so long is free for any worker (default 300 s).
+    /// A session without work for this long is free for any worker (default 300 s).
     pub session_idle_timeout: Duration,
     /// How often idle sessions are looked for (default 300 s).
     pub session_cleanup_interval: Duration,
-    /// Sessions that this runtime holds at once (default 10). One more takes the place of the idle one that was used least
-    /// recently; while all have work, it waits or goes elsewhere.
+    /// Sessions that this runtime holds at once (default 10). A further one replaces the idle one that was used least recently;
+    /// while all have work, it waits or goes elsewhere.
     pub max_sessions_per_runtime: usize,
-    /// First part of the node's and worker's names; they stay unique at every start.
+    /// Prefix of the node's and worker's names, which are unique at every start.
     pub worker_node_id: Option<String>,
     /// Which activities this runtime takes (default: the untagged ones).
     pub worker_tag_filter: TagFilter,
@@ -59,10 +59,10 @@ pub struct RuntimeOptions {
     pub observability: ObservabilityConfig,
     /// Bounds on everything.
     pub limits: Limits,
-    /// A warm instance without work for so long is let go (default 60 s).
+    /// A warm instance without work for this long leaves memory (default 60 s).
     pub passivate_after: Duration,
-    /// Whether errors about code that does not follow its history quote inputs and values (default: they say how long those are,
-    /// and by what digest they can be told apart). Such errors are listed, logged and shown on dashboards.
+    /// Whether errors about code that does not follow its history quote inputs and values. By default they give only their
+    /// lengths and digests, because such errors are listed, logged and shown on dashboards.
     pub show_data_in_errors: bool,
 }
 
@@ -81,7 +81,7 @@ impl RuntimeOptions {
             orchestrator_lock_renewal_buffer: _,
             worker_lock_timeout: _,
             worker_lock_renewal_buffer: _,
-            // At 0 and at 1 what nobody has registered is poison at once.
+            // At 0 and at 1, unregistered code is poison at once.
             max_attempts: _,
             unregistered_backoff: _,
             activity_cancellation_grace_period: _,

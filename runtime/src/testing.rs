@@ -21,13 +21,13 @@ use crate::{ActivityRegistry, ErrorDetails, ReplayDifference, Runtime, RuntimeOp
 
 /// 2026-01-01T00:00:00Z: a date on which nothing happens.
 const EPOCH: Millis = Millis(1_767_225_600_000);
-/// So many looks in a row must find nothing under way; what was just handed over shows up by then.
+/// This many looks in a row must find nothing under way; work that is being handed over shows up by then.
 const QUIET_LOOKS: u32 = 3;
 const LOOK: Duration = Duration::from_millis(1);
-/// Activities run for real, and time stands while they do. One that runs for so long without anything else happening may wait
-/// for the time itself.
+/// Activities run in real time, and virtual time stands still meanwhile. One that runs this long with nothing else happening may
+/// be waiting for virtual time.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// When nothing happens for so long while activities wait for a worker or have been told to stop, time moves on without them.
+/// Virtual time moves on when nothing happens for this long and all activities wait for a worker or were told to stop.
 const UNSERVED_PATIENCE: Duration = Duration::from_secs(1);
 /// Unregistered names are poison soon: a test does not wait for a deployment.
 const UNREGISTERED: UnregisteredBackoffConfig =
@@ -58,7 +58,7 @@ pub enum ReplayError {
 /// Replays a history that was exported from `read_execution_history` as JSON, and shows the first difference.
 pub fn replay(orchestrations: &OrchestrationRegistry, history_json: &str) -> Result<(), ReplayError> {
     let events: Vec<Event> = serde_json::from_str(history_json)?;
-    // As in a turn: the code's own awaits must not meet the executor's budget for polls, which may be that of a test's task.
+    // As in a turn: awaits in the code must not yield because the calling task has used up its poll budget.
     let checked = tokio::task::coop::unconstrained(async { check_replay(orchestrations, &events) });
     Ok(checked.now_or_never().expect("nothing is awaited in it")?)
 }
@@ -66,7 +66,7 @@ pub fn replay(orchestrations: &OrchestrationRegistry, history_json: &str) -> Res
 /// Runs one instance to its end in a fresh [`TestRuntime`], timers skipped.
 ///
 /// # Panics
-/// When it waits for something that nobody sends, or the runtime in memory cannot be started.
+/// When the instance waits for something that nobody sends, or the runtime in memory cannot be started.
 pub async fn run_once(
     activities: ActivityRegistry,
     orchestrations: OrchestrationRegistry,
@@ -87,7 +87,7 @@ pub async fn run_once(
 }
 
 impl TestRuntime {
-    /// Starts with many worker slots, and with hardly any back-off for what nobody has registered.
+    /// Starts with many worker slots, and with hardly any back-off for unregistered code.
     pub async fn start(
         activities: ActivityRegistry,
         orchestrations: OrchestrationRegistry,
@@ -128,9 +128,9 @@ impl TestRuntime {
         Duration::from_millis(self.clock.now().0 - EPOCH.0)
     }
 
-    /// Returns when no turn runs, no activity runs and no message is on its way, or when patience is at its end: after the time
-    /// of [`TestRuntime::with_patience`] with nothing but running activities, after a second with none but those that wait for
-    /// a worker or have been told to stop. The time stands still.
+    /// Returns when no turn or activity runs and no message is on its way, or when patience runs out: after the time of
+    /// [`TestRuntime::with_patience`] if activities still run, after a second if all of them wait for a worker or were told to
+    /// stop. Virtual time stands still.
     pub async fn settle(&self) {
         let (mut quiet, mut seen, mut since) = (0, None, Instant::now());
         while quiet < QUIET_LOOKS {
@@ -149,8 +149,8 @@ impl TestRuntime {
         }
     }
 
-    /// Returns when all that was on its way to the owner of the shards has been taken: messages keep their order, and this one
-    /// asks nothing.
+    /// Returns when the owner of the shards has taken everything sent to it before: messages keep their order, and this one asks
+    /// nothing.
     async fn messages_taken(&self) {
         let _answered = self.broker.request(ShardId(0), ShardRequest::Wanted(Vec::new())).await;
     }

@@ -1,4 +1,4 @@
-//! What comes from outside: starts, messages, heartbeats, copies.
+//! Calls from outside: starts, messages, heartbeats, copies, deletions.
 
 use std::time::Duration;
 
@@ -115,7 +115,7 @@ impl Transaction<'_> {
         Ok(StartReceipt { shard, outcome, seq: None })
     }
 
-    /// A running instance is told to begin anew; an ended one is made ready for its next execution here.
+    /// Tells a running instance to begin anew; makes an ended one ready for its next execution.
     fn replace(&mut self, id: &InstanceId, message: Message, start: StartMessage) {
         let Some(found) = self.tables.instances.get_mut(id) else { return };
         let message = if found.is_running() {
@@ -134,7 +134,7 @@ impl Transaction<'_> {
         self.insert_message(id, message);
     }
 
-    /// The instance, if it was there when a call was first made.
+    /// The instance, if it existed when the call was first made.
     fn found_since(&self, id: &InstanceId, first_tried: Duration) -> Result<&Instance, Error> {
         let since = self.now.minus(first_tried);
         let found = self.tables.instances.get(id).filter(|found| found.created <= since);

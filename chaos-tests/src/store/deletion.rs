@@ -59,7 +59,7 @@ impl Tables {
             if left == 0 {
                 break;
             }
-            // A descendant that still runs keeps its tree.
+            // A descendant that still runs keeps its whole tree.
             let Ok(deleted) = self.delete(&root, false) else { continue };
             left -= 1;
             total.instances_deleted += deleted.instances_deleted;
@@ -98,7 +98,7 @@ impl Tables {
 }
 
 impl Instance {
-    /// Executions that these options let go. Nothing goes when they keep nothing.
+    /// Executions that these options prune: none when neither option is set.
     fn prunable(&self, options: &PruneOptions) -> BTreeSet<ExecutionId> {
         let PruneOptions { keep_last, completed_before } = options;
         if keep_last.is_none() && completed_before.is_none() {

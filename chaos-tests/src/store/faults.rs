@@ -1,4 +1,4 @@
-//! What goes wrong between a caller and the database, drawn from a seed.
+//! Faults between a caller and the database, drawn from a seed.
 
 use std::time::Duration;
 
@@ -8,30 +8,30 @@ use rand_chacha::rand_core::{RngCore as _, SeedableRng as _};
 
 use super::unavailable;
 
-/// How often what goes wrong, in thousandths of the calls. Nothing by default.
+/// How often each fault occurs, in thousandths of the calls. None by default.
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
     /// Calls that are not done and reported as failed.
     pub lost: u32,
     /// Changes that are done and reported as failed.
     pub answers_lost: u32,
-    /// Changes that are under way for a while, before or after they are done. Their inbox rows have the numbers of the moment at
-    /// which they began, so they become visible out of order; with `delay_max` beyond the lease, commits come after its end.
+    /// Changes that are delayed, before and after they are done. Their inbox rows are numbered when the change begins, so they
+    /// become visible out of order; with `delay_max` beyond the lease, commits come after its end.
     pub delayed: u32,
-    /// Reads whose answer is on its way for a while, and old when it arrives.
+    /// Reads whose answer is delayed, and old when it arrives.
     pub old_reads: u32,
-    /// How long at most something is under way.
+    /// The longest delay.
     pub delay_max: Duration,
 }
 
-/// How often what has gone wrong.
+/// How often each fault has occurred.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hits {
     /// Calls that were not done.
     pub lost: u64,
     /// Changes that were done and reported as failed.
     pub answers_lost: u64,
-    /// Changes that were under way for a while.
+    /// Changes that were delayed.
     pub delayed: u64,
     /// Reads that were answered late.
     pub old_reads: u64,
@@ -46,7 +46,7 @@ pub(super) enum Fate {
     Delayed { before: Duration, after: Duration },
 }
 
-/// Draws what goes wrong.
+/// Draws the faults.
 pub(super) struct Injector {
     random: ChaCha8Rng,
     pub(super) faults: Faults,
@@ -59,7 +59,7 @@ impl Injector {
     }
 
     pub(super) fn of_change(&mut self) -> Fate {
-        // One draw decides, so that faults exclude each other and another share of one does not move the others' draws.
+        // One draw decides, so that faults exclude each other.
         let drawn = self.thousandth();
         let lost = self.faults.lost;
         let answers_lost = lost + self.faults.answers_lost;
@@ -78,7 +78,7 @@ impl Injector {
         }
     }
 
-    /// How late a read is answered, if it is.
+    /// How late a read is answered; an error when it is lost.
     pub(super) fn of_read(&mut self) -> Result<Option<Duration>, Error> {
         let drawn = self.thousandth();
         if drawn < self.faults.lost {

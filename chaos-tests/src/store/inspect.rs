@@ -144,7 +144,7 @@ fn execution_info(execution: ExecutionId, events: &BTreeMap<EventId, HistoryEven
         Some(EventKind::OrchestrationFailed { details }) => ("Failed", Some(details.display_message())),
         Some(EventKind::OrchestrationContinuedAsNew { input }) => ("ContinuedAsNew", Some(input.clone())),
         Some(EventKind::OrchestrationPaused) => ("Paused", None),
-        // Whatever else comes last, the execution goes on.
+        // After any other last event, the execution goes on.
         _ => ("Running", None),
     };
     ExecutionInfo {
@@ -178,7 +178,7 @@ fn metrics(tables: &Tables) -> (SystemMetrics, QueueDepths) {
     (metrics, depths)
 }
 
-/// What stands in the row of an instance.
+/// The problems that an instance's own row shows.
 fn own_problems(id: &InstanceId, found: &Instance) -> impl Iterator<Item = ProblemRow> {
     let row = |waits: String, stalled, wake_at| ProblemRow {
         instance: id.clone(),
@@ -195,7 +195,7 @@ fn own_problems(id: &InstanceId, found: &Instance) -> impl Iterator<Item = Probl
     stalled.into_iter().chain(paused)
 }
 
-/// What live nodes have reported, counted together by reason.
+/// Shortages that live nodes have reported, added up by reason.
 fn reported(tables: &Tables, now: Millis) -> Vec<ProblemRow> {
     let live = tables.shortages.iter().filter(|(node, _)| tables.is_live(node, now));
     let mut by_reason: BTreeMap<&str, ProblemRow> = BTreeMap::new();
@@ -219,7 +219,7 @@ fn reported(tables: &Tables, now: Millis) -> Vec<ProblemRow> {
     by_reason.into_values().collect()
 }
 
-/// Instances that nobody runs, as one problem.
+/// Instances without a live owner, as one problem.
 fn ownerless(tables: &Tables, now: Millis) -> Option<ProblemRow> {
     let is_live_owner = |owner: &outlast_core::NodeId| tables.is_live(owner, now);
     let has_owner = |found: &Instance| {

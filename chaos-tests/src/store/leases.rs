@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::tables::{Node, Session, Shard, Tables};
 use super::{SimulatedStore, locked};
 
-/// A dead node is forgotten after so many leases.
+/// For how many leases a dead node is remembered.
 const FORGET_AFTER_LEASES: u32 = 12;
 
 #[async_trait]
@@ -25,7 +25,7 @@ impl LeaseStore for SimulatedStore {
         let info = joined.ok_or_else(|| Error::Unusable(format!("node {node} has not joined or has left")))?;
         let mut view = self.renew_node(info).await?;
         if !self.may_judge() {
-            // Whoever has been away itself does not know who is dead.
+            // A node that has been away itself does not know which others are dead.
             return Ok(view.all);
         }
         view.all.nodes.retain(|other| view.live.contains(&other.id));
@@ -139,7 +139,7 @@ impl LeaseStore for SimulatedStore {
     }
 }
 
-/// What a renewal has seen: everybody, and who of them lives.
+/// What a renewal has seen: all nodes, and which of them are live.
 struct Seen {
     all: LeaseView,
     live: Vec<NodeId>,
@@ -173,7 +173,7 @@ impl SimulatedStore {
         seen
     }
 
-    /// Only who has been connected for a whole lease knows that others had the time to renew theirs.
+    /// Whether this handle was connected for a whole lease: only then others surely had time to renew theirs.
     fn may_judge(&self) -> bool {
         locked(&self.renewed_since).is_some_and(|since| since.elapsed() >= self.server.options.lease)
     }

@@ -1,8 +1,8 @@
-//! A store in memory that many nodes share, each by a handle of its own. It keeps the guarantees of the seam while it does to
-//! its callers what a distant database may do.
+//! A store in memory that many nodes share, each by a handle of its own. It keeps the guarantees of the store traits, but its
+//! callers meet the faults of a remote database.
 //!
-//! Time is tokio's, so a paused runtime makes it virtual. Nothing here depends on anything but the seed and the order of calls.
-//! The server outlives its clients: what is on its way when a handle is cut, or when a caller is dropped, is done all the same.
+//! Time is tokio's, so a paused runtime makes it virtual. Behaviour depends only on the seed and the order of calls.
+//! The server outlives its clients: it still does a request that is on its way when the handle is cut or the caller dropped.
 
 mod client_calls;
 mod deletion;
@@ -26,18 +26,18 @@ use faults::{Fate, Injector};
 pub use faults::{Faults, Hits};
 use tables::{Tables, Transaction};
 
-/// What a simulated store is made with.
+/// Options of a simulated store.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// How many shards there are.
     pub shards: u16,
     /// How long a lease lasts.
     pub lease: Duration,
-    /// Its time at the beginning.
+    /// The server's time at the beginning.
     pub start: Millis,
-    /// Where its faults are drawn from.
+    /// The seed of its faults.
     pub seed: u64,
-    /// What goes wrong.
+    /// How often each fault occurs.
     pub faults: Faults,
 }
 
@@ -57,17 +57,17 @@ pub struct SimulatedServer {
     witness: OnceLock<Box<Witness>>,
 }
 
-/// One node's or client's way to the database.
+/// One node's or client's connection to the database.
 pub struct SimulatedStore {
     server: Arc<SimulatedServer>,
     line: Arc<Line>,
     /// The nodes that this handle speaks for.
     joined: Mutex<BTreeMap<NodeId, NodeInfo>>,
-    /// Since when every renewal has been answered.
+    /// Since when every renewal has succeeded.
     renewed_since: Mutex<Option<Instant>>,
 }
 
-/// What a call on its way needs of the handle that it came by.
+/// The part of a handle that a call needs while it is on its way.
 #[derive(Default)]
 struct Line {
     is_cut: AtomicBool,
@@ -80,7 +80,7 @@ type Witness = dyn Fn(&FencedTurn, &TurnOutcome) + Send + Sync;
 type Told = dyn Fn(Arrival) + Send + Sync;
 
 impl SimulatedServer {
-    /// An empty database. Its time begins to run now, so this is called inside of a tokio runtime.
+    /// An empty database. Its clock starts now, so call this inside a tokio runtime.
     pub fn new(options: Options) -> Arc<Self> {
         let injector = Mutex::new(Injector::new(options.seed, options.faults.clone()));
         let tables = Mutex::new(Tables::new(options.shards));
@@ -102,7 +102,7 @@ impl SimulatedServer {
         let _first = self.witness.set(Box::new(witness));
     }
 
-    /// From now on this goes wrong.
+    /// Sets the faults from now on.
     pub fn set_faults(&self, faults: Faults) {
         locked(&self.injector).faults = faults;
     }
@@ -116,7 +116,7 @@ impl SimulatedServer {
         self.options.start.plus(self.begun.elapsed())
     }
 
-    /// Does one transaction. It is whole or not at all: whoever fails has changed nothing.
+    /// Runs one transaction. Nothing is rolled back, so `work` must not fail after its first change.
     fn transact<T>(
         &self,
         number: u64,
@@ -131,7 +131,7 @@ impl SimulatedServer {
 }
 
 impl SimulatedStore {
-    /// Cuts this handle for ever: all its calls fail from now on, and it is told of nothing. What has been sent is on its way.
+    /// Cuts this handle for ever: its calls fail from now on, and its listener hears nothing more. Sent requests are still done.
     pub fn cut(&self) {
         self.line.is_cut.store(true, Ordering::Relaxed);
     }
@@ -146,12 +146,12 @@ impl SimulatedStore {
         self.line.is_interrupted.store(false, Ordering::Relaxed);
     }
 
-    /// Sets who is told what has come for instances, as soon as it is durable. The first one stays.
+    /// Sets the listener that is told of new messages once they are durable. Only the first call has an effect.
     pub fn on_arrival(&self, listener: impl Fn(Arrival) + Send + Sync + 'static) {
         let _first = self.line.listener.set(Box::new(listener));
     }
 
-    /// A change that nobody is told of.
+    /// Makes a change that the listener is not told of.
     async fn change<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Transaction<'_>) -> Result<T, Error> + Send + 'static,
@@ -159,7 +159,7 @@ impl SimulatedStore {
         self.change_then(work, |_| None).await
     }
 
-    /// A change, and what its listener is told when it is durable.
+    /// Makes a change, and tells the listener of `arrival` once it is durable.
     async fn change_then<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Transaction<'_>) -> Result<T, Error> + Send + 'static,
@@ -170,6 +170,7 @@ impl SimulatedStore {
         if fate == Fate::Lost {
             return Err(unavailable("the request was lost"));
         }
+        // Numbered before any delay: rows of delayed transactions must become visible out of order. A lost request opens none.
         let number = locked(&self.server.tables).open();
         let (server, line) = (Arc::clone(&self.server), Arc::clone(&self.line));
         let done = match fate {
@@ -180,7 +181,7 @@ impl SimulatedStore {
             }
             Fate::Delayed { before, after } => {
                 let (answer, answered) = oneshot::channel();
-                // A task of its own: the transaction is the server's business, whatever becomes of the caller.
+                // A task of its own: the server does the transaction even if the caller is dropped.
                 tokio::spawn(async move {
                     sleep(before).await;
                     let done = line.tell(server.transact(number, work), arrival);
@@ -196,7 +197,7 @@ impl SimulatedStore {
         done
     }
 
-    /// A read. Its answer may come late, and is old by then.
+    /// Reads. The answer may come late, and is old by then.
     async fn read<T>(&self, work: impl FnOnce(&Tables, Millis) -> T) -> Result<T, Error> {
         self.line.check()?;
         let late = locked(&self.server.injector).of_read()?;

@@ -8,7 +8,7 @@ use outlast_core::{
 };
 use outlast_storage::{InboxCursor, NodeInfo, Shortage};
 
-/// Rows that one transaction may put into inboxes: their numbers follow that of the transaction.
+/// Most inbox rows of one transaction: each transaction has so many row numbers of its own.
 const TRANSACTION_ROWS_MAX: u64 = 1 << 20;
 
 /// All rows.
@@ -23,7 +23,7 @@ pub(super) struct Tables {
     open: BTreeSet<u64>,
 }
 
-/// An instance with all that goes when it is deleted.
+/// An instance with all that is deleted with it.
 pub(super) struct Instance {
     pub(super) shard: ShardId,
     pub(super) state: InstanceState,
@@ -78,7 +78,7 @@ impl Tables {
         }
     }
 
-    /// Begins a transaction: what it writes bears this number.
+    /// Begins a transaction; the inbox rows that it writes carry this number.
     pub(super) fn open(&mut self) -> u64 {
         let number = self.next_transaction;
         self.next_transaction += 1;
@@ -90,7 +90,7 @@ impl Tables {
         self.open.remove(&number);
     }
 
-    /// The oldest transaction of which something may become visible yet.
+    /// The oldest transaction whose rows may still become visible.
     pub(super) fn horizon(&self) -> u64 {
         self.open.first().copied().unwrap_or(self.next_transaction)
     }

@@ -78,7 +78,7 @@ impl TurnStore for SimulatedStore {
 
     async fn arrivals(&self, shards: &[ShardId], after: InboxCursor, limit: usize) -> Result<Arrivals, Error> {
         self.read(|tables, _| {
-            // Behind the pages of this look, older transactions may become visible: the next look begins with them.
+            // Older transactions may become visible behind the pages already read: the next look begins with the oldest open one.
             let horizon = if after.horizon == 0 { tables.horizon() } else { after.horizon };
             let of_shards = tables.instances.iter().filter(|(_, found)| shards.contains(&found.shard));
             let rows = of_shards.flat_map(|(id, found)| {
@@ -137,11 +137,11 @@ enum Refusal {
     Refused(&'static str),
 }
 
-/// Whether the row of the instance changes, too.
+/// Whether the turn also changes the instance's row.
 #[derive(PartialEq)]
 enum Kind {
     Runs,
-    /// Clears what has come in since its end.
+    /// Only removes messages that came in after the end.
     LeftOver,
 }
 
@@ -186,7 +186,7 @@ impl Transaction<'_> {
         for activity in &fenced.turn.heartbeats {
             stored.heartbeats.remove(activity);
         }
-        // A later turn takes out what it has read and no more.
+        // The end clears the whole inbox; a later turn removes only rows that it has read.
         if ends {
             stored.inbox.clear();
             stored.heartbeats.clear();
@@ -240,7 +240,7 @@ fn check(stored: &Instance, fenced: &FencedTurn) -> Result<Kind, Refusal> {
     if consumed.len() != turn.consumed.len() || consumed.iter().any(|seq| !stored.inbox.contains_key(seq)) {
         return Err(Refusal::Conflict);
     }
-    // A new start that this turn has not seen must not go with the rest.
+    // An end clears the inbox, and must not clear a new start that this turn has not seen.
     let replaces = |(seq, row): (_, &super::tables::InboxRow)| {
         matches!(row.message.kind, MessageKind::Replace(_)) && !consumed.contains(seq)
     };
@@ -250,7 +250,7 @@ fn check(stored: &Instance, fenced: &FencedTurn) -> Result<Kind, Refusal> {
     Ok(kind)
 }
 
-/// What the constraints of a database hold.
+/// What a database's constraints enforce.
 fn check_events(stored: &Instance, fenced: &FencedTurn) -> Result<(), Refusal> {
     let (mut ids, mut sources, mut ends) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let mut messages = BTreeSet::new();

@@ -8,6 +8,7 @@ mod fixture;
 mod differential;
 mod faults;
 mod nodes;
+mod simulation;
 
 #[path = "../../../storage/tests/it/bulk.rs"]
 mod bulk;

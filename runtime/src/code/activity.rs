@@ -61,7 +61,7 @@ impl ActivityRegistry {
         self.handlers.resolve_handler_exact(name, version)
     }
 
-    /// Sets which version a name stands for from now on, here and in all clones, so also in a worker that runs.
+    /// Sets which version a name stands for from now on, in this registry and all clones, so also in running workers.
     pub fn set_version_policy(&self, name: &str, policy: VersionPolicy) {
         self.handlers.set_version_policy(name, policy);
     }
@@ -119,8 +119,8 @@ impl ActivityRegistryBuilder {
         Self { builder: self.builder.insert(name.into(), version.as_ref(), handler), ..self }
     }
 
-    /// Deadlines of an activity on this worker, for calls that name none. `schedule_to_start` has no meaning here: it ends
-    /// before a worker is known, so only calls can set it.
+    /// Deadlines of an activity on this worker, for calls that name none. `schedule_to_start` has no effect here: it ends before
+    /// a worker is known, so only calls can set it.
     #[must_use]
     pub fn set_timeouts(mut self, name: impl Into<String>, timeouts: ActivityTimeouts) -> Self {
         self.timeouts.insert(name.into(), timeouts);
@@ -205,7 +205,7 @@ impl ActivityRegistryBuilder {
     }
 }
 
-/// What a value that does not fit is called.
+/// Names a value in an error message.
 fn whose(value: &str, ctx: &ActivityContext) -> String {
     format!("instance {:?}: the {value} of activity {:?}", ctx.instance_id(), ctx.activity_name())
 }

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::code::heartbeat::Heartbeat;
 use crate::telemetry::logging::ACTIVITY;
 
-/// The hands of activity code. Clones are the same context.
+/// What activity code works with. Clones are the same context.
 #[derive(Clone)]
 pub struct ActivityContext {
     inner: Arc<Inner>,
@@ -111,18 +111,18 @@ impl ActivityContext {
         self.inner.item.attempt
     }
 
-    /// The same for all attempts of one activity, and for no other activity.
+    /// A key that all attempts of this activity share, and no other activity.
     pub fn idempotency_key(&self) -> String {
         self.inner.item.idempotency_key()
     }
 
-    /// Notes how far the work is, and that it goes on. The next attempt can read the details, on any worker, also after this one
-    /// has failed or its worker has died; they are stored at most once a second, cut to `Limits::heartbeat_bytes_max`.
+    /// Reports progress, and that the work goes on. The next attempt can read the details on any worker, even if this attempt
+    /// failed or its worker died; they are stored at most once a second, cut to `Limits::heartbeat_bytes_max`.
     pub fn heartbeat(&self, details: impl Into<String>) {
         self.inner.heartbeat.beat(details.into());
     }
 
-    /// What this attempt noted last, or else the one before.
+    /// The last details from this attempt, or else from the one before.
     pub fn last_heartbeat(&self) -> Option<String> {
         self.inner.heartbeat.details()
     }

@@ -1,4 +1,4 @@
-//! What an activity says about how far it is; the next attempt can read it, on whichever worker it runs.
+//! Heartbeats: an activity reports its progress, and the next attempt can read it on any worker.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -14,10 +14,10 @@ use tokio::time::Instant;
 use crate::RuntimeOptions;
 use crate::telemetry::logging::RUNTIME;
 
-/// Details are stored at most so often; the last ones of a failed attempt always are.
+/// Details are stored at most this often; the last ones of a failed attempt always are.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
-/// The words of one attempt.
+/// The heartbeat of one attempt.
 pub(crate) struct Heartbeat {
     state: Mutex<State>,
     store: Arc<dyn Store>,
@@ -35,7 +35,7 @@ struct State {
 }
 
 impl Heartbeat {
-    /// Begins with what an earlier attempt said, if there can be one.
+    /// Begins with the details of an earlier attempt, if there may be any.
     pub(crate) async fn begin(
         store: Arc<dyn Store>,
         options: Arc<RuntimeOptions>,
@@ -69,7 +69,7 @@ impl Heartbeat {
         self.lock().details.clone()
     }
 
-    /// Returns when there was no heartbeat for so long.
+    /// Returns when there was no heartbeat for `limit`.
     pub(crate) async fn silent_for(&self, limit: Duration) {
         loop {
             let until = self.lock().beaten + limit;
@@ -80,8 +80,8 @@ impl Heartbeat {
         }
     }
 
-    /// Runs `code`, and stores new details now and then meanwhile. Details that are being stored when it ends are waited for: they
-    /// must not arrive behind the outcome, whose turn takes them away.
+    /// Runs `code`, and stores new details from time to time meanwhile. Waits for a save under way when `code` ends: details must
+    /// not arrive after the outcome, whose turn deletes them.
     pub(crate) async fn keep_while<T>(&self, item: &ActivityItem, code: impl Future<Output = T>) -> T {
         let keep = async {
             loop {
@@ -105,7 +105,7 @@ impl Heartbeat {
         ended
     }
 
-    /// Whether something of the activity may be stored, by this attempt or by another one that may still run.
+    /// Whether details may be stored, by this attempt or by another one that may still run.
     pub(crate) fn may_be_stored(&self) -> bool {
         self.is_repeated || self.lock().details.is_some()
     }
@@ -114,6 +114,7 @@ impl Heartbeat {
     pub(crate) async fn save(&self, item: &ActivityItem) {
         let details = {
             let mut state = self.lock();
+            // Set before the call: a beat that comes meanwhile clears it and is stored next time.
             if std::mem::replace(&mut state.saved, true) { None } else { state.details.clone() }
         };
         let Some(details) = details else { return };

@@ -1,4 +1,4 @@
-//! Reads of other instances' values, answered from the store by whoever owns the reader.
+//! Reads of other instances' values, answered from the store by the owner of the reading instance.
 
 use std::sync::Arc;
 use std::time::Duration;

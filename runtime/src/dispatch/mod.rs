@@ -1,7 +1,7 @@
-//! Handing activities to the broker: what a turn has scheduled, what a worker gives back, and what may have been lost.
+//! Handing activities to the broker: those that a turn has scheduled, a worker has given back or a broker may have lost.
 //!
-//! `outstanding` keeps what has no outcome yet, `offers` hands it out again, `unregistered` deals with activities that no worker
-//! has, `kv_reads` with those that no worker is needed for. Nothing here is durable: hydration finds all of it in the histories.
+//! `outstanding` keeps activities without an outcome, `offers` offers them again, `unregistered` deals with those that no worker
+//! has registered, `kv_reads` with reads that need no worker. Nothing here is durable: hydration restores it from the histories.
 
 pub(crate) mod kv_reads;
 pub(crate) mod offers;
@@ -46,7 +46,7 @@ pub(crate) enum PublishError {
     Broker(#[from] outlast_broker::Error),
 }
 
-/// The id under which an activity's result travels.
+/// The message id of an activity's result.
 pub(crate) fn result_id(key: &ActivityKey, token: Token) -> MessageId {
     MessageId::new(format!("activity:{}:{}:{:016x}", key.execution, key.event, token.0))
 }
@@ -63,7 +63,7 @@ pub(crate) struct DispatchParts {
     pub(crate) supervisor: Arc<Supervisor>,
     pub(crate) stopping: CancellationToken,
     pub(crate) surroundings: Surroundings,
-    /// Where outcomes go that no worker produced.
+    /// Receives the outcomes that no worker produced.
     pub(crate) instances: Arc<dyn Mailboxes>,
 }
 
@@ -84,12 +84,12 @@ impl Dispatcher {
         Self { parts, outstanding, unregistered: Mutex::default(), reads: UnderWay::default() }
     }
 
-    /// Whether nothing is being read here, and nothing waits to be tried again.
+    /// Whether no value is being read and no unregistered activity is still being tried.
     pub(crate) fn is_quiet(&self) -> bool {
         self.lock_unregistered().is_empty() && self.reads.is_none()
     }
 
-    /// Hands activities to the broker, as far as it has room for them; they say themselves whether they may have been run before.
+    /// Hands activities to the broker, as far as it has room for them; `terms` says whether they may have run before.
     pub(crate) async fn dispatch(self: &Arc<Self>, items: Vec<ActivityItem>, terms: Terms) {
         self.parts.counters.dispatched.fetch_add(items.len() as u64, std::sync::atomic::Ordering::Relaxed);
         let admitted = self.outstanding.admit(items, terms);
@@ -98,7 +98,7 @@ impl Dispatcher {
         }
     }
 
-    /// Gives the broker what has room there, trying until it takes it.
+    /// Gives the broker these activities, trying until it takes them.
     pub(crate) async fn hand_out(self: &Arc<Self>, items: Vec<ActivityItem>, may_have_run: bool) {
         let count = items.len();
         let Err(error) = self.publish(&items, may_have_run).await else { return };
@@ -107,6 +107,7 @@ impl Dispatcher {
         self.until_done(move |dispatcher| {
             let items = Arc::clone(&items);
             async move {
+                // From now on they may have run: a publish that failed may still have reached the broker.
                 while !dispatcher.parts.stopping.is_cancelled() && dispatcher.publish(&items, true).await.is_err() {
                     tokio::time::sleep(PUBLISH_AGAIN).await;
                 }
@@ -114,7 +115,7 @@ impl Dispatcher {
         });
     }
 
-    /// Does something beside the caller, anew after a panic: nobody else knows that it is to be done.
+    /// Runs `work` in a task of its own, and again after a panic: nobody else would do it.
     fn until_done<F>(self: &Arc<Self>, work: impl Fn(Arc<Self>) -> F + Send + 'static)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -130,7 +131,7 @@ impl Dispatcher {
         }));
     }
 
-    /// Brings activities to the broker; notes when it does not take them.
+    /// Publishes activities; a refusal is noted as a problem.
     pub(crate) async fn publish(&self, items: &[ActivityItem], may_have_run: bool) -> Result<(), PublishError> {
         let published = self.try_publish(items, may_have_run).await;
         match (&published, items.first()) {
@@ -185,7 +186,7 @@ impl Dispatcher {
         }
     }
 
-    /// Workers that others see no more: what was brought to them alone is handed out again.
+    /// These workers have disappeared: items sent to them alone are handed out again.
     pub(crate) async fn workers_lost(&self, workers: &[WorkerId]) {
         for worker in workers {
             tracing::warn!(target: RUNTIME, %worker, "a worker is gone, its work is handed out again");
@@ -194,7 +195,7 @@ impl Dispatcher {
             }
         }
         if !workers.is_empty() {
-            // Another worker may have passed an item on to the one that is gone, of which this node does not know.
+            // Another worker may have passed an item on to the one that is gone, without this node knowing.
             self.outstanding.mark_sessions_due();
         }
     }

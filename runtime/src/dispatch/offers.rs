@@ -1,4 +1,4 @@
-//! Handing out again what is outstanding, and ending what nobody has begun in time.
+//! Offering outstanding activities again, and ending those that no worker has begun in time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,14 +8,14 @@ use outlast_core::{ActivityItem, AppErrorKind, ErrorDetails};
 use crate::dispatch::Dispatcher;
 use crate::telemetry::logging::RUNTIME;
 
-/// Time between two looks through what is outstanding.
+/// Time between two looks through the outstanding activities.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Time between two looks for activities that nobody has begun in time.
 const LATE_EVERY: Duration = Duration::from_millis(100);
 /// Items that are offered in one publish.
 const OFFERS: usize = 1_000;
 
-/// Offers all that the broker has been given again, once: what was on its way to it when a task ended may not have arrived.
+/// Offers once more all activities that the broker was given: some may have been lost on their way when a task ended.
 pub(crate) async fn offer_all(dispatcher: &Arc<Dispatcher>) {
     dispatcher.outstanding.mark_all_due();
     for items in dispatcher.outstanding.due().chunks(OFFERS) {
@@ -23,7 +23,7 @@ pub(crate) async fn offer_all(dispatcher: &Arc<Dispatcher>) {
     }
 }
 
-/// Offers what is outstanding again: after a loss at once, otherwise after a while.
+/// Offers outstanding activities again: after a loss at once, otherwise after a while.
 pub(crate) async fn offer_again(dispatcher: Arc<Dispatcher>) {
     let mut losses = dispatcher.parts.broker.state().losses;
     let mut look = tokio::time::interval(LOOK_EVERY);
@@ -60,7 +60,7 @@ pub(crate) async fn offer_again(dispatcher: Arc<Dispatcher>) {
     }
 }
 
-/// Gives the broker what has waited for room.
+/// Gives the broker activities that have waited for room.
 pub(crate) async fn give_waiting(dispatcher: Arc<Dispatcher>) {
     loop {
         let admitted = tokio::select! {
@@ -87,12 +87,12 @@ pub(crate) async fn end_late(dispatcher: Arc<Dispatcher>) {
             () = tokio::time::sleep(LATE_EVERY) => {}
         }
         let late = dispatcher.outstanding.take_late();
-        // All outcomes before the first await: what was taken out above is known to nobody else in memory.
+        // No await before the last outcome is delivered: nothing else in memory would end what `take_late` took out.
         for item in &late {
             let limit = item.timeouts.get_schedule_to_start().unwrap_or_default();
             let message = format!("timeout: no worker has begun the activity within {limit:?} (schedule_to_start)");
             let details = ErrorDetails::application(AppErrorKind::ActivityFailed, message);
-            // Stopped when that is committed: until then it may turn out that it had ended just before.
+            // Its worker is told to stop once this is committed: until then its own outcome may still come first.
             dispatcher.complete(&item.key, item.token, Err(details));
         }
     }

@@ -1,9 +1,9 @@
 //! Activities that this node has to hand to the broker, until their outcome is in a history.
 //!
 //! For each tag the broker holds at most a window of them; the rest waits here, and in the store, until some have ended.
-//! A broker that many processes share may lose them. Handing out again is harmless: a broker that still has an item refuses
-//! the second one. So nothing has to be known about what was lost; after a while everything is offered again, the longer it
-//! has been outstanding the more rarely.
+//! A broker that many processes share may lose activities. Offering one again is harmless: a broker that still has it refuses
+//! the copy. So nobody has to know what was lost: after a while everything is offered again, and more rarely the longer it
+//! has been outstanding.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
@@ -34,7 +34,7 @@ pub(crate) fn strip_input(item: &ActivityItem, payload_bytes_max: usize) -> Acti
     ActivityItem { input: String::new(), input_stored: true, ..item.clone() }
 }
 
-/// What has no outcome yet, and when it is offered again.
+/// Activities without an outcome, and when each is offered again.
 pub(crate) struct Outstanding {
     items: Mutex<Items>,
     /// A tag has room for more.
@@ -43,9 +43,9 @@ pub(crate) struct Outstanding {
 
 struct Items {
     window: usize,
-    /// In the order of instances, so that those of one are found together. Boxed, as the tree moves its values about.
+    /// Ordered by instance, so that the activities of one lie together. Boxed, as the tree moves its values about.
     entries: BTreeMap<ActivityKey, Box<Entry>>,
-    /// Given up, as nobody has begun them in time; until that is in the history they may still turn out to be wanted.
+    /// Given up, since no worker has begun them in time; until the history says so, they may still turn out to be wanted.
     late: BTreeMap<ActivityKey, Box<Entry>>,
     /// Each entry's `begin_by`, soonest first.
     deadlines: BTreeSet<(Instant, ActivityKey)>,
@@ -57,16 +57,16 @@ struct Items {
 struct Tag {
     /// How many the broker has been given.
     given: usize,
-    /// What waits for room, and perhaps what has gone since.
+    /// Keys that wait for room; some may have been removed since.
     waiting: VecDeque<ActivityKey>,
 }
 
-/// By what right this node looks after an activity.
+/// The shard and epoch by which this node looks after an activity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) shard: ShardId,
     pub(crate) epoch: Epoch,
-    /// Since when the store has not gone back.
+    /// The tenure's generation.
     pub(crate) generation: u64,
 }
 
@@ -89,7 +89,7 @@ struct Entry {
     begin_by: Option<Instant>,
     /// The broker has not been given it yet.
     waits: bool,
-    /// It may have been run: a former owner may have given it.
+    /// It may have run: a former owner may have given it to the broker.
     may_have_run: bool,
     offer_at: Instant,
     pause: Duration,
@@ -110,7 +110,7 @@ impl Items {
             (known.place, known.offer_at, known.pause) = (place, now + FIRST_OFFER, FIRST_OFFER);
             return !known.waits;
         }
-        // Of an earlier life, if there is one.
+        // An entry with another token is of an earlier life.
         self.remove(&item.key);
         let tag = self.tags.entry(item.tag.clone()).or_default();
         let waits = tag.given >= self.window;
@@ -119,7 +119,7 @@ impl Items {
         } else {
             tag.given += 1;
         }
-        // Counted from its scheduling, also by an owner that takes over.
+        // The limit counts from the scheduling, also after a take-over.
         let waited = Duration::from_millis(time.0.saturating_sub(item.scheduled_at.0));
         let limit = item.timeouts.get_schedule_to_start();
         let begin_by = limit.map(|limit| now + limit.saturating_sub(waited));
@@ -149,13 +149,13 @@ impl Items {
         }
     }
 
-    /// Whether a tag has so much room that what waits should be given: an eighth of the window, so that it goes in batches.
+    /// Whether a tag with waiting activities has an eighth of its window free, so that they are handed out in batches.
     fn has_room(&self) -> bool {
         let low = self.window - self.window.div_ceil(8);
         self.tags.values().any(|tag| tag.given <= low && !tag.waiting.is_empty())
     }
 
-    /// What has waited and has room now, and whether it may have been run.
+    /// Takes the waiting activities that have room now, each with whether it may have run.
     fn take_waiting(&mut self) -> Vec<(ActivityItem, bool)> {
         let now = Instant::now();
         let mut taken = Vec::new();
@@ -186,7 +186,7 @@ impl Items {
 }
 
 impl Entry {
-    /// What a worker has to be told when it is not wanted; nothing when no worker can have it.
+    /// The activity to stop when it is not wanted; `None` when no worker can have it.
     fn into_stop(self) -> Option<ActivityRef> {
         (!self.waits || self.may_have_run).then(|| self.item.activity())
     }
@@ -219,7 +219,7 @@ impl Outstanding {
         entry.map(|entry| entry.item.clone())
     }
 
-    /// By what right this node says that each of these is wanted; `None` for what it does not know to be outstanding.
+    /// The places of these activities; `None` for one that is not outstanding here.
     pub(crate) fn places<'a>(&self, asked: impl Iterator<Item = &'a ActivityRef>) -> Vec<Option<Place>> {
         let items = self.lock();
         let place = |activity: &ActivityRef| {
@@ -229,11 +229,11 @@ impl Outstanding {
         asked.map(place).collect()
     }
 
-    /// A worker had no use for it: it is handed out again after `delay`, not sooner.
+    /// A worker lacks its handler: it is handed out again after `delay`, not sooner.
     pub(crate) fn postpone(&self, key: &ActivityKey, delay: Duration) {
         if let Some(entry) = self.lock().entries.get_mut(key) {
             let soonest = Instant::now() + FIRST_OFFER;
-            // A delay that no clock can count is one for ever: then whatever else hands it out again does.
+            // A delay too long for an `Instant` counts as the longest pause between offers.
             entry.offer_at = soonest.checked_add(delay).unwrap_or(soonest + OFFER_MAX);
         }
     }
@@ -246,7 +246,7 @@ impl Outstanding {
         items.drop_deadline(key, begin_by);
     }
 
-    /// Takes out what nobody has begun in time.
+    /// Takes out activities that no worker has begun in time.
     pub(crate) fn take_late(&self) -> Vec<ActivityItem> {
         let (now, mut items) = (Instant::now(), self.lock());
         let mut late = Vec::new();
@@ -271,8 +271,8 @@ impl Outstanding {
         }
     }
 
-    /// Nothing is outstanding for these any more, as their outcome is committed. Returns what is to be stopped: what was given up
-    /// before anybody had begun it, and may have been begun since.
+    /// Removes activities whose outcome is committed. Returns those to stop: they were given up before any worker had begun them,
+    /// and may have been begun since.
     pub(crate) fn remove(&self, keys: &[ActivityKey]) -> Vec<ActivityRef> {
         if keys.is_empty() {
             return Vec::new();
@@ -286,7 +286,7 @@ impl Outstanding {
         late
     }
 
-    /// It is not wanted any more; returns what is to be stopped.
+    /// Removes an unwanted activity; returns it if it has to be stopped.
     pub(crate) fn cancel(&self, key: &ActivityKey) -> Option<ActivityRef> {
         let mut items = self.lock();
         let entry = items.remove(key).or_else(|| items.late.remove(key));
@@ -312,7 +312,7 @@ impl Outstanding {
         self.tell_room(&items);
     }
 
-    /// These alone are outstanding of an instance, as the store has just said. Returns what is to be stopped: of a life that was
+    /// Keeps only these activities of an instance, as the store has just named them. Returns those to stop: of a life that was
     /// deleted or replaced, or ended by a commit whose answer was lost.
     pub(crate) fn keep_of(&self, instance: &InstanceId, outstanding: &[ActivityItem]) -> Vec<ActivityRef> {
         let mut items = self.lock();
@@ -330,7 +330,7 @@ impl Outstanding {
         to_stop
     }
 
-    /// A turn that was under way while its shard was given up has added to what another node looks after.
+    /// Keeps only activities of held places: a turn that was under way while its shard was given up may have added others.
     pub(crate) fn keep_only(&self, is_held: impl Fn(Place) -> bool) {
         let mut items = self.lock();
         items.retain(|entry| is_held(entry.place));
@@ -345,17 +345,17 @@ impl Outstanding {
         self.lock().entries.len()
     }
 
-    /// All of it is offered at the next look.
+    /// Makes all activities due at the next look.
     pub(crate) fn mark_all_due(&self) {
         self.mark_due(|_| true);
     }
 
-    /// What belongs to sessions is offered at the next look.
+    /// Makes all activities of sessions due at the next look.
     pub(crate) fn mark_sessions_due(&self) {
         self.mark_due(|entry| entry.item.session_id.is_some());
     }
 
-    /// Whatever matches is offered at the next look.
+    /// Makes matching activities due at the next look.
     fn mark_due(&self, matches: impl Fn(&Entry) -> bool) {
         let now = Instant::now();
         for entry in self.lock().entries.values_mut().filter(|entry| matches(entry)) {
@@ -364,7 +364,7 @@ impl Outstanding {
         }
     }
 
-    /// Takes note of an offer of all that is due, and returns it.
+    /// Returns all activities that are due, and counts them as offered.
     pub(crate) fn due(&self) -> Vec<ActivityItem> {
         let now = Instant::now();
         let mut items = self.lock();
@@ -377,8 +377,8 @@ impl Outstanding {
         .collect()
     }
 
-    /// The broker has refused an offer: it counts as not made, and is made again soon. Otherwise what was offered during an outage
-    /// would wait for long after it.
+    /// The broker refused this offer: it does not count, and is made again soon. Otherwise activities offered during an outage
+    /// would wait long after it.
     pub(crate) fn refused(&self, offered: &[ActivityItem]) {
         let (again, mut items) = (Instant::now() + REFUSED_AGAIN, self.lock());
         for item in offered {
@@ -389,9 +389,10 @@ impl Outstanding {
         }
     }
 
-    /// What has waited and may be given to the broker now; waits until there is something.
+    /// Waits until activities that waited may go to the broker, and takes those.
     pub(crate) async fn admitted(&self) -> Vec<(ActivityItem, bool)> {
         loop {
+            // Room made between two calls is not missed: `Notify` keeps its permit.
             self.room.notified().await;
             let admitted = self.lock().take_waiting();
             if !admitted.is_empty() {

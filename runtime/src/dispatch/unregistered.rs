@@ -1,4 +1,4 @@
-//! Activities that no worker has registered: tried again later and later, and failed after so many tries.
+//! Activities that no worker has registered: tried at growing intervals, and failed after `max_attempts`.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -11,7 +11,7 @@ use crate::telemetry::counters::Counters;
 use crate::telemetry::logging::ACTIVITY;
 
 impl Dispatcher {
-    /// A worker has run it, or nobody wants it: should it come back, the tries count anew.
+    /// A worker has run it, or it is not wanted: forgets its tries.
     pub(crate) fn registered(&self, activity: &ActivityRef) {
         let mut tries = self.lock_unregistered();
         if !tries.is_empty() {
@@ -19,9 +19,9 @@ impl Dispatcher {
         }
     }
 
-    /// A worker has no handler of this name: try again later, give up after so many times.
+    /// A worker has no handler of this name: tries again later, and gives up after `max_attempts`.
     pub(crate) fn retry_unregistered(self: &Arc<Self>, activity: ActivityRef, name: String) {
-        // A worker that lacks it says so; while another one has it, that is no reason to give up.
+        // One worker lacks it; as long as another one has it, that is no reason to give up.
         let served = self.parts.neighbours.workers().iter().any(|worker| worker.activities.contains(&name));
         let tries = {
             let mut tries = self.lock_unregistered();

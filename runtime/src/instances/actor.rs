@@ -42,14 +42,15 @@ impl Actor for InstanceActor {
     }
 
     async fn handle(&self, _: ActorRef<Run>, _: Run, run: &mut InstanceRun) -> Result<(), ActorProcessingErr> {
-        // An actor that ended by itself would stay among the warm ones, and take messages for nobody.
+        // An actor that died of a panic would stay in the warm set and swallow messages.
         while let Err(panic) =
             AssertUnwindSafe(self.engine.surroundings.steer(self.run_turns(run))).catch_unwind().await
         {
-            // User code is caught where it runs, so this is a fault of ours; the store knows where the instance stands.
+            // Panics of user code are caught where it runs, so this one is our bug. The store has the instance's state.
             let reason = format!("a turn panicked: {}", text_of(panic.as_ref()));
             tracing::error!(target: RUNTIME, instance = %self.instance, reason, "the instance is read again");
             self.engine.problems.troubles.turns.note(self.instance.clone(), reason);
+            // The input that the panic dropped is not lost: its rows are still in the inbox, and workers report again.
             *run = InstanceRun::new(Arc::clone(&self.engine), self.instance.clone());
             tokio::time::sleep(AFTER_PANIC).await;
             self.engine.warm.deliver(&self.instance, Inbound::Nudge);
@@ -67,7 +68,7 @@ impl InstanceActor {
             if inbound.is_empty() && !run.has_backlog() {
                 return self.engine.warm.idle(&self.instance, &self.mailbox);
             }
-            // Boxed, so that an idle actor does not keep the room that a turn needs.
+            // Boxed, so that an idle actor does not keep the memory that a turn needs.
             match Box::pin(run.turn(inbound)).await {
                 After::Stay => {}
                 After::Leave => {

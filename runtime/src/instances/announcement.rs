@@ -1,4 +1,4 @@
-//! What is said of a turn as soon as it is durable: to counters, known problems, the log and whoever waits for the instance.
+//! Announcing a turn once it is durable: to the counters, the known problems, the log and clients that wait for the instance.
 
 use std::sync::Arc;
 
@@ -15,31 +15,31 @@ use crate::telemetry::logging::ORCHESTRATION;
 /// Characters of a failure in its log line.
 const FAILURE_SHOWN: usize = 1_000;
 
-/// Who is told of a node's turns.
+/// Where a node's turns are announced.
 pub(crate) struct Audience {
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) problems: Arc<Problems>,
 }
 
-/// Made before the commit and said after it, by whoever commits: those who wait for one group of turns are woken together, and not
-/// one by one as the actors go on.
+/// Built before the commit and made after it, by the committer: clients that wait for one group of turns are woken together, and
+/// not one by one as the actors go on.
 pub(crate) struct Announcement {
     instance: InstanceId,
     tally: Tally,
-    /// Nobody here has its code, and it was not moved.
+    /// Its code is missing here, and it is not moved to another node.
     is_stalled: bool,
     words: Option<Box<Words>>,
     status: Option<Box<Status>>,
 }
 
-/// What the log is told.
+/// What goes to the log.
 struct Words {
     execution: ExecutionId,
     orchestration: String,
     lines: Vec<LogLine>,
     failure: Option<ErrorDetails>,
-    /// Whoever hears the log where the turn was decided; the thread that commits may have no such subscriber.
+    /// The log subscriber of the thread that decided the turn; the committer's thread may not have it.
     heard_by: Dispatch,
 }
 
@@ -49,8 +49,8 @@ struct Status {
 }
 
 impl Announcement {
-    /// Takes the log lines out of the turn. `begun_by` is the start that began the execution, if there is one; it
-    /// `moves` when another node gets it.
+    /// Takes the log lines out of the turn. `begun_by` is the start that began the execution, if there is one; `moves` says
+    /// that another node gets the instance.
     pub(crate) fn new(
         instance: &InstanceId,
         before: &InstanceState,
@@ -82,7 +82,7 @@ impl Announcement {
         }
     }
 
-    /// Says it; the turn is durable. Clients last: whoever knows of an end finds all the rest complete.
+    /// Announces the turn, which is durable. Clients last: one that learns of an end finds the rest complete.
     pub(crate) fn make(&self, audience: &Audience) {
         crate::telemetry::metrics::turn_committed();
         audience.counters.committed(&self.tally);
@@ -94,7 +94,7 @@ impl Announcement {
         }
     }
 
-    /// Says to the log what it is told.
+    /// Writes the turn's log lines.
     pub(crate) fn log(&self) {
         let Some(words) = &self.words else { return };
         tracing::dispatcher::with_default(&words.heard_by, || {
@@ -122,7 +122,7 @@ impl Words {
         }
     }
 
-    /// One line about an instance that has failed, by default: its starter may not be there any more to ask.
+    /// Logs the failure of an instance, by default: its starter may be gone and never ask about it.
     fn log_failure(&self, instance: &InstanceId, details: &ErrorDetails) {
         let why: String = details.display_message().chars().take(FAILURE_SHOWN).collect();
         let (execution, orchestration) = (self.execution.0, &self.orchestration);

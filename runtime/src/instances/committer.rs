@@ -1,4 +1,4 @@
-//! Brings the turns of all instances of a node into few transactions: whatever arrived during the last commit is the next.
+//! Group commit for all instances of a node: the turns that arrive during one commit make up the next transaction.
 //! It has a thread of its own.
 
 use std::sync::{Arc, PoisonError};
@@ -23,11 +23,11 @@ use crate::telemetry::logging::RUNTIME;
 pub(crate) enum Committed {
     /// The store has answered.
     Outcome(TurnOutcome),
-    /// Whether it was written is not known.
+    /// The turn may or may not have been written.
     Unknown,
 }
 
-/// Turns in one group at most, whatever the limit says.
+/// Most turns in one group, even if `group_max` is higher.
 const GROUP_MAX: usize = 16_384;
 
 /// A turn that an actor hands in. Boxed on its way, as it passes through many hands.
@@ -45,7 +45,7 @@ struct Request {
 #[derive(Clone)]
 pub(crate) struct Committer {
     requests: mpsc::Sender<Request>,
-    /// Since when a commit is under way, and of whom.
+    /// The first instance of the commit under way, and when it began.
     under_way: Arc<std::sync::Mutex<Option<(InstanceId, Instant)>>>,
 }
 
@@ -69,7 +69,7 @@ impl Committer {
         Self { requests, under_way }
     }
 
-    /// Whose commit is under way, with others, and for how long.
+    /// The first instance of the commit under way, and its duration so far.
     pub(crate) fn under_way(&self) -> Option<(InstanceId, Duration)> {
         let under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         under_way.as_ref().map(|(instance, since)| (instance.clone(), since.elapsed()))
@@ -90,13 +90,13 @@ struct Commits {
     store: Arc<dyn Store>,
     audience: Audience,
     group_max: usize,
-    /// Held by the task for as long as it runs: only its successor asks for it again.
+    /// The task holds the lock for as long as it runs: only a restart of the task locks it again.
     queue: Mutex<mpsc::Receiver<Request>>,
     under_way: Arc<std::sync::Mutex<Option<(InstanceId, Instant)>>>,
     closed: CancellationToken,
 }
 
-/// Those who wait for a group whose commit is over. Without outcomes, whether it was written is not known.
+/// A group whose commit is over, and the actors that wait for it. Without outcomes, it may or may not have been written.
 struct Group {
     waiting: Vec<(Announcement, oneshot::Sender<Committed>)>,
     outcomes: Option<Vec<TurnOutcome>>,
@@ -108,6 +108,7 @@ impl Commits {
         let mut requests = Vec::with_capacity(self.group_max);
         let mut last = None;
         loop {
+            // While a group is still to be announced, take only what is there: waiting for more would delay it.
             while last.is_some()
                 && requests.len() < self.group_max
                 && let Ok(request) = queue.try_recv()
@@ -120,8 +121,8 @@ impl Commits {
                     break;
                 }
             }
-            // The store need not wait until the last group is shown. A panic here drops the answers: each actor takes its outcome
-            // for unknown and reads the store.
+            // The store writes this group while the last one is announced. A panic here drops the answers: each actor then takes
+            // its outcome for unknown and reads the store.
             let earlier = last.take();
             let (group, ()) = tokio::join!(biased; self.commit(&mut requests), async { self.show(earlier) });
             last = Some(group);
@@ -155,8 +156,8 @@ impl Commits {
         Group { waiting, outcomes }
     }
 
-    /// Wakes up whom the turns are for, announces them, and answers their actors. Done here, as an actor and its whole executor
-    /// may be gone while others wait for what it has committed.
+    /// Nudges the receivers of the turns' messages, announces the turns and answers their actors. Done here, since an actor and
+    /// its whole executor may be gone while others wait for its turn.
     fn show(&self, group: Option<Group>) {
         let Some(Group { waiting, outcomes }) = group else { return };
         let known = outcomes.into_iter().flatten().map(Committed::Outcome);

@@ -1,4 +1,4 @@
-//! What is due soon, in memory; what is due later stays in the store.
+//! Wake-ups that are due soon, in memory; later ones stay in the store.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,7 +18,7 @@ struct Entries {
     horizon: Millis,
     due: BTreeSet<(Millis, InstanceId)>,
     at: BTreeMap<InstanceId, Millis>,
-    /// All that was due by then has been woken.
+    /// Every instance that was due by then has been woken.
     woken_until: Millis,
 }
 
@@ -41,7 +41,7 @@ impl Entries {
 }
 
 impl DueQueue {
-    /// Notes when an instance must be looked at; `None` forgets it. Beyond the horizon the store knows it.
+    /// Notes when an instance must be woken; `None` forgets it. Times beyond the horizon stay in the store.
     pub(crate) fn set(&self, instance: &InstanceId, at: Option<Millis>) {
         let mut state = self.lock();
         if state.set(instance, at) {
@@ -49,8 +49,8 @@ impl DueQueue {
         }
     }
 
-    /// Notes when an instance is due as a look at the store has it. A turn may have been committed since that look, and has noted
-    /// what is true now, so the sooner of both stays: to wake an instance too early costs a look at it.
+    /// Notes a due time that was read from the store. A turn committed since that read may have noted a newer time, so the sooner
+    /// of both stays: waking an instance too early only costs a look at it.
     pub(crate) fn set_if_sooner(&self, instance: &InstanceId, at: Millis) {
         let mut state = self.lock();
         if state.at.get(instance).is_none_or(|known| at < *known) && state.set(instance, Some(at)) {
@@ -58,7 +58,7 @@ impl DueQueue {
         }
     }
 
-    /// From now on, what is due up to `horizon` is kept here.
+    /// From now on, keeps wake-ups that are due up to `horizon`.
     pub(crate) fn extend_to(&self, horizon: Millis) {
         self.lock().horizon = horizon;
     }
@@ -76,12 +76,12 @@ impl DueQueue {
         taken
     }
 
-    /// Notes that all that was due by `now` has been woken, what only the store knew of included.
+    /// Notes that every instance due by `now` has been woken, including those that only the store knew of.
     pub(crate) fn note_woken(&self, now: Millis) {
         self.lock().woken_until = now;
     }
 
-    /// By when all that was due has been woken.
+    /// Up to when every due instance has been woken.
     pub(crate) fn woken_until(&self) -> Millis {
         self.lock().woken_until
     }
@@ -118,14 +118,14 @@ mod tests {
     fn a_look_that_overlaps_a_commit_does_not_put_off_what_the_commit_has_noted() {
         let (due_queue, id) = (DueQueue::default(), InstanceId::new("i"));
         due_queue.extend_to(Millis(60_000));
-        // The look has read 30,000; a turn that was committed since is due at 5,000.
+        // The store's answer says 30,000; a turn committed after that read is due at 5,000.
         due_queue.set(&id, Some(Millis(5_000)));
         due_queue.set_if_sooner(&id, Millis(30_000));
         assert_eq!(due_queue.next(), Some(Millis(5_000)));
         due_queue.set_if_sooner(&id, Millis(4_000));
         assert_eq!(due_queue.take_due(Millis(4_000)), std::slice::from_ref(&id));
         assert_eq!(due_queue.next(), None);
-        // What a turn says is due later is due later.
+        // A turn may put a wake-up off.
         due_queue.set_if_sooner(&id, Millis(6_000));
         due_queue.set(&id, Some(Millis(9_000)));
         assert_eq!(due_queue.next(), Some(Millis(9_000)));

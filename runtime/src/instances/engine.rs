@@ -1,4 +1,4 @@
-//! What the turns of all instances of a node use. A turn knows it and nothing else of the node.
+//! The parts of a node that the turns of all its instances share; a turn knows nothing else of the node.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use crate::shards::neighbours::Neighbours;
 use crate::shards::tenure::Tenure;
 use crate::telemetry::counters::Counters;
 
-/// What turns are made with.
+/// The parts of a node that turns use.
 pub(crate) struct Engine {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) broker: Arc<dyn Broker>,
@@ -26,7 +26,7 @@ pub(crate) struct Engine {
     pub(crate) options: Arc<RuntimeOptions>,
     pub(crate) limits: Arc<Limits>,
     pub(crate) committer: Committer,
-    /// Room for turns that are decided and not committed yet.
+    /// One permit for each turn that is decided and not committed yet.
     pub(crate) turns: Arc<Semaphore>,
     pub(crate) tenure: Arc<Tenure>,
     pub(crate) neighbours: Arc<Neighbours>,

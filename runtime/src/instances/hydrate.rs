@@ -1,5 +1,5 @@
-//! Bringing an instance into memory, and new messages to it. Memory is a cache of what the store says under the epoch by which
-//! this node holds the shard; under another one it is read again.
+//! Loading an instance and its new messages. Memory is a cache of the store under the epoch by which this node holds the shard;
+//! under another epoch the instance is read again.
 
 use std::sync::Arc;
 
@@ -37,20 +37,21 @@ impl InstanceRun {
                 }
             }
         }
-        // A beginning may be late, and a worker's question is answered by what is known now.
+        // A start notice may be late: together with a nudge or a worker's question, the store is read instead.
         let begun = begun.filter(|_| !nudged && self.asked.is_empty()).and_then(|begun| {
             let shard = ShardId::of(&begun.instance, self.engine.store.shards());
             Loaded::begun(shard, begun)
         });
         match self.warm.as_ref().map(|hydrated| hydrated.cursor) {
             None => match begun {
+                // Nothing was read, so the current generation does: if the store has lost the start, the commit conflicts.
                 Some(loaded) => self.take_in(loaded, self.engine.tenure.generation()).await?,
                 None => self.hydrate().await?,
             },
             Some(after) if nudged => {
                 let read = self.engine.store.inbox(&self.instance, after).await;
                 let (rows, cursor) = read.map_err(|error| self.again(&error))?;
-                // The id was deleted and started again: what is in memory was another life, even if it has not begun either.
+                // The id was deleted and started again: memory holds a former life, even if that one has not begun either.
                 let is_new = |row: &Incoming| {
                     let known = |hydrated: &Hydrated| row.seq.is_some_and(|seq| hydrated.waiting.contains(&seq));
                     matches!(row.message.kind, MessageKind::Start(_)) && !self.warm.as_ref().is_some_and(known)
@@ -79,7 +80,7 @@ impl InstanceRun {
         Ok(())
     }
 
-    /// What was decided for a shard that another node may have had since is not the truth any more.
+    /// Forgets memory that was read under another epoch or generation: another node may have had the shard since.
     fn forget_if_moved(&mut self) {
         let warm = self.warm.as_ref();
         let generation = self.engine.tenure.generation();
@@ -100,7 +101,7 @@ impl InstanceRun {
         }
     }
 
-    /// The instance as the store has it, read after its shard was taken: before that, its former owner may still write.
+    /// Reads the instance, again if the read began before the shard was taken: until then its former owner may still write.
     async fn read(&mut self) -> Result<(Loaded, u64), Obstacle> {
         loop {
             let (asked, generation) = (Instant::now(), self.engine.tenure.generation());
@@ -140,16 +141,16 @@ impl InstanceRun {
                 warm.deliver(&id, Inbound::Wake);
             }
         }));
-        // Whatever has no outcome is handed out again; the broker knows what it still carries. What was outstanding and is not is
-        // stopped: memory had missed why. A notice may be late, and the instance long past its start: it stops nothing until a
-        // commit has shown that it is not.
+        // Activities without an outcome are handed out again; the broker refuses those it still has. Activities that memory took
+        // for outstanding, but the history does not, are stopped. A start notice may be late and the instance long past its start:
+        // it stops nothing until a commit has shown otherwise.
         let (outstanding, kv_reads) = (instance.outstanding(), instance.outstanding_kv_reads());
         let is_confirmed = mailed.is_none();
         if is_confirmed {
             let to_stop = self.engine.dispatcher.outstanding.keep_of(&self.instance, &outstanding);
             self.engine.dispatcher.stop_activities(to_stop).await;
         }
-        // In process nobody else could write a notice.
+        // No other process can write to an in-process broker, so its notices need no check.
         let mailed = mailed.filter(|_| self.engine.broker.state().is_shared);
         self.warm =
             Some(Hydrated { instance, shard, epoch, generation, cursor, waiting, stored, mailed, is_confirmed });

@@ -7,9 +7,9 @@ use outlast_broker::ReportReply;
 use outlast_core::{ActivityKey, InstanceId, Message, StartSnapshot, Token};
 use tokio::sync::oneshot;
 
-/// Brings something to instances. Implemented by the warm instances; whoever has something for an instance knows no more of them.
+/// Delivers input to instances. `WarmInstances` implements it; senders know nothing else of the warm instances.
 pub(crate) trait Mailboxes: Send + Sync {
-    /// Brings something to an instance, which is hydrated for it when it is not warm.
+    /// Delivers input to an instance, and hydrates the instance if it is not warm.
     fn deliver(&self, instance: &InstanceId, inbound: Inbound);
 }
 
@@ -17,16 +17,16 @@ pub(crate) trait Mailboxes: Send + Sync {
 #[derive(Debug)]
 pub(crate) struct Run;
 
-/// Something for an instance to look at.
+/// One input of an instance.
 #[derive(Debug)]
 pub(crate) enum Inbound {
     /// The inbox has something new.
     Nudge,
-    /// The instance is new, and this is all there is of it.
+    /// The instance is new, and the snapshot is all of it.
     Start(Box<StartSnapshot>),
     /// A timer may be due, or a stalled turn may be tried again.
     Wake,
-    /// The instance may have been deleted: memory is not to be believed.
+    /// The instance may have been deleted: it must be read again from the store.
     Reread,
     /// A worker's result, and where its answer goes.
     Direct(Message, oneshot::Sender<ReportReply>),
@@ -43,7 +43,7 @@ pub(crate) struct Mailbox {
 #[derive(Default)]
 pub(crate) struct MailboxState {
     pub(crate) inbound: VecDeque<Inbound>,
-    /// A run is on its way or under way.
+    /// The actor was told to run and has not finished.
     pub(crate) scheduled: bool,
 }
 
@@ -55,7 +55,7 @@ impl Mailbox {
     /// Adds input; `true` when the actor must be told to run.
     pub(crate) fn push(&self, inbound: Inbound) -> bool {
         let mut state = self.lock();
-        // One nudge makes the turn read everything, so a second one that waits says nothing new.
+        // The turn for the input that waits covers this one too, and its run is scheduled already.
         if matches!(
             (&inbound, state.inbound.back()),
             (Inbound::Nudge, Some(Inbound::Nudge)) | (Inbound::Wake, Some(Inbound::Wake))

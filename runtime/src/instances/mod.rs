@@ -1,4 +1,4 @@
-//! The instances in memory: what waits for each, how it gets there, and its turns from end to end.
+//! Instances in memory: their mailboxes, when they are due, and their turns from end to end.
 
 pub(crate) mod mailbox;
 pub(crate) mod warm;

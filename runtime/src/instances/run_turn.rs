@@ -25,7 +25,7 @@ use crate::telemetry::logging::{ORCHESTRATION, RUNTIME};
 const RETRY_DELAY: Duration = Duration::from_millis(50);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(1);
 
-/// Whether the actor is still of use.
+/// What becomes of the actor after a turn.
 pub(crate) enum After {
     /// Keep it warm.
     Stay,
@@ -38,7 +38,7 @@ pub(crate) struct InstanceRun {
     pub(crate) engine: Arc<Engine>,
     pub(crate) instance: InstanceId,
     pub(crate) warm: Option<Hydrated>,
-    /// Read from the inbox and not applied yet.
+    /// Messages received and not applied yet.
     pub(crate) backlog: VecDeque<Incoming>,
     pub(crate) answers: BTreeMap<MessageId, oneshot::Sender<ReportReply>>,
     pub(crate) asked: Vec<Asked>,
@@ -54,16 +54,16 @@ pub(crate) struct Asked {
     pub(crate) answer: oneshot::Sender<ReportReply>,
 }
 
-/// An instance in memory and the right by which it is run.
+/// An instance in memory, and the epoch by which this node runs it.
 pub(crate) struct Hydrated {
     pub(crate) instance: WarmInstance,
     pub(crate) shard: ShardId,
     pub(crate) epoch: Epoch,
-    /// Which past of the store it was read from.
+    /// The tenure's generation when it was read.
     pub(crate) generation: u64,
-    /// From where the inbox is read on.
+    /// Where the next read of the inbox begins.
     pub(crate) cursor: InboxCursor,
-    /// Rows that were read and are still in the inbox: reading on may give them again.
+    /// Rows that were read and are still in the inbox: the next read may return them again.
     pub(crate) waiting: BTreeSet<InboxSeq>,
     /// The row as the store has it.
     pub(crate) stored: InstanceState,
@@ -90,12 +90,12 @@ impl InstanceRun {
         Self { engine, instance, warm: None, backlog, answers, asked, trace, again: false, failures: 0 }
     }
 
-    /// Whether there is work that no mailbox announces.
+    /// Whether there is work besides the input in the mailbox.
     pub(crate) fn has_backlog(&self) -> bool {
         self.again || !self.backlog.is_empty()
     }
 
-    /// One turn. What must be durable is durable before anything is shown to the outside.
+    /// Runs one turn. Nothing is shown to the outside before the commit is durable.
     pub(crate) async fn turn(&mut self, inbound: Vec<Inbound>) -> After {
         let result = self.try_turn(inbound).await;
         let obstacle = match result {
@@ -136,6 +136,7 @@ impl InstanceRun {
 
     async fn try_turn(&mut self, inbound: Vec<Inbound>) -> Result<After, Obstacle> {
         self.load(inbound).await?;
+        // The shard may be lost during this wait; then the store refuses the commit, since it carries the epoch of the load.
         let room = Arc::clone(&self.engine.turns).acquire_owned().await.expect("it is never closed");
         let Some(hydrated) = self.warm.as_mut() else { return Err(Obstacle::Missing) };
         self.trace.turn_begins();
@@ -147,7 +148,7 @@ impl InstanceRun {
         let decision = {
             let _deciding = self.engine.problems.decides(&self.instance);
             let handlers = &self.engine.orchestrations;
-            // The code's own awaits must not meet the executor's budget for polls.
+            // Tokio's poll budget must not make the awaits of the user's code pend.
             tokio::task::coop::unconstrained(async { hydrated.instance.decide(input, handlers) }).await
         };
         let (turn, move_to) = match decision {
@@ -157,7 +158,7 @@ impl InstanceRun {
         self.commit(turn, move_to, room).await
     }
 
-    /// Nobody here has the code: move to a node that has it, or wait, or give up after so many tries.
+    /// This node lacks the code: moves the instance to a node that has it, or waits, or fails after `max_attempts`.
     fn without_code(
         &mut self,
         name: String,
@@ -212,7 +213,7 @@ impl InstanceRun {
         let announcement = Announcement::new(&self.instance, &hydrated.stored, &mut turn, begun_by, move_to.is_some());
         if turn.is_empty(&hydrated.stored) && move_to.is_none() {
             if !verdicts.is_empty() && !self.engine.tenure.speaks_for(hydrated.shard, hydrated.epoch) {
-                // A successor may know better by now; it will be asked.
+                // Another node may hold the shard by now and know better: the worker asks again.
                 return Err(Obstacle::Again);
             }
             announcement.log();
@@ -220,6 +221,7 @@ impl InstanceRun {
         } else {
             let span = self.trace.turn(&self.instance, &mut turn);
             effects = std::mem::take(&mut turn.effects);
+            // Set before the outcome is known: every outcome but success drops this memory.
             let before = std::mem::replace(&mut hydrated.stored, turn.state.clone());
             let held = !turn.held.is_empty();
             for seq in &turn.consumed {
@@ -240,7 +242,9 @@ impl InstanceRun {
                 self.engine.broker.notify(move_to.unwrap_or(shard), ShardNotice::Nudge(self.instance.clone()));
             }
         }
+        // Released before the effects: they may wait for the broker, and other turns must not wait with them.
         drop(room);
+        // Not before the commit: a worker acks its item when it hears the verdict.
         for (id, verdict) in verdicts {
             if let Some(answer) = self.answers.remove(&id) {
                 let _gone = answer.send(ReportReply::Settled(verdict));
@@ -263,7 +267,7 @@ impl InstanceRun {
         self.engine.dispatcher.outstanding.keep_of(&self.instance, &hydrated.instance.outstanding())
     }
 
-    /// What the commit came to; anything but success means that memory is not the truth any more.
+    /// Checks the outcome of a commit; any outcome but success means that memory is stale.
     async fn check(&mut self, committed: Committed) -> Result<(), Obstacle> {
         match committed {
             Committed::Outcome(TurnOutcome::Committed { .. }) => return Ok(()),
@@ -280,7 +284,7 @@ impl InstanceRun {
         Err(Obstacle::Again)
     }
 
-    /// A turn that no store takes would be decided again and again; the instance fails instead.
+    /// Fails the instance, since a turn that the store refuses for good would be decided again and again.
     async fn fail_refused(&mut self, reason: String) {
         self.warm = None;
         if self.hydrate().await.is_err() {
@@ -301,7 +305,7 @@ impl InstanceRun {
         let announcement = Announcement::new(&instance, &before, &mut turn, hydrated.instance.begun_by(), false);
         let turn = FencedTurn { instance, shard, epoch, before, turn, move_to: None, mailed: None };
         let outcome = self.engine.committer.commit(Box::new(Decided { turn, announcement })).await;
-        tracing::error!(target: RUNTIME, instance = %self.instance, ?outcome, "the instance was failed for it");
+        tracing::error!(target: RUNTIME, instance = %self.instance, ?outcome, "tried to fail the instance instead");
         if let Committed::Outcome(TurnOutcome::Refused(reason)) = outcome {
             let now = self.engine.store.now();
             self.engine.problems.note_damaged(&self.instance, format!("stored data is damaged: {reason}"), now);
@@ -327,7 +331,7 @@ impl InstanceRun {
         match error {
             outlast_storage::Error::Corrupt { .. } => {
                 self.engine.problems.note_damaged(&self.instance, error.to_string(), self.engine.store.now());
-                tracing::error!(target: RUNTIME, instance = %self.instance, %error, "the instance cannot be read; it waits until that is mended");
+                tracing::error!(target: RUNTIME, instance = %self.instance, %error, "the instance cannot be read until its data is repaired");
             }
             other => {
                 tracing::warn!(target: RUNTIME, instance = %self.instance, error = %other, "the store could not be read")
@@ -338,12 +342,12 @@ impl InstanceRun {
         Obstacle::Again
     }
 
-    /// It is a problem only if it lasts.
+    /// A failure becomes a problem only if it lasts.
     fn note_failure(&self, how: &str) {
         self.engine.problems.troubles.turns.note(self.instance.clone(), how.to_owned());
     }
 
-    /// Whatever the lost turn was about is found in the store, so looking again is enough.
+    /// Nudges the instance later: the store has everything that the lost turn was about.
     fn again_later(&self) {
         let (engine, instance) = (Arc::clone(&self.engine), self.instance.clone());
         let delay = self.retry_delay();

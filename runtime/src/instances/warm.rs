@@ -1,7 +1,7 @@
-//! The warm instances of a node: at most so many, the rest waits for room.
+//! The warm instances of a node: at most `WarmOptions::max`; the others wait for room.
 //!
-//! Memory is a cache: an idle actor may be let go at any time and is hydrated again when something comes for it. A busy one
-//! stays, so when all are busy newcomers wait, with what came for them, until one has nothing more to do.
+//! Memory is a cache: an idle actor may be stopped at any time, and its instance is hydrated again for its next input. A busy
+//! actor stays, so when all are busy, newcomers wait with their input until one becomes idle.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,21 +18,21 @@ use tokio_util::sync::CancellationToken;
 
 use crate::instances::mailbox::{Inbound, Mailbox, Mailboxes, Run};
 
-/// Least recently used actors that are looked at for an idle one, so that a full set costs no walk.
+/// How many of the least recently used actors are checked for an idle one: a full set is never walked.
 const IDLE_SEARCH: usize = 4;
 
-/// Starts the actor of an instance; the warm instances know no more of actors.
+/// Starts the actor of an instance; `WarmInstances` does not know what actors do.
 pub(crate) trait StartsActors: Send + Sync {
-    /// Starts an actor that runs what comes into `mailbox` whenever it is told to.
+    /// Starts an actor that works off `mailbox` whenever it is told to run.
     fn start_actor(self: Arc<Self>, instance: InstanceId, mailbox: Arc<Mailbox>) -> Result<ActorRef<Run>, SpawnErr>;
 }
 
 /// The warm instances of a node.
 pub(crate) struct WarmInstances {
-    /// Taken before the lock of a mailbox, never after it.
+    /// Locked before a mailbox, never after it.
     set: Mutex<WarmSet>,
     pub(crate) skipped: Skipped,
-    /// Who starts actors. Weak, since actors deliver to each other.
+    /// Who starts actors. Weak, since the starter holds this set.
     starter: OnceLock<Weak<dyn StartsActors>>,
     max: usize,
     passivate_after: Duration,
@@ -45,11 +45,11 @@ pub(crate) struct WarmOptions {
     pub(crate) passivate_after: Duration,
 }
 
-/// Actors, and the instances that wait to become one.
+/// The actors, and the instances that wait for room.
 struct WarmSet {
     actors: LruCache<InstanceId, Warm>,
     waiting: BTreeMap<InstanceId, Arc<Mailbox>>,
-    /// Longest waiting first, and since when each does.
+    /// Longest waiting first, and since when each waits.
     order: VecDeque<(InstanceId, Instant)>,
 }
 
@@ -78,17 +78,17 @@ impl Skipped {
         self.more.notified().await;
     }
 
-    /// A sweep did not succeed: another one is due.
+    /// Asks for another sweep, since one has failed.
     pub(crate) fn sweep_is_due(&self) {
         self.more.notify_one();
     }
 
-    /// How much was skipped until now: a sweep that begins after this finds all of it.
+    /// Nudges skipped so far; a sweep that begins after this call finds all their messages.
     pub(crate) fn count(&self) -> u64 {
         self.noted.load(Ordering::Acquire)
     }
 
-    /// A sweep has found so much.
+    /// A sweep has found the messages of the first `count` skipped nudges.
     pub(crate) fn swept(&self, count: u64) {
         self.swept.store(count, Ordering::Release);
     }
@@ -112,7 +112,7 @@ impl WarmInstances {
         Self { set, skipped, starter, max, passivate_after, stopping }
     }
 
-    /// Who starts actors from now on; told once, before anything is delivered.
+    /// Sets who starts actors; called once, before anything is delivered.
     pub(crate) fn set_starter(&self, starter: Weak<dyn StartsActors>) {
         let told = self.starter.set(starter);
         debug_assert!(told.is_ok(), "the warm instances were told twice who starts actors");
@@ -143,14 +143,15 @@ impl WarmInstances {
         mailboxes.map(|mailbox| mailbox.lock().inbound.len()).sum()
     }
 
-    /// Brings what the inbox of an instance has, unless too many instances wait for room: then it stays in the store, and the sweep
-    /// of the inboxes brings it, which waits itself.
+    /// Delivers input whose message is in the instance's inbox. If too many instances wait for room, the inbox sweep, which waits
+    /// itself, delivers it later.
     pub(crate) fn bring(&self, instance: &InstanceId, inbound: Inbound) {
         let is_full = {
             let warm = self.lock();
             let known = warm.actors.contains(instance) || warm.waiting.contains_key(instance);
             !known && warm.waiting.len() >= self.max
         };
+        // Others may join the queue before `deliver` does, so it may grow a little beyond `max`: no harm is done.
         if is_full {
             self.skipped.note();
         } else {
@@ -161,6 +162,7 @@ impl WarmInstances {
     /// Lets go of an actor if nothing waits for it. Its memory is a cache, so this is always allowed.
     pub(crate) fn retire(&self, instance: &InstanceId, mailbox: &Arc<Mailbox>) -> bool {
         let mut warm = self.lock();
+        // `deliver` pushes under this lock, so nothing arrives between the check of the mailbox and the removal.
         let mine = warm.actors.peek(instance).is_some_and(|entry| Arc::ptr_eq(&entry.mailbox, mailbox));
         if !mine || !mailbox.lock().inbound.is_empty() {
             return false;
@@ -172,7 +174,7 @@ impl WarmInstances {
         true
     }
 
-    /// An actor has nothing more to do: if others wait for room, the least recently used idle one makes it.
+    /// An actor has become idle: if instances wait for room, one of the least recently used idle actors makes room.
     pub(crate) fn idle(&self, instance: &InstanceId, mailbox: &Arc<Mailbox>) {
         let mut warm = self.lock();
         if warm.waiting.is_empty() {
@@ -183,11 +185,12 @@ impl WarmInstances {
         if evicted {
             self.admit_waiting(&mut self.lock());
         } else if !mailbox.lock().scheduled {
+            // Input that has arrived since the check is safe: `retire` checks again, under the lock of the set.
             self.retire(instance, mailbox);
         }
     }
 
-    /// Passivates what has not been used for a while.
+    /// Passivates actors that have not been used for a while.
     pub(crate) fn passivate_idle(&self) {
         let mut warm = self.lock();
         let after = self.passivate_after;
@@ -198,8 +201,8 @@ impl WarmInstances {
         }
     }
 
-    /// Lets go of all that has nothing to do. Whatever is busy looks itself whether its shard is still here, at its next
-    /// turn; were it stopped now, a second actor could read the store before this turn is written there.
+    /// Stops all idle actors. A busy one checks at its next turn whether this node still holds its shard; if it were stopped
+    /// now, a second actor could read the store before the first one's turn is written there.
     pub(crate) fn passivate_unused(&self) {
         let mut warm = self.lock();
         let is_unused = |(_, entry): &(&InstanceId, &Warm)| !entry.mailbox.lock().scheduled;
@@ -209,7 +212,7 @@ impl WarmInstances {
         }
     }
 
-    /// Stops all actors; whatever they were deciding is refused by the store or decided again by whoever comes next.
+    /// Stops all actors; the turns that they were deciding are refused by the store or decided again by the next owner.
     pub(crate) fn passivate_all(&self) {
         let mut warm = self.lock();
         while let Some((_, entry)) = warm.actors.pop_lru() {
@@ -239,7 +242,7 @@ impl WarmInstances {
         }
     }
 
-    /// Makes the actor of a mailbox that has something.
+    /// Starts the actor of a mailbox that has input.
     fn spawn(&self, actors: &mut LruCache<InstanceId, Warm>, instance: InstanceId, mailbox: Arc<Mailbox>) {
         let starter = self.starter.get().and_then(Weak::upgrade);
         let Some(starter) = starter else {
@@ -264,7 +267,7 @@ impl WarmInstances {
 }
 
 impl Mailboxes for WarmInstances {
-    /// The actor is started when there is none and room for one; otherwise the instance waits.
+    /// Starts the actor if there is none and there is room for one; without room, the instance waits.
     fn deliver(&self, instance: &InstanceId, inbound: Inbound) {
         if self.stopping.is_cancelled() {
             return refuse(inbound);
@@ -273,7 +276,7 @@ impl Mailboxes for WarmInstances {
         if let Some(entry) = warm.actors.get_mut(instance) {
             entry.used = Instant::now();
             if entry.mailbox.push(inbound) {
-                // A stopped actor was taken out of the map under this very lock, so this one takes messages.
+                // Actors leave the map under this lock before they are stopped, so this one still takes messages.
                 let _accepted = entry.actor.cast(Run);
             }
             return;
@@ -287,7 +290,7 @@ impl Mailboxes for WarmInstances {
             mailbox.push(inbound);
             self.spawn(&mut warm.actors, instance.clone(), mailbox);
         } else {
-            // What its start carries waits in the store: it may be large, and many may wait.
+            // The start message waits in the store, not here: it may be large, and many instances may wait.
             mailbox.push(if matches!(inbound, Inbound::Start(_)) { Inbound::Nudge } else { inbound });
             warm.order.push_back((instance.clone(), Instant::now()));
             warm.waiting.insert(instance.clone(), mailbox);
@@ -295,7 +298,7 @@ impl Mailboxes for WarmInstances {
     }
 }
 
-/// Lets one of the least recently used actors go, if it is idle; a busy one counts as used just now.
+/// Stops one of the least recently used actors if it is idle; busy ones on the way count as used just now.
 fn pop_idle(actors: &mut LruCache<InstanceId, Warm>) -> bool {
     for _ in 0..IDLE_SEARCH {
         let Some((instance, entry)) = actors.pop_lru() else { return false };
@@ -308,7 +311,7 @@ fn pop_idle(actors: &mut LruCache<InstanceId, Warm>) -> bool {
     false
 }
 
-/// Whoever sent it asks again, or finds it in the store.
+/// Turns input away: workers ask again, the store has the rest.
 fn refuse(inbound: Inbound) {
     if let Inbound::Direct(_, answer) | Inbound::Ask { answer, .. } = inbound {
         let _gone = answer.send(ReportReply::TryAgain);

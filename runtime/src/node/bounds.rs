@@ -19,7 +19,7 @@ impl UnderWay {
     }
 }
 
-/// So many permits, or as many as there can be.
+/// This many permits, or as many as there can be.
 pub(crate) fn permits(count: usize) -> Arc<Semaphore> {
     Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)))
 }

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 
 /// Renews leases and does nothing else: user code may keep every other thread busy for longer than a lease.
 pub(crate) static RENEWALS: DedicatedThread = DedicatedThread::new("outlast-renewal");
-/// Commits: thousands of turns that become due at once would otherwise stand in line before it.
+/// Commits: elsewhere they would queue behind thousands of turns that become due at once.
 pub(crate) static COMMITS: DedicatedThread = DedicatedThread::new("outlast-commit");
 
 /// A thread that is started when it is first used.
@@ -25,7 +25,7 @@ impl DedicatedThread {
         Self { name, executor: OnceLock::new() }
     }
 
-    /// In a simulation there is one thread for all.
+    /// A simulation runs everything on one thread.
     pub(crate) fn spawn<F>(&self, surroundings: &Surroundings, future: F) -> JoinHandle<F::Output>
     where
         F: Future<Output: Send + 'static> + Send + 'static,

@@ -1,4 +1,4 @@
-//! A node: builds the parts of which it is made, none of which knows it.
+//! A node: builds its parts, none of which knows the node.
 //!
 //! ```text
 //! Tenure, Neighbours, Problems      what is held, who is there, what stands still
@@ -120,7 +120,7 @@ impl Node {
         Self { owner, engine }
     }
 
-    /// Ends all that the node does and drops what it has in memory: it is found in the store.
+    /// Ends all work of the node and drops its memory; the store has all of it.
     pub(crate) fn stop(&self) {
         self.owner.stopping.cancel();
         self.owner.warm.passivate_all();
@@ -128,7 +128,7 @@ impl Node {
         self.owner.dispatcher.outstanding.clear();
     }
 
-    /// Whether no turn is under way, and nothing waits to be tried again.
+    /// Whether no turn is under way, and nothing waits for a retry.
     pub(crate) fn is_quiet(&self) -> bool {
         self.owner.dispatcher.is_quiet() && self.owner.warm.is_quiet()
     }

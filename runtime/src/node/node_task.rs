@@ -1,6 +1,6 @@
 //! The long-lived tasks of a node, by name.
 
-/// The long-lived tasks of a node. ARCHITECTURE.md tells what each does and what its restart makes good.
+/// The long-lived tasks of a node. ARCHITECTURE.md says what each does and how its restart recovers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum NodeTask {
     ShardMessages,
@@ -38,7 +38,7 @@ impl NodeTask {
         Self::Worker,
     ];
 
-    /// As logs, metrics and people call it.
+    /// Its name in logs and metrics.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::ShardMessages => "shard messages",

@@ -1,9 +1,9 @@
-//! A node among the others: it is there before it does anything, and it leaves however its runtime ends, be it by a shutdown, by
-//! a drop in or outside of an executor, or by a start that failed, panicked or was given up half-way.
+//! Announces a node before it does anything, and makes it leave however its runtime ends: by a shutdown, by a drop inside or
+//! outside an executor, or by a start that failed, panicked or was dropped half-way.
 //!
-//! All of it runs on the thread of the renewals, which outlasts callers and their executors. Whoever tells the store of a node holds
-//! `Node::gone` meanwhile: a statement that arrives after the farewell would leave a ghost, which holds a share of the shards and
-//! serves nobody.
+//! Everything here runs on the renewal thread, which outlives callers and their executors. Whoever tells the store about a node
+//! holds the lock `Tenure::has_left`: a statement that arrived after the farewell would leave a ghost, which holds a share of the
+//! shards and serves nobody.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +24,7 @@ const FAREWELL_MAX: Duration = Duration::from_secs(15);
 /// Pause before it is tried again.
 const FAREWELL_AGAIN: Duration = Duration::from_millis(100);
 
-/// A node that is there until this is dropped.
+/// Keeps a node present until this is dropped.
 pub(crate) struct Presence {
     owner: Arc<Owner>,
     worker: WorkerId,
@@ -33,12 +33,12 @@ pub(crate) struct Presence {
 }
 
 impl Presence {
-    /// Nobody knows of the node yet; whatever happens from now on, nobody does in the end.
+    /// For a node that nobody knows yet: whatever happens from now on, it leaves in the end.
     pub(crate) fn new(owner: Arc<Owner>, worker: WorkerId, messages: mpsc::UnboundedSender<ShardMessage>) -> Self {
         Self { owner, worker, messages, left: AtomicBool::new(false) }
     }
 
-    /// Leaves, once. It takes place also when nobody waits for it.
+    /// Leaves, once. The farewell goes on even if nobody awaits it.
     pub(crate) fn leave(&self) -> Option<JoinHandle<()>> {
         if self.left.swap(true, Ordering::AcqRel) {
             return None;
@@ -50,7 +50,7 @@ impl Presence {
 
 impl Drop for Presence {
     fn drop(&mut self) {
-        // Nobody waits for it.
+        // It goes on by itself.
         drop(self.leave());
     }
 }
@@ -59,35 +59,36 @@ impl Drop for Presence {
 pub(crate) async fn announce(owner: &Arc<Owner>, info: NodeInfo) -> Result<(), Error> {
     let joining = Arc::clone(owner);
     let joined = RENEWALS.spawn(&owner.surroundings, async move {
+        // Held until the store has answered, so that a farewell waits and comes last.
         let gone = joining.tenure.has_left.lock().await;
         if *gone { Err(has_left()) } else { joining.store.join(info).await }
     });
     joined.await.unwrap_or_else(|_| Err(Error::Unavailable("the announcement of the node panicked".to_owned())))
 }
 
-/// What a node that has left is told.
+/// The error for a node that has left.
 pub(crate) fn has_left() -> Error {
     Error::Unusable("the node has left".to_owned())
 }
 
 async fn say_farewell(owner: Arc<Owner>, worker: WorkerId, messages: mpsc::UnboundedSender<ShardMessage>) {
-    // From here on nothing tells the store of this node any more.
+    // Waits for statements under way; later ones are refused.
     *owner.tenure.has_left.lock().await = true;
     let held = owner.tenure.held();
     let left = async {
         insist("sessions", || owner.store.release_sessions(&worker, None)).await;
-        // Not before its sessions are free: until then, owners bring items of them to it.
+        // Only after its sessions are free: until then, owners bring their items to this worker.
         let withdrawn = owner.broker.withdraw(Withdrawal::Worker(worker.clone()));
         let (withdrawn, ()) = tokio::join!(withdrawn, insist("shards", || owner.store.leave(&owner.id)));
         if let Err(error) = withdrawn {
-            tracing::debug!(target: RUNTIME, %worker, %error, "what was brought to this worker alone stays queued until others find it gone");
+            tracing::debug!(target: RUNTIME, %worker, %error, "items queued for this worker alone stay queued until others find it gone");
         }
     };
-    // At once: a broker that is away does not delay the store.
+    // Both at once: a broker that is away must not delay the store.
     tokio::join!(owner.broker.disown(&held, &messages), left);
 }
 
-/// Connections may have ended with the executor that made them, so a failure is no reason to give up at once.
+/// Tries for a while: connections may have ended with the executor that made them.
 async fn insist<F: Future<Output = Result<(), Error>>>(what: &str, release: impl Fn() -> F) {
     let released = async {
         while let Err(error) = release().await {

@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use crate::node::Node;
 
-/// A store that has answered no renewal for so long is away; renewals come at least every half second.
+/// A store that answers no renewal for this long is away; renewals are sent at least every half second.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
 
 /// Why a node cannot be given work now.
@@ -21,7 +21,7 @@ pub enum NotReady {
     /// The store has not answered lately.
     #[error("the store has not answered for {0:?}")]
     StoreSilent(Duration),
-    /// One of its tasks ends again and again, though it is started anew each time; the log says why.
+    /// One of its tasks fails again and again although it is restarted; the log says why.
     #[error("the node's task \"{0}\" fails again and again")]
     TaskFailing(&'static str),
     /// There is no connection to the broker.
@@ -30,7 +30,7 @@ pub enum NotReady {
 }
 
 impl Node {
-    /// What stands in the way of work.
+    /// Why the node cannot work now, if so.
     pub(crate) fn readiness(&self) -> Result<(), NotReady> {
         if self.owner.stopping.is_cancelled() || self.owner.tenure.is_leaving() {
             return Err(NotReady::Stopping);

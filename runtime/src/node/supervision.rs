@@ -1,11 +1,9 @@
-//! Looks after the long-lived tasks of a node: one that panics, or ends although nobody asked for it, is said and started
-//! anew.
+//! Supervises the long-lived tasks of a node: one that panics, or ends without being asked to, is logged and restarted.
 //!
-//! A task keeps nothing that the store does not know, so starting it anew is always right; what it held when it ended is
-//! looked for by the first steps of its successor. A node whose tasks fail again and again gives its shards to nodes that
-//! may fare better (`membership::leave_when_failing`). This is a loop around each future instead of ractor's supervision:
-//! two of the tasks run on threads of their own, and all of them keep what they read from (a mailbox, a queue of turns)
-//! when they are started anew, neither of which fits an actor.
+//! A task holds nothing that the store does not have, so restarting it is always right; its successor begins by looking for what
+//! was in hand. A node whose tasks fail again and again gives its shards to other nodes (`membership::leave_when_failing`). Each
+//! future runs in a loop instead of under ractor's supervision, because two of the tasks have threads of their own, and all keep
+//! their input (a mailbox, a queue of turns) across restarts; neither fits an actor.
 
 use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
@@ -29,7 +27,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 const REMEMBERED: Duration = Duration::from_secs(60);
 /// Failures within that time after which the node is not ready.
 const UNREADY_AFTER: usize = 3;
-/// Failures within that time after which the node gives up its shards. With the pauses, they take some seven seconds.
+/// Failures within that time after which the node gives up its shards. With the pauses, they take over five seconds.
 const GIVEN_UP_AFTER: usize = 10;
 
 /// What has failed lately, and what follows from it.
@@ -80,7 +78,7 @@ impl Supervisor {
         Arc::new(Self { failures: Mutex::default(), stopping, failing, abandoned })
     }
 
-    /// Runs what `start` makes, anew after each panic and each end, until it ends while `asked` is cancelled. A task that
+    /// Runs the future that `start` makes, and restarts it after each panic or return, until `asked` is cancelled. A task that
     /// has an end cancels `asked` itself.
     pub(crate) fn keep<F>(
         self: Arc<Self>,
@@ -91,12 +89,12 @@ impl Supervisor {
     where
         F: Future<Output = ()>,
     {
-        // Made at once: an executor may end before it has polled a task even once.
+        // Made before the first poll: an executor may end before it polls a task.
         let presence = Presence { supervisor: Arc::clone(&self), task, asked: asked.clone() };
         async move {
             let _presence = presence;
             loop {
-                // The future is made inside: what makes it may panic too.
+                // `start` is called inside, because it may panic too.
                 let ended = AssertUnwindSafe(async { start().await }).catch_unwind().await;
                 let reason = match ended {
                     _ if asked.is_cancelled() => return,
@@ -113,7 +111,7 @@ impl Supervisor {
         }
     }
 
-    /// Takes note of a failure; returns how long to wait before the restart.
+    /// Records a failure; returns how long to wait before the restart.
     fn failed(&self, task: NodeTask, reason: String) -> Duration {
         let count = {
             let mut failures = self.lock();
@@ -148,7 +146,7 @@ impl Supervisor {
         self.failing_tasks().into_iter().find(|failing| failing.count >= UNREADY_AFTER).map(|failing| failing.task)
     }
 
-    /// A task for which starting anew does not help: the process had better be replaced.
+    /// A task that restarts do not help: the process should be replaced.
     #[cfg(feature = "telemetry")]
     pub(crate) fn lost_task(&self) -> Option<NodeTask> {
         self.failing_tasks().into_iter().find(|failing| failing.count >= GIVEN_UP_AFTER).map(|failing| failing.task)
@@ -159,7 +157,7 @@ impl Supervisor {
         self.failing.cancelled().await;
     }
 
-    /// Whether the executor of the node's tasks has ended under them.
+    /// Whether the executor has ended while tasks of the node ran.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.abandoned.is_cancelled()
     }
@@ -170,7 +168,7 @@ impl Supervisor {
 }
 
 impl Failures {
-    /// `true` while there is something left.
+    /// Drops old failures; `true` if any are left.
     fn forget_old(&mut self) -> bool {
         while self.recent.len() > GIVEN_UP_AFTER || self.recent.front().is_some_and(|at| at.elapsed() >= REMEMBERED) {
             self.recent.pop_front();
@@ -179,8 +177,8 @@ impl Failures {
     }
 }
 
-/// Notices that a task is dropped before it was asked to end: its executor has ended, and leases that are renewed on a
-/// thread of their own would hold the shards for nobody.
+/// Notices a task that is dropped before it was asked to end: its executor has ended, and the renewal thread would hold the
+/// shards for nobody.
 struct Presence {
     supervisor: Arc<Supervisor>,
     task: NodeTask,
@@ -193,12 +191,13 @@ impl Drop for Presence {
             return;
         }
         tracing::error!(target: RUNTIME, task = self.task.name(), "the executor of this node has ended without a shutdown, the node leaves");
+        // In this order: `stopping` wakes the renewal, which then looks at `abandoned`.
         self.supervisor.abandoned.cancel();
         self.supervisor.stopping.cancel();
     }
 }
 
-/// What a panic says.
+/// The message of a panic.
 pub(crate) fn text_of(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message")

@@ -1,4 +1,4 @@
-//! The long-lived tasks of a node: how each begins, and what is made good when one begins anew.
+//! The long-lived tasks of a node: how each starts, and what a restarted one recovers first.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -28,23 +28,23 @@ impl Tasks {
         Self { owner, tracker: TaskTracker::new(), aborts: Mutex::default() }
     }
 
-    /// Returns when all have ended, which they have been told to.
+    /// Returns when all tasks have ended; they must have been told to.
     pub(crate) async fn ended(&self) {
         self.tracker.close();
         self.tracker.wait().await;
     }
 
-    /// Ends those that have not.
+    /// Aborts tasks that have not.
     pub(crate) fn abort(&self) {
         self.aborts.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(AbortHandle::abort);
     }
 
-    /// Receiving what comes for the node's shards; before it takes the first one.
+    /// Starts to receive messages for the node's shards; call it before the node takes a shard.
     pub(crate) fn spawn_receiver(&self, receiver: mpsc::UnboundedReceiver<ShardMessage>) {
         let receiver = Arc::new(tokio::sync::Mutex::new(receiver));
         let (owner, mut anew) = (Arc::clone(&self.owner), false);
         self.spawn(NodeTask::ShardMessages, &self.owner.stopping, move || {
-            // What was in hand is lost in memory: the inboxes still have it. Workers repeat their reports.
+            // Messages in hand are lost, but the inboxes still have them. Workers repeat their reports.
             if std::mem::replace(&mut anew, true) {
                 take_over::take_over(&owner, owner.tenure.held());
             }
@@ -52,20 +52,20 @@ impl Tasks {
         });
     }
 
-    /// All that serve the node's shards, and those that look after the node itself.
+    /// Starts the tasks that serve the node's shards and those that look after the node itself.
     pub(crate) fn spawn_owner(
         &self,
         messages: &mpsc::UnboundedSender<ShardMessage>,
         renewals: watch::Receiver<Renewal>,
     ) {
-        // It reads all that is due when it begins.
+        // It begins by reading everything due.
         self.spawn_duty(NodeTask::DueQueue, due_times::wake_due);
-        // It reads all inboxes when it begins.
+        // It begins by reading all inboxes.
         self.spawn_duty(NodeTask::InboxSweep, inbox_sweep::watch_inboxes);
-        // What it takes out has its outcome before anything can fail.
+        // Every activity it takes out gets its outcome before anything can fail.
         self.spawn_dispatch(NodeTask::LateWork, offers::end_late);
         if self.owner.broker.state().is_shared {
-            // It looks at all that is outstanding again and again.
+            // It looks through everything outstanding again and again.
             self.spawn_dispatch(NodeTask::Offers, offers::offer_again);
         }
         let (dispatcher, mut anew) = (Arc::clone(&self.owner.dispatcher), false);
@@ -93,14 +93,14 @@ impl Tasks {
         self.spawn_duty(NodeTask::Departure, move |owner| membership::leave_when_failing(owner, sender.clone()));
     }
 
-    /// Reporting what stands still; it reports all that it finds when it begins.
+    /// Starts to report what stands still; once restarted, it reports everything it finds.
     pub(crate) fn spawn_report(&self, watched: Watched) {
         let watched = Arc::new(watched);
         self.spawn(NodeTask::Problems, &self.owner.stopping, move || report::watch(Arc::clone(&watched)));
     }
 
-    /// Pulling activities. Its successor opens a source of its own; what the lost one had not handed out goes back to the broker
-    /// with it.
+    /// Starts to pull activities. Once restarted, it opens a new source; items that the old one had not handed out go back to the
+    /// broker.
     pub(crate) fn spawn_worker(&self, worker: &Arc<Worker>) {
         let kept = Arc::clone(worker);
         self.spawn(NodeTask::Worker, &worker.draining, move || Arc::clone(&kept).run());

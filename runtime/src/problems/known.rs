@@ -1,6 +1,6 @@
-//! What the parts of a node have noticed of instances that stand still: damaged ones, those whose code nobody has, code that does
-//! not come back, and whatever goes wrong and lasts. `report` looks at it every two seconds; a healthy turn pays for it with looks
-//! at flags and one entry among those that are being decided.
+//! What the parts of a node have noticed about instances that stand still: damaged ones, those whose code no node has, code that
+//! does not return, and other lasting troubles. `report` looks at it every two seconds; a healthy turn pays with a few looks at
+//! flags and one entry in `deciding`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,7 +16,7 @@ use crate::problems::notices::Notices;
 /// The problems that a node knows of.
 #[derive(Default)]
 pub(crate) struct Problems {
-    /// What goes wrong and lasts; the worker notes some of it.
+    /// Troubles that last; the worker notes some of them.
     pub(crate) troubles: Arc<Troubles>,
     /// What was written to the log lately.
     pub(crate) notices: Notices,
@@ -24,13 +24,13 @@ pub(crate) struct Problems {
     damaged: Mutex<BTreeMap<InstanceId, (String, Millis)>>,
     /// Instances whose orchestration no node has.
     stalled: Mutex<BTreeSet<InstanceId>>,
-    /// Activities that wait for a worker that nobody is, when it was last looked.
+    /// How many activities no worker could run at the last look.
     unserved: AtomicUsize,
     /// Instances whose code is being run right now, and since when.
     deciding: Mutex<BTreeMap<InstanceId, Instant>>,
 }
 
-/// Says that an instance's code runs, until it is dropped.
+/// Marks that an instance's code is running, until it is dropped.
 pub(crate) struct Deciding<'a> {
     problems: &'a Problems,
     instance: &'a InstanceId,
@@ -43,7 +43,7 @@ impl Drop for Deciding<'_> {
 }
 
 impl Problems {
-    /// An instance cannot be read or written since `now`, or since it was first said.
+    /// Notes that an instance cannot be read or written, since `now` or since it was first noted.
     pub(crate) fn note_damaged(&self, instance: &InstanceId, reason: String, now: Millis) {
         self.lock_damaged().entry(instance.clone()).or_insert_with(|| (reason, now));
     }
@@ -62,7 +62,7 @@ impl Problems {
         damaged.iter().map(|(instance, (reason, since))| (instance.clone(), reason.clone(), *since)).collect()
     }
 
-    /// Whether the turn of an instance could not begin, as nobody has its code.
+    /// Notes whether the turn of an instance could not begin because nobody has its code.
     pub(crate) fn note_stalled(&self, instance: &InstanceId, is_stalled: bool) {
         let mut stalled = self.stalled.lock().unwrap_or_else(PoisonError::into_inner);
         if is_stalled {
@@ -72,13 +72,13 @@ impl Problems {
         }
     }
 
-    /// Other nodes look after these instances now; what stays here and goes on failing is noted again at its next turn.
+    /// Forgets instances, which other nodes own now; any that stay and keep failing are noted again at their next turn.
     pub(crate) fn forget_instances(&self) {
         self.stalled.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.troubles.turns.clear();
     }
 
-    /// So many activities wait for a worker that nobody is.
+    /// Sets how many activities no worker can run.
     pub(crate) fn set_unserved(&self, count: usize) {
         self.unserved.store(count, Ordering::Relaxed);
     }

@@ -1,5 +1,5 @@
-//! What goes wrong and lasts, as the parts of a node notice it: since when, and with whom. `shortages` reports what has lasted
-//! for too long. Nothing of it costs a step of an instance more than a look at a flag.
+//! Troubles that last, as the parts of a node notice them: since when, and whose. `report` reports those that last too long. A
+//! step of an instance pays no more than a look at a flag.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,7 +31,7 @@ pub(crate) struct Full {
     pub(crate) asked: Instant,
 }
 
-/// What the broker has not taken.
+/// Why activities were refused.
 #[derive(Clone)]
 pub(crate) struct Refusal {
     pub(crate) reason: String,
@@ -47,7 +47,7 @@ pub(crate) struct Untaken {
 
 /// States that last, and since when.
 pub(crate) struct Since<K, V> {
-    /// Looked at without a lock: there is almost never anything.
+    /// Read without the lock: there is almost never an entry.
     any: AtomicBool,
     entries: Mutex<BTreeMap<K, (V, Instant)>>,
 }
@@ -59,7 +59,7 @@ impl<K, V> Default for Since<K, V> {
 }
 
 impl<K: Clone + Ord, V: Clone> Since<K, V> {
-    /// It is so now; since when stays as it was. Returns that moment.
+    /// Notes that a state holds. Returns when it was first noted.
     pub(crate) fn note(&self, key: K, value: V) -> Instant {
         let mut entries = self.lock();
         self.any.store(true, Ordering::Release);
@@ -72,9 +72,9 @@ impl<K: Clone + Ord, V: Clone> Since<K, V> {
         self.lock().get(key).map(|(value, _)| value.clone())
     }
 
-    /// It is so no more.
+    /// The state is over.
     pub(crate) fn end(&self, key: &K) {
-        // Whoever notes and ends the same key does both in order, so a stale flag is not read here.
+        // Whoever notes a key also ends it, in order, so the flag read here is never older than the note.
         if self.any.load(Ordering::Acquire) {
             let mut entries = self.lock();
             entries.remove(key);
@@ -88,7 +88,7 @@ impl<K: Clone + Ord, V: Clone> Since<K, V> {
         self.any.store(false, Ordering::Release);
     }
 
-    /// What has lasted for at least so long.
+    /// States that have lasted for this long.
     pub(crate) fn lasting(&self, least: Duration) -> Vec<(K, V, Duration)> {
         let entries = self.lock();
         let ages = entries.iter().map(|(key, (value, since))| (key.clone(), value.clone(), since.elapsed()));

@@ -1,4 +1,5 @@
-//! Log lines about what nobody has registered: the first is written at once, and however many instances wait for the same, few follow.
+//! Limits log lines about missing code and other problems: the first is written at once, and few follow, however many instances
+//! wait for the same.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -8,10 +9,10 @@ use tokio::time::Instant;
 
 /// A notice is not repeated within this time.
 const AGAIN_AFTER: Duration = Duration::from_secs(30);
-/// Different notices within that time; what is beyond is not written.
+/// Most different notices within that time; further ones are not written.
 const NOTICES_MAX: usize = 32;
 
-/// What was said lately.
+/// The notices written lately.
 #[derive(Default)]
 pub(crate) struct Notices {
     said: Mutex<BTreeMap<String, Instant>>,
@@ -33,7 +34,7 @@ impl Notices {
     }
 }
 
-/// That no worker has an activity, in the words of logs and of `list_problems`.
+/// The text for an activity that no worker has, in logs and in `list_problems`.
 pub(crate) fn no_worker_has(activity: &str) -> String {
     format!("no worker has registered activity {activity}")
 }

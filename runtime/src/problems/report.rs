@@ -1,5 +1,5 @@
-//! What stands still on a node: found by what waits here, what goes wrong and lasts, and what the nodes say they run; reported
-//! for clients to list. The store adds what it sees itself.
+//! Finds what stands still on a node, from what waits here, lasting troubles and what the nodes say they run, and reports it for
+//! clients to list. The store adds what it sees itself.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use crate::worker::{Unwanted, Worker};
 
 /// Time between two looks.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// What has waited less is not looked at: workers come and go.
+/// What has waited for less is ignored: workers come and go.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// What comes and goes by itself is a problem when it has lasted so long.
+/// A trouble that may pass by itself is a problem once it has lasted this long.
 const LASTING: Duration = Duration::from_secs(5);
-/// Most problems that one node reports: the oldest.
+/// Most problems that one node reports; the oldest are kept.
 const REPORTED_MAX: usize = 1_000;
 
 /// What is looked at.
@@ -30,7 +30,7 @@ pub(crate) struct Watched {
     pub(crate) worker: Arc<Worker>,
 }
 
-/// Looks until the node stops, and reports what has changed.
+/// Looks regularly until the node stops, and reports changes.
 pub(crate) async fn watch(watched: Arc<Watched>) {
     let owner = &watched.owner;
     let mut reported: Vec<Shortage> = Vec::new();
@@ -89,7 +89,7 @@ fn look(watched: &Watched) -> Vec<Shortage> {
     found
 }
 
-/// Instances that cannot go on: damaged, without their code back, without a commit, without room.
+/// Instances that cannot go on: damaged, or waiting for code to return, a turn to succeed, room or a commit.
 fn instances(watched: &Watched, found: &mut Found) {
     let problems = &watched.owner.problems;
     for (instance, reason, since) in problems.damaged() {
@@ -110,7 +110,7 @@ fn instances(watched: &Watched, found: &mut Found) {
     }
 }
 
-/// What a look has found: for each reason who waits longest and how many do.
+/// What a look has found: for each reason, who waits longest and how many wait.
 struct Found {
     now: Millis,
     by_reason: BTreeMap<String, Shortage>,
@@ -138,7 +138,7 @@ impl Found {
         }
     }
 
-    /// Says whose instance it is, wherever it is the one that is named.
+    /// Sets the orchestration wherever this instance is the one that is named.
     fn name_orchestration(&mut self, instance: &InstanceId, orchestration: &str) {
         for shortage in self.by_reason.values_mut().filter(|shortage| shortage.instance == *instance) {
             orchestration.clone_into(&mut shortage.orchestration);
@@ -165,8 +165,8 @@ fn unserved(owner: &Owner, found: &mut Found) {
     });
 }
 
-/// Slots and sessions of which none has come free for a while. That is a problem when something waits for them, and when all
-/// slots are taken by what nobody wants.
+/// Reports slots and sessions of which none has come free for a while: if something waits for one, or if all slots run code that
+/// nobody wants.
 fn full(worker: &Worker, found: &mut Found) {
     let name = || worker.id.as_str().to_owned();
     let longest = || worker.longest_running().unwrap_or_else(|| InstanceId::new(""));

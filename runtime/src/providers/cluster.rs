@@ -35,10 +35,10 @@ pub struct ClusterOptions {
 /// Why a cluster cannot be used.
 #[derive(Debug, Error)]
 pub enum ConnectError {
-    /// Postgres refuses, or is not as it must be.
+    /// Postgres refuses, or does not meet the requirements.
     #[error("Postgres: {0}")]
     Store(#[from] outlast_storage::Error),
-    /// NATS refuses, or is not as it must be.
+    /// NATS refuses, or does not meet the requirements.
     #[error("NATS: {0}")]
     Broker(#[from] outlast_broker::Error),
 }
@@ -53,7 +53,7 @@ impl ClusterOptions {
         }
     }
 
-    /// Another namespace: a Postgres schema and streams of that name, unseen by other namespaces of the same servers.
+    /// Sets another namespace: a Postgres schema and streams of that name, unseen by other namespaces of the same servers.
     #[must_use]
     pub fn namespace(mut self, name: &str) -> Self {
         name.clone_into(&mut self.postgres.schema);
@@ -61,7 +61,7 @@ impl ClusterOptions {
         self
     }
 
-    /// Another lease: how long a silent node keeps its shards.
+    /// Sets another lease: how long a silent node keeps its shards.
     #[must_use]
     pub fn lease(mut self, lease: Duration) -> Self {
         self.postgres.lease = lease;
@@ -70,20 +70,20 @@ impl ClusterOptions {
 }
 
 impl ClusterProvider {
-    /// Makes the schema or brings it up to date, for a role that may create tables. Then processes can connect with
-    /// `postgres.migrate = false` from roles that may not.
+    /// Creates or upgrades the schema, for a role that may create tables. Afterwards processes can connect with `postgres.migrate
+    /// = false` and roles that may not.
     pub async fn migrate(options: &ClusterOptions) -> Result<(), ConnectError> {
         Ok(PostgresStore::migrate(&options.postgres_url, &options.postgres).await?)
     }
 
-    /// Gives roles their rights in the schema; after every migration.
+    /// Gives roles their rights in the schema; call it after every migration.
     pub async fn grant(options: &ClusterOptions, roles: &Roles) -> Result<(), ConnectError> {
         Ok(PostgresStore::grant(&options.postgres_url, &options.postgres, roles).await?)
     }
 
-    /// Connects to both, checks that they are new enough and durable, and prepares schema and streams. A server that
-    /// refuses is told at once, one that does not answer after five seconds, with its address and what to do. A Postgres
-    /// that is starting is waited for, up to fifteen seconds.
+    /// Connects to both, checks that they are new enough and durable, and prepares schema and streams. A refusal is reported at
+    /// once, a server that does not answer after five seconds, with its address and what to do. A Postgres that is starting is
+    /// waited for, up to fifteen seconds.
     pub async fn connect(options: ClusterOptions) -> Result<Self, ConnectError> {
         let store = PostgresStore::connect(&options.postgres_url, options.postgres).await?;
         let broker = JetStreamBroker::connect(options.nats).await?;
@@ -103,7 +103,7 @@ impl fmt::Debug for ClusterOptions {
     }
 }
 
-/// Host and database of a URL. Before the `@` and behind the `?` may stand a password; of what is no URL nothing is shown.
+/// Host and database of a URL. A password may stand before the `@` or after the `?`. Of anything else nothing is shown.
 fn without_secrets(url: &str) -> String {
     let (head, query) = url.split_once('?').unwrap_or((url, ""));
     match head.split_once("://") {

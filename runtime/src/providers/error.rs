@@ -1,4 +1,4 @@
-//! What a provider fails with.
+//! Errors of providers.
 
 pub use crate::providers::cluster::ConnectError;
 pub use outlast_broker::Error as BrokerError;

@@ -1,4 +1,4 @@
-//! What management calls take and give.
+//! Arguments and results of management calls.
 
 pub use outlast_client::{
     DeleteInstanceResult, ExecutionInfo, InstanceFilter, InstanceInfo, InstanceTree, PruneOptions, PruneResult,

@@ -10,8 +10,8 @@ use outlast_client::{Provider, carry_arrivals};
 use outlast_storage::sqlite::{Address, FileId, SqliteStore};
 use outlast_storage::{Error, Store, VirtualClock};
 
-/// A SQLite database with an in-process broker. Runtimes of one process share it, also when each opens the file by a provider of
-/// its own and under another name; clients of other processes may open the same file.
+/// A SQLite database with an in-process broker. Runtimes of one process share it, even if each opens the file through its own
+/// provider and under another name; clients in other processes may open the same file.
 #[derive(Clone)]
 pub struct SqliteProvider {
     store: Arc<SqliteStore>,
@@ -64,7 +64,7 @@ impl SqliteProvider {
     /// The provider of a file that is open in this process already, or a new one.
     fn open(url: &str) -> Result<Self, Error> {
         let address = Address::parse(url)?;
-        // Held while the file is opened, so that two that open it at once get the same.
+        // Held while the file is opened, so that two that open it at once share one store.
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|shared| shared.store.strong_count() > 0);
         let id = address.file_id();
@@ -72,6 +72,7 @@ impl SqliteProvider {
             return Ok(provider);
         }
         let provider = Self::of(SqliteStore::open(url)?);
+        // Asked again: there may have been no file before it was opened.
         if let Some(id) = provider.store.file_id() {
             let (store, broker) = (Arc::downgrade(&provider.store), Arc::downgrade(&provider.broker));
             open.push(Shared { id: id.clone(), store, broker });
@@ -85,7 +86,7 @@ impl SqliteProvider {
         Self { store: Arc::new(store), broker }
     }
 
-    /// Counts the activities that are queued or run.
+    /// Counts the activities that are queued or running.
     pub(crate) fn outstanding(&self) -> Arc<AtomicUsize> {
         self.broker.outstanding()
     }

@@ -33,7 +33,7 @@ pub use crate::{
 };
 pub use outlast_core::{OrchestrationStatus, UnregisteredBackoffConfig};
 
-/// Defaults of bounds, by the names that programs know; [`crate::Limits`] has all of them, and they can be set.
+/// Default limits, by the names that programs know; [`crate::Limits`] has all of them and can change them.
 pub mod limits {
     pub use outlast_core::{MAX_KV_KEYS, MAX_KV_VALUE_BYTES, MAX_WORKER_TAGS};
     use outlast_core::{NAME_BYTES_MAX, QUEUE_MESSAGES_MAX};
@@ -75,10 +75,10 @@ pub struct Runtime {
     /// Where messages for this node's shards go.
     pub(crate) messages: mpsc::UnboundedSender<ShardMessage>,
     pub(crate) tasks: Tasks,
-    /// Where all of it runs.
+    /// The executor that it runs on.
     pub(crate) executor: Handle,
     pub(crate) leaving: Leaving,
-    /// Dropped with the runtime, it leaves.
+    /// Makes the node leave when dropped.
     pub(crate) presence: Presence,
 }
 
@@ -192,7 +192,7 @@ impl Runtime {
         let runtime = Self { node, worker, client, messages, tasks, executor, leaving, presence };
         #[cfg(feature = "telemetry")]
         crate::telemetry::metrics::watch(&runtime.node.owner);
-        // From the first await on the runtime is whole: dropped with this future, it leaves nothing behind.
+        // Complete before the first await: a runtime that is dropped with this future leaves nothing behind.
         crate::node::presence::announce(&runtime.node.owner, info).await?;
         runtime.spawn_tasks(receiver).await?;
         Ok(Arc::new(runtime))
@@ -201,7 +201,7 @@ impl Runtime {
     async fn spawn_tasks(&self, receiver: mpsc::UnboundedReceiver<ShardMessage>) -> Result<(), StartError> {
         let owner = &self.node.owner;
         self.tasks.spawn_receiver(receiver);
-        // The first share is taken before the call returns: work that follows finds an owner.
+        // Takes the first share before the call returns, so that work that follows finds an owner.
         let renewals = crate::shards::renewal::begin(owner).await?;
         let first = renewals.borrow().view.clone();
         crate::shards::membership::share(owner, first, &self.messages).await?;
@@ -214,7 +214,7 @@ impl Runtime {
         Ok(())
     }
 
-    /// Ends all tasks at once. What they were doing is found in the store.
+    /// Ends all tasks at once. The store has what they were doing.
     pub(crate) fn stop(&self) {
         self.worker.draining.cancel();
         self.worker.stopped.cancel();
@@ -234,7 +234,7 @@ impl Runtime {
         &self.node.owner.supervisor
     }
 
-    /// Whether a turn is under way, or something that was due by `now` has not been woken yet.
+    /// Whether a turn is under way, or an instance that was due by `now` has not been woken yet.
     pub(crate) fn has_turns(&self, now: Millis) -> bool {
         !self.node.owner.warm.is_quiet() || self.node.owner.due_queue.woken_until() < now
     }
@@ -246,7 +246,7 @@ impl Runtime {
 
     /// Whether this node can be given work now, as far as it knows.
     pub fn readiness(&self) -> Result<(), crate::NotReady> {
-        // The last node keeps its shards while its activities end, and takes no new ones all the same.
+        // The last node keeps its shards until its activities end, but takes no new work.
         if self.worker.draining.is_cancelled() { Err(crate::NotReady::Stopping) } else { self.node.readiness() }
     }
 

@@ -1,4 +1,4 @@
-//! Leaving: what runs gets some time to end, then everything stops, and store and broker are told.
+//! Shutdown: activities get some time to end, then everything stops, and store and broker are told.
 
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
@@ -13,13 +13,13 @@ use crate::telemetry::logging::RUNTIME;
 
 /// How long `shutdown(None)` waits for running activities.
 const SHUTDOWN_DEFAULT: Duration = Duration::from_secs(1);
-/// How long user code may take to end after it was aborted. What blocks its thread for longer is named.
+/// How long user code may take to end after its abort. What blocks its thread for longer is named in the log.
 const CODE_ENDS_MAX: Duration = Duration::from_millis(500);
 /// How long leaving may take beyond the time for running activities.
 const LEAVE_MAX: Duration = Duration::from_millis(2_500);
-/// What of it is kept for telling store and broker.
+/// Part of it that is reserved for telling store and broker.
 const GOODBYE: Duration = Duration::from_millis(500);
-/// How much longer than it was allowed a shutdown may take before a caller outside of the executor gives up.
+/// How long after its timeout a caller outside the executor gives up on a shutdown.
 const OUTSIDE_MAX: Duration = Duration::from_secs(10);
 
 /// A shutdown under way.
@@ -29,28 +29,28 @@ pub(crate) struct Leaving {
 }
 
 struct Begun {
-    /// When activities have had their time; `None` is never.
+    /// When activities must have ended; `None` is never.
     by: watch::Sender<Option<Instant>>,
-    /// Closed when all is done.
+    /// Closed when the shutdown is done.
     ended: watch::Receiver<()>,
 }
 
 impl Runtime {
-    /// Stops: no new work, other nodes take the shards at once, running activities get up to `timeout_ms` (default 1,000), then
-    /// they are told, aborted, and sessions are free. Returns as soon as all is quiet, and 2.5 s after that time at the latest,
-    /// whichever servers are away; code that blocks its thread cannot be aborted and is named in the log. Activities that did
-    /// not finish run again elsewhere or after the next start.
+    /// Stops: takes no new work and hands the shards to other nodes at once. Running activities get up to `timeout_ms` (default
+    /// 1,000), then they are told to stop and aborted, and their sessions are freed. Returns as soon as all is quiet, at the
+    /// latest 2.5 s after that time, whichever servers are away. Code that blocks its thread cannot be aborted and is named in
+    /// the log. Activities that did not finish run again elsewhere or after the next start.
     ///
-    /// Called again, the shortest time counts for all calls. A call that is dropped does not take the shutdown back.
+    /// If it is called again, the shortest time counts for all calls. Dropping a call does not cancel the shutdown.
     pub async fn shutdown(self: Arc<Self>, timeout_ms: Option<u64>) {
         let timeout = timeout_ms.map_or(SHUTDOWN_DEFAULT, Duration::from_millis);
         let mut ended = self.begin_to_leave(timeout);
-        // The only change is that its sender is gone.
+        // Nothing is sent; it closes when all is done.
         let all_done = Box::pin(async move { while ended.changed().await.is_ok() {} });
         if Handle::try_current().is_ok() {
             all_done.await;
         } else {
-            // Perhaps nobody drives the executor: then nothing there ever ends.
+            // Perhaps nobody drives the executor; then the shutdown would never end.
             let (rings, _alarm) = alarm(timeout.saturating_add(OUTSIDE_MAX));
             let _whichever = select(all_done, rings).await;
         }
@@ -62,6 +62,7 @@ impl Runtime {
 
     fn begin_to_leave(self: &Arc<Self>, timeout: Duration) -> watch::Receiver<()> {
         let wished = Instant::now().checked_add(timeout);
+        // Held to the end of the function, so that only one of several calls begins the shutdown.
         let mut leaving = self.leaving.begun.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(begun) = &*leaving {
             let sooner = |by: &Option<Instant>| wished.is_some_and(|wished| by.is_none_or(|by| wished < by));
@@ -78,7 +79,7 @@ impl Runtime {
         self.worker.attempts.close();
         let ((by, deadline), (ends, ended)) = (watch::channel(wished), watch::channel(()));
         let runtime = Arc::clone(self);
-        // On the executor of the runtime: whoever calls may be elsewhere, or give up.
+        // On the runtime's executor: the caller may be on another one, or give up.
         let _on_its_executor = self.executor.enter();
         self.worker.surroundings.spawn(async move {
             leave(&runtime, deadline).await;
@@ -106,14 +107,14 @@ async fn leave(runtime: &Arc<Runtime>, deadline: watch::Receiver<Option<Instant>
         }
     }
     runtime.stop();
-    // One limit for all that follows, whichever servers are away.
+    // One limit for everything that follows, whichever servers are away.
     let end = Instant::now() + LEAVE_MAX;
     let ended = async { tokio::join!(runtime.tasks.ended(), worker.code_ended(CODE_ENDS_MAX)) };
     if tokio::time::timeout_at(end - GOODBYE, ended).await.is_err() {
-        tracing::warn!(target: RUNTIME, "not all that was under way has ended, it is found in the store");
+        tracing::warn!(target: RUNTIME, "some tasks have not ended and are aborted; the store has what they were doing");
         runtime.tasks.abort();
     }
-    // It goes on by itself when nobody waits any more: a store that comes back in a moment hears it still.
+    // It goes on after this wait: a store that comes back soon still hears it.
     if let Some(farewell) = runtime.presence.leave()
         && tokio::time::timeout_at(end, farewell).await.is_err()
     {
@@ -121,7 +122,7 @@ async fn leave(runtime: &Arc<Runtime>, deadline: watch::Receiver<Option<Instant>
     }
 }
 
-/// Ends when a moment has passed that may be brought forward.
+/// Returns when a deadline has passed, which may be brought forward.
 async fn passed(mut moment: watch::Receiver<Option<Instant>>) {
     loop {
         let by = *moment.borrow_and_update();
@@ -144,7 +145,7 @@ fn alarm(after: Duration) -> (oneshot::Receiver<()>, mpsc::Sender<()>) {
     let (ring, rings) = oneshot::channel();
     let (stop, stopped) = mpsc::channel::<()>();
     std::thread::spawn(move || {
-        // Whoever waits may be gone.
+        // The waiting caller may be gone.
         if let Err(mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(after) {
             let _unheard = ring.send(());
         }

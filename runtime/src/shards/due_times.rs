@@ -11,9 +11,9 @@ use crate::telemetry::logging::RUNTIME;
 
 /// What is due within this time is kept in memory.
 pub(crate) const HORIZON: Duration = Duration::from_secs(60);
-/// Time between two reads of what comes within the horizon.
+/// Time between two reads of the wake-ups within the horizon.
 const HORIZON_STEP: Duration = Duration::from_secs(30);
-/// Rows that one look takes: more than one node wakes in a minute. What is cut off is read by the next look.
+/// Most rows of one read, more than a node can wake in a minute; the next read gets the rest.
 const DUE_MAX: usize = 1_000_000;
 /// Pause after a look that failed.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -34,6 +34,7 @@ pub(crate) async fn wake_due(owner: Arc<Owner>) {
         if is_known {
             owner.due_queue.note_woken(now);
         }
+        // An entry that becomes the soonest after this line is not missed: `Notify` keeps its permit for the `select!`.
         let until = owner.due_queue.next().map_or(next_look, |at| at.min(next_look));
         tokio::select! {
             biased;
@@ -44,7 +45,7 @@ pub(crate) async fn wake_due(owner: Arc<Owner>) {
     }
 }
 
-/// Reads what comes within the horizon; says whether it was read.
+/// Reads the wake-ups within the horizon; `false` if that failed.
 async fn look_ahead(owner: &Arc<Owner>, now: Millis) -> bool {
     let horizon = now.plus(HORIZON);
     owner.due_queue.extend_to(horizon);

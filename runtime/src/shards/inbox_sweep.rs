@@ -1,5 +1,5 @@
-//! Finding what no nudge has told of: messages that other processes wrote, and those of which the nudge was dropped or lost. Idle
-//! instances are let go here too.
+//! Finding inbox messages without a nudge: other processes wrote them, or their nudge was dropped or lost. Idle instances are
+//! passivated here too.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::instances::mailbox::{Inbound, Mailboxes};
 use crate::shards::owner::Owner;
 use crate::telemetry::logging::RUNTIME;
 
-/// Rows that one look at the store takes.
+/// Most rows of one read.
 pub(crate) const PAGE: usize = 10_000;
 /// Longest time between looks for writes by other processes.
 const ELSEWHERE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -20,7 +20,7 @@ const SWEEP_AGAIN: Duration = Duration::from_millis(200);
 /// Time between two looks for idle instances.
 const PASSIVATE_EVERY: Duration = Duration::from_secs(1);
 
-/// Looks for messages that other processes wrote and for those that were left in the store here, and lets idle instances go.
+/// Sweeps the inboxes when another process may have written or when nudges were dropped here, and passivates idle instances.
 pub(crate) async fn watch_inboxes(owner: Arc<Owner>) {
     let (mut seen, mut written, mut generation) = (InboxCursor::default(), 0, owner.tenure.generation());
     let mut passivated = tokio::time::Instant::now();
@@ -32,11 +32,12 @@ pub(crate) async fn watch_inboxes(owner: Arc<Owner>) {
             () = owner.warm.skipped.some() => (written, true),
         };
         if owner.tenure.generation() != generation {
-            // A cursor into a past that is gone would pass over what is written from now on.
+            // The store went back: the old cursor would skip rows that are written from now on.
             (seen, generation) = (InboxCursor::default(), owner.tenure.generation());
         }
         if now != written || skipped {
             let count = owner.warm.skipped.count();
+            // Shards taken since the last sweep may have rows before `seen`: `take_over` reads their inboxes from the beginning.
             match sweep(&owner, &owner.tenure.held(), seen).await {
                 Ok(last) => {
                     (seen, written) = (last, now);
@@ -56,7 +57,7 @@ pub(crate) async fn watch_inboxes(owner: Arc<Owner>) {
     }
 }
 
-/// Nudges all receivers of inbox rows after `after`; returns from where to look on.
+/// Nudges all receivers of inbox rows after `after`; returns where the next sweep begins.
 pub(crate) async fn sweep(
     owner: &Arc<Owner>,
     shards: &[ShardId],
@@ -77,7 +78,7 @@ pub(crate) async fn sweep(
     }
 }
 
-/// Delivers, and waits itself when too many wait for room.
+/// Delivers input; waits first while too many instances wait for room.
 pub(crate) async fn admit(owner: &Arc<Owner>, instance: &InstanceId, inbound: Inbound) {
     while owner.warm.waiting_count() > owner.limits.warm_instances_max && !owner.stopping.is_cancelled() {
         tokio::time::sleep(Duration::from_millis(2)).await;

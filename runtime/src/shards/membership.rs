@@ -1,4 +1,4 @@
-//! Sharing the shards out among the nodes that live.
+//! Sharing out the shards among the live nodes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::shards::owner::Owner;
 use crate::shards::renewal::Renewal;
 use crate::telemetry::logging::RUNTIME;
 
-/// How often a node that had better leave looks for nodes that can take its shards.
+/// How often a failing node looks for nodes that can take its shards.
 const LOOK_FOR_OTHERS_EVERY: Duration = Duration::from_secs(1);
 
 /// What a node should change about its shards.
@@ -39,7 +39,7 @@ pub(crate) fn rebalance(me: &NodeId, view: &LeaseView) -> Rebalance {
     Rebalance { release, acquire }
 }
 
-/// Keeps the node's share of the shards, as each renewal shows it, until the node stops.
+/// Corrects the node's share of the shards after each renewal, until the node stops.
 pub(crate) async fn keep_share(
     owner: Arc<Owner>,
     messages: mpsc::UnboundedSender<ShardMessage>,
@@ -63,7 +63,7 @@ pub(crate) async fn keep_share(
             changed = Instant::now();
             continue;
         }
-        // What was asked before the last change here does not know of it.
+        // A renewal that was sent before the last change here does not show it.
         if renewal.sent < changed {
             continue;
         }
@@ -78,18 +78,18 @@ pub(crate) async fn keep_share(
     }
 }
 
-/// Takes note of who is there and who holds what, and makes this node's share what it should be; `true` when it was not.
+/// Takes in the nodes and owners that a renewal shows, and corrects this node's share; `true` if it had to change.
 pub(crate) async fn share(
     owner: &Arc<Owner>,
     view: LeaseView,
     messages: &mpsc::UnboundedSender<ShardMessage>,
 ) -> Result<bool, outlast_storage::Error> {
     let leaving = owner.tenure.is_leaving();
-    // What it had asked for when it was told to leave goes too.
+    // A leaving node also gives back shards that it was just acquiring.
     let all = || Rebalance { release: view.held.iter().map(|held| held.shard).collect(), acquire: Vec::new() };
     let change = if leaving { all() } else { rebalance(&owner.id, &view) };
     let lost = lost(owner, &view);
-    // Taken by an answer that never arrived, or not given back by one.
+    // Held in the store, unknown here: an `acquire` lost its answer, or a `release` failed.
     let unknown = |held: &&HeldShard| owner.tenure.epoch(held.shard).is_none() && !change.release.contains(&held.shard);
     let mut taken: Vec<HeldShard> = view.held.iter().filter(unknown).copied().collect();
     let gone = owner.neighbours.update(view);
@@ -109,18 +109,20 @@ pub(crate) async fn share(
     if !taken.is_empty() {
         let shards: Vec<ShardId> = taken.iter().map(|held| held.shard).collect();
         crate::telemetry::metrics::shards_taken(taken.len());
+        // Before the broker brings messages for these shards: an actor that finds its shard not held passes them on.
         for held in &taken {
             owner.tenure.take(held.shard, held.epoch);
         }
         if owner.broker.own(&shards, messages.clone()).await.is_err() {
             tracing::warn!(target: RUNTIME, "the broker is away; taken shards are served when it is back");
         }
+        // Only after `own`: earlier nudges reached nobody here, and this reads what they announced.
         crate::shards::take_over::take_over(owner, shards);
     }
     Ok(!change.release.is_empty() || !taken.is_empty())
 }
 
-/// Shards that this node runs and does not hold any more by the epoch it knows.
+/// Shards that this node runs but no longer holds under the epoch it knows.
 fn lost(owner: &Owner, view: &LeaseView) -> Vec<ShardId> {
     let held = |shard: &ShardId| {
         view.held.iter().any(|held| held.shard == *shard && owner.tenure.epoch(held.shard) == Some(held.epoch))
@@ -128,7 +130,7 @@ fn lost(owner: &Owner, view: &LeaseView) -> Vec<ShardId> {
     owner.tenure.held().into_iter().filter(|shard| !held(shard)).collect()
 }
 
-/// Lets go of shards: no messages, no actors, then no lease.
+/// Gives up shards: first messages, then actors, last the lease.
 async fn give_up(
     owner: &Arc<Owner>,
     shards: &[ShardId],
@@ -138,8 +140,8 @@ async fn give_up(
     owner.store.release(&owner.id, shards).await
 }
 
-/// The store is in an older state than the one that memory is of: this node holds what it held then. All of it is given back, so
-/// that the epochs rise and whoever takes a shard, this node included, reads everything.
+/// The store went back to an older state, in which this node holds the shards that it held then. Gives all of them back, so that
+/// their epochs rise and the next owner of each, perhaps this node, reads everything.
 async fn start_over(
     owner: &Arc<Owner>,
     view: &LeaseView,
@@ -154,7 +156,7 @@ async fn start_over(
     Ok(())
 }
 
-/// Serves anew all shards that this node holds: whoever did so may have ended between taking them and reading what waits.
+/// Takes over all held shards again: the previous task may have ended between taking shards and reading what waits there.
 pub(crate) async fn serve_again(owner: &Arc<Owner>, messages: &mpsc::UnboundedSender<ShardMessage>) {
     let held = owner.tenure.held();
     if held.is_empty() {
@@ -166,8 +168,8 @@ pub(crate) async fn serve_again(owner: &Arc<Owner>, messages: &mpsc::UnboundedSe
     crate::shards::take_over::take_over(owner, held);
 }
 
-/// Gives the shards to other nodes once the tasks of this one fail again and again; as long as there are none, it keeps
-/// them and goes on trying.
+/// Gives the shards to other nodes once this node's tasks fail again and again; while no other node has code, keeps them and
+/// goes on trying.
 pub(crate) async fn leave_when_failing(owner: Arc<Owner>, messages: mpsc::UnboundedSender<ShardMessage>) {
     tokio::select! {
         biased;
@@ -187,11 +189,12 @@ pub(crate) async fn leave_when_failing(owner: Arc<Owner>, messages: mpsc::Unboun
     }
 }
 
-/// Before leaving: if others have code, they take the shards, and whatever still runs here is reported to them.
+/// Before leaving: if other nodes have code, they take the shards; activities still running here report to them.
 pub(crate) async fn hand_over(owner: &Arc<Owner>, messages: &mpsc::UnboundedSender<ShardMessage>) {
     if !owner.neighbours.have_code() {
         return;
     }
+    // First, so that a `share` meanwhile takes no shards back; one under way may, and the next one releases those.
     owner.tenure.begin_to_leave();
     let done = async {
         // A node without code has no share.

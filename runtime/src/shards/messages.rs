@@ -10,7 +10,7 @@ use crate::dispatch::result_id;
 use crate::instances::mailbox::{Inbound, Mailboxes};
 use crate::shards::owner::Owner;
 
-/// Receives shard messages until the node stops. The lock is held all the while: only the successor of this task asks for it again.
+/// Receives shard messages until the node stops. Holds the lock throughout: only a restart of this task locks it again.
 pub(crate) async fn receive(owner: Arc<Owner>, messages: Arc<Mutex<mpsc::UnboundedReceiver<ShardMessage>>>) {
     let mut messages = messages.lock().await;
     loop {

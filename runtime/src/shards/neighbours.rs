@@ -1,5 +1,5 @@
-//! Who else is there, which code each node has and who holds which shard, as the last renewal showed it. It may be older than
-//! what is true: whoever is asked by mistake says so.
+//! The live nodes, their code and their shards, as of the last renewal. This view may be out of date: a node that is asked by
+//! mistake says so.
 
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
@@ -17,7 +17,7 @@ impl Neighbours {
         Self { me, view: RwLock::default() }
     }
 
-    /// Takes in who is there; returns the workers that were there before and are not now.
+    /// Takes in a new view; returns the workers that have disappeared since the last one.
     pub(crate) fn update(&self, view: LeaseView) -> Vec<WorkerId> {
         let mut seen = self.view.write().unwrap_or_else(PoisonError::into_inner);
         let before = seen.as_ref().map_or(&[][..], |seen| &seen.nodes[..]);

@@ -1,4 +1,4 @@
-//! What the duties of a shard's owner share. A node that has orchestrations has one, for all shards that it holds.
+//! The parts of a node that the tasks of a shard owner share. A node has one owner for all its shards.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! Answering workers that ask whether an activity is wanted: from memory, which hydration compares with the store, and from
-//! whether the store still has the instance.
+//! Answering workers that ask whether an activity is wanted: from memory, which hydration compares with the store, after checking
+//! that the store still has the instance.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::shards::owner::Owner;
 /// How long an instance may take to answer; as long as the worker waits for the owner.
 const ANSWER_MAX: Duration = Duration::from_secs(3);
 
-/// Answers a worker. What this node knows to be outstanding is wanted; about all else the instance is asked.
+/// Answers a worker. An activity that is outstanding here is wanted; about any other the instance is asked.
 pub(crate) fn answer(owner: &Arc<Owner>, questions: Vec<Question>, answer: oneshot::Sender<Vec<ReportReply>>) {
     let places = owner.dispatcher.outstanding.places(questions.iter().map(|question| &question.activity));
     let generation = owner.tenure.generation();
@@ -36,7 +36,7 @@ pub(crate) fn answer(owner: &Arc<Owner>, questions: Vec<Question>, answer: onesh
 async fn one(owner: &Arc<Owner>, question: Question, known: bool) -> ReportReply {
     let Question { activity, .. } = question;
     let instance = activity.key.instance.clone();
-    // Memory alone does not do, not even before the activity begins: nobody may have told this node of a deletion.
+    // Memory is not enough, even for an activity that has not begun: this node may not have heard that the instance was deleted.
     if known && !is_gone(owner, &instance).await {
         return ReportReply::Settled(Verdict::Applied);
     }
@@ -51,7 +51,7 @@ async fn one(owner: &Arc<Owner>, question: Question, known: bool) -> ReportReply
         .map_or(ReportReply::TryAgain, |reply| reply.unwrap_or(ReportReply::TryAgain))
 }
 
-/// Whether the store has no such instance: whoever deleted it may have died before it told anybody. Many looks are one trip.
+/// Whether the store has no such instance: its deleter may have died before telling anybody. The store can batch these reads.
 async fn is_gone(owner: &Owner, instance: &InstanceId) -> bool {
     matches!(owner.store.state(instance).await, Ok(None))
 }

@@ -1,7 +1,7 @@
 //! Renewing leases, on a thread of its own.
 //!
-//! User code may keep every thread of its executor busy for longer than a lease. What a renewal shows is acted upon by
-//! `membership`, on the executor; the renewal itself waits for nobody.
+//! User code may keep every thread of its executor busy for longer than a lease, so a renewal waits for nothing there.
+//! `membership` acts on what a renewal shows, on the executor.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::telemetry::logging::RUNTIME;
 
 /// Longest time between two renewals; a lease is renewed three times in its life.
 const RENEW_EVERY_MAX: Duration = Duration::from_millis(500);
-/// Between two renewals of a lease that cannot end: it lies in memory, and looking is how others' leaving is seen.
+/// Time between two renewals of a lease that cannot end: they only read memory, and show which nodes have left.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Pause after a renewal that failed.
 const AGAIN_AFTER: Duration = Duration::from_millis(200);
@@ -55,7 +55,7 @@ async fn keep_renewing(owner: Arc<Owner>, renewals: Arc<watch::Sender<Renewal>>)
         }
         match renew(Arc::clone(&owner)).await {
             Ok(renewal) => {
-                // From when it was sent: the lease counts from there, so one that took long is followed at once.
+                // The lease counts from when the renewal was sent, so after a slow renewal the next one follows at once.
                 pause = pause_of(&renewal.view).saturating_sub(renewal.sent.elapsed());
                 renewals.send_replace(renewal);
             }
@@ -67,8 +67,8 @@ async fn keep_renewing(owner: Arc<Owner>, renewals: Arc<watch::Sender<Renewal>>)
     }
 }
 
-/// The executor of the node has ended without a shutdown, and nobody else is left to say so to the store. Where leases end
-/// by themselves, the store may as well not hear it.
+/// Leaves for a node whose executor has ended without a shutdown: nobody else is left to tell the store. It may fail where leases
+/// end by themselves.
 async fn leave_abandoned(owner: &Owner) {
     if owner.supervisor.is_abandoned()
         && let Err(error) = owner.store.leave(&owner.id).await
@@ -78,6 +78,7 @@ async fn leave_abandoned(owner: &Owner) {
 }
 
 async fn renew(owner: Arc<Owner>) -> Result<Renewal, Error> {
+    // Held until the store has answered, so that no renewal reaches the store after the farewell.
     let gone = owner.tenure.has_left.lock().await;
     if *gone {
         return Err(crate::node::presence::has_left());
@@ -86,7 +87,7 @@ async fn renew(owner: Arc<Owner>) -> Result<Renewal, Error> {
     let view = owner.store.renew(&owner.id).await?;
     owner.tenure.renewed(sent, view.lease);
     if let Some(reason) = &view.set_back {
-        // Here and not where shards are shared out: that may be busy, and a later renewal takes this one's place.
+        // Not left to `membership`: it may be busy and see only a later renewal, which replaces this one.
         tracing::error!(
             target: RUNTIME,
             %reason,

@@ -1,4 +1,4 @@
-//! Taking shards over: everything that may have been waiting for an owner is looked at once.
+//! Taking shards over: reading, once, everything that may have waited for an owner.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::telemetry::logging::RUNTIME;
 /// Pause after a try that failed.
 const AGAIN_AFTER: Duration = Duration::from_millis(200);
 
-/// Takes over shards: everything that may have been waiting for an owner is looked at once.
+/// Takes over shards: reads, once, everything that may have waited for an owner.
 pub(crate) fn take_over(owner: &Arc<Owner>, shards: Vec<ShardId>) {
     let (kept, shards) = (Arc::clone(owner), Arc::new(shards));
     let done = owner.stopping.child_token();

@@ -1,5 +1,5 @@
-//! What this node holds, by which right, and until when it may speak for it. Turns and answers to workers ask here; only
-//! `membership` and `renewal` change it. It never asks the store.
+//! The shards that this node holds, their epochs, and its lease. Turns and answers to workers ask here; only `membership` and
+//! `renewal` change it. It never asks the store.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,16 +13,16 @@ use tokio::time::Instant;
 pub(crate) struct Tenure {
     shards: RwLock<BTreeMap<ShardId, Held>>,
     lease: Mutex<Lease>,
-    /// Rises when the store went back to an older state: what was read under another one is not trusted.
+    /// Rises when the store has gone back to an older state; reads under another generation are not trusted.
     generation: AtomicU64,
-    /// It takes no shard any more.
+    /// The node takes no more shards.
     leaving: AtomicBool,
-    /// Whether the node has left. Held by whoever tells the store of this node, so that nothing of it arrives there after its
-    /// farewell.
+    /// Whether the node has left. Locked across every call that tells the store of this node, so that none arrives there after
+    /// its farewell.
     pub(crate) has_left: tokio::sync::Mutex<bool>,
 }
 
-/// By what right a shard is run, and since when that is known here.
+/// The epoch by which this node holds a shard, and since when it knows.
 #[derive(Clone, Copy)]
 struct Held {
     epoch: Epoch,
@@ -33,7 +33,7 @@ struct Held {
 struct Lease {
     /// Until when this node may speak for its shards.
     until: Option<Instant>,
-    /// The same by the last renewal that was answered soon.
+    /// The same, by the last renewal that took at most half a lease.
     steady_until: Option<Instant>,
     /// When the store was asked for the last renewal that succeeded.
     renewed_at: Instant,
@@ -51,7 +51,7 @@ impl Tenure {
         }
     }
 
-    /// Which past of the store this node knows.
+    /// Rises each time the store goes back to an older state.
     pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
@@ -71,13 +71,13 @@ impl Tenure {
         }
     }
 
-    /// Whether nobody else can hold this node's shards. Commits are fenced by the store; answers without a commit ask here.
+    /// Whether no other node can hold this node's shards. The store fences commits; answers without a commit must ask here.
     pub(crate) fn lease_is_valid(&self) -> bool {
         self.lock_lease().until.is_none_or(|until| Instant::now() < until)
     }
 
-    /// Whether the lease is valid and will go on being so, as far as can be told. After an outage the first answer may be to a
-    /// question that was sent long before: the lease is valid by it, but only for a moment.
+    /// Whether the lease is valid and likely to stay so. After an outage, the first answer may be to a renewal that was sent long
+    /// before: it makes the lease valid, but only for a moment.
     pub(crate) fn lease_is_steady(&self) -> bool {
         self.lock_lease().steady_until.is_none_or(|until| Instant::now() < until)
     }
@@ -92,7 +92,7 @@ impl Tenure {
         self.shards.read().unwrap_or_else(PoisonError::into_inner).get(&shard).map(|held| held.epoch)
     }
 
-    /// Whether what was read from the store at `moment` is all that former owners of the shard have written.
+    /// Whether a read that began at `moment` shows all that former owners of the shard have written.
     pub(crate) fn held_before(&self, shard: ShardId, moment: Instant) -> bool {
         let shards = self.shards.read().unwrap_or_else(PoisonError::into_inner);
         shards.get(&shard).is_some_and(|held| held.since <= moment)
@@ -114,12 +114,12 @@ impl Tenure {
         self.shards.write().unwrap_or_else(PoisonError::into_inner).insert(shard, held);
     }
 
-    /// This node runs the shard no more.
+    /// This node no longer runs the shard.
     pub(crate) fn drop_shard(&self, shard: ShardId) {
         self.shards.write().unwrap_or_else(PoisonError::into_inner).remove(&shard);
     }
 
-    /// From now on the node takes no shard.
+    /// From now on the node takes no more shards.
     pub(crate) fn begin_to_leave(&self) {
         self.leaving.store(true, Ordering::Relaxed);
     }

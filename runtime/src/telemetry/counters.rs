@@ -9,7 +9,7 @@ use outlast_core::{ActivityOutcome, ErrorDetails, EventKind, Turn};
 pub struct MetricsSnapshot {
     /// Committed turns.
     pub turns: u64,
-    /// Turns whose commit was refused or of unknown outcome.
+    /// Turns whose commit was refused or had an unknown outcome.
     pub commits_failed: u64,
     /// Instances read from the store.
     pub hydrations: u64,
@@ -17,9 +17,9 @@ pub struct MetricsSnapshot {
     pub activities_dispatched: u64,
     /// Instances in memory now.
     pub warm_instances: usize,
-    /// Activities whose code runs now, also when nobody waits for it any more.
+    /// Activities whose code is running now, even if nobody waits for it any more.
     pub activities_running: usize,
-    /// Instances whose first turn was committed; continue-as-new counts apart.
+    /// Instances whose first turn was committed; continue-as-new is counted separately.
     pub orch_starts: u64,
     /// Instances that ended with `Ok`.
     pub orch_completions: u64,
@@ -27,7 +27,7 @@ pub struct MetricsSnapshot {
     pub orch_failures: u64,
     /// Those whose own code failed, or that were cancelled.
     pub orch_application_errors: u64,
-    /// Those that the system beneath failed.
+    /// Those that failed because of the system beneath.
     pub orch_infrastructure_errors: u64,
     /// Those whose code did not follow their history.
     pub orch_configuration_errors: u64,
@@ -82,7 +82,7 @@ struct TurnCounters {
     children: AtomicU64,
 }
 
-/// What the events of a turn add, kept until they are committed.
+/// Counts from the events of a turn, kept until they are committed.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Tally {
     starts: u64,

@@ -1,4 +1,4 @@
-//! Sends what a process tells of itself to a collector, and serves `/livez`, `/readyz` and `/metrics`.
+//! Exports traces and metrics of a process to a collector, and serves `/livez`, `/readyz` and `/metrics`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -35,10 +35,10 @@ use crate::{Client, ObservabilityConfig, Runtime};
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for the store's answer to a client that is asked whether it is ready.
 const STORE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Values of a label that a metric tells apart. Tags are chosen by users; what is beyond is counted together, with the label
+/// Label values that a metric tells apart. Users choose tags, so further values are counted together, under the label
 /// `otel.metric.overflow`.
 const LABEL_VALUES_MAX: usize = 200;
-/// What tells processes of one service apart: without it, their metrics are one series to a collector.
+/// Tells processes of one service apart: without it, a collector sees their metrics as one series.
 const PROCESS: &str = "service.instance.id";
 /// The name under which spans and metrics are made.
 const SCOPE: &str = "outlast";
@@ -58,8 +58,8 @@ pub struct TelemetryOptions {
     pub otlp_endpoint: Option<String>,
     /// How often metrics are exported to the collector (default 60 s; 0 takes `OTEL_METRIC_EXPORT_INTERVAL`, or else 60 s).
     pub metrics_every: Duration,
-    /// Part of the traces that begin here and are kept (default 1.0: all, as for all above; none for 0, for all below and for
-    /// NaN); for others their beginning has decided.
+    /// Share of the traces begun here that are kept (default 1.0). From 1.0 up all are kept, for 0, less and NaN none. For traces
+    /// begun elsewhere, that was decided there.
     pub sample_ratio: f64,
     /// Log lines. With `install_subscriber: false` the program adds [`Telemetry::layer`] to a subscriber of its own.
     pub observability: ObservabilityConfig,
@@ -141,7 +141,7 @@ impl Telemetry {
         let tracer: SdkTracer = self.traces.tracer(SCOPE);
         let layer = tracing_opentelemetry::layer().with_tracer(tracer);
         let layer = layer.with_location(false).with_threads(false).with_tracked_inactivity(false);
-        // The actors' own spans belong to no trace of an instance; those of activities have a twin for log lines.
+        // ractor's own spans belong to no instance's trace; `ACTIVITY` spans are for log lines and have an exported twin.
         let targets = Targets::new().with_default(LevelFilter::INFO);
         layer.with_filter(targets.with_targets([("ractor", LevelFilter::OFF), (ACTIVITY, LevelFilter::OFF)]))
     }
@@ -173,9 +173,9 @@ impl Telemetry {
     }
 }
 
-/// `/livez` answers 200 as long as the process had better live, and names tasks of the node that were started anew in the last
-/// minute; 503 says that starting a task anew does not help, so that the process should be replaced. `/readyz` answers 503
-/// with the reason while the node cannot be given work.
+/// `/livez` answers 200 while the process is worth keeping, and names the tasks of the node that were restarted in the last
+/// minute; 503 means that restarting a task does not help and the process should be replaced. `/readyz` answers 503 with the
+/// reason while the node cannot be given work.
 pub fn health_router(runtime: &Arc<Runtime>) -> Router {
     let routes = Router::new().route("/readyz", get(readyz)).route("/livez", get(node_lives));
     routes.with_state(Arc::downgrade(runtime))
@@ -246,13 +246,13 @@ fn providers(
     Ok((traces.build(), metrics.build()))
 }
 
-/// The name given here, or else the one that the log lines' options have.
+/// The name set here, or else the one in the logging options.
 fn service_name(options: &TelemetryOptions) -> String {
     let own = &options.service_name;
     if own == SCOPE { options.observability.service_name.clone() } else { own.clone() }
 }
 
-/// What is given later wins.
+/// Later attributes win.
 fn resource(options: &TelemetryOptions) -> Resource {
     let process = {
         let bits = || Surroundings::default().random_bits();

@@ -15,7 +15,7 @@ pub(crate) const ORCHESTRATION: &str = "outlast::orchestration";
 pub(crate) const ACTIVITY: &str = "outlast::activity";
 /// Target of what the runtime itself logs.
 pub(crate) const RUNTIME: &str = "outlast::runtime";
-/// Target of spans that are exported and stand in no log line.
+/// Target of spans that are exported but appear in no log line.
 #[cfg(feature = "telemetry")]
 pub(crate) const TRACE: &str = "outlast::trace";
 
@@ -64,7 +64,7 @@ impl Default for ObservabilityConfig {
 }
 
 impl ObservabilityConfig {
-    /// The filter that holds when `RUST_LOG` is not set.
+    /// The filter used when `RUST_LOG` is not set.
     pub fn default_filter(&self) -> String {
         let level = &self.log_level;
         format!("error,{ORCHESTRATION}={level},{ACTIVITY}={level}")

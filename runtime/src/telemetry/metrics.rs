@@ -1,4 +1,4 @@
-//! What a node measures. Without the feature `telemetry` nothing is, and the calls vanish.
+//! What a node measures. Without the feature `telemetry`, the calls do nothing.
 
 #[cfg(feature = "telemetry")]
 pub(crate) use self::on::*;
@@ -18,10 +18,10 @@ mod on {
 
     use crate::node::node_task::NodeTask;
 
-    /// What the gauges read of a node.
+    /// What gauges read from a node.
     pub(crate) trait Gauged: Send + Sync {
         fn warm_instances(&self) -> usize;
-        /// What waits in all mailboxes.
+        /// Messages in all mailboxes.
         fn mailbox_depth(&self) -> usize;
         /// What waits for code that no node has.
         fn unserved(&self) -> usize;
@@ -80,11 +80,11 @@ mod on {
             shard_moves: counter("outlast.shard.moves", "{shard}", "shards that this node took over"),
             task_restarts: counter("outlast.task.restarts", "{restart}", "tasks of this node that ended unasked"),
         };
-        // What has no label, or known ones, is there from the beginning: the first increment is one that a rate sees.
+        // Series without labels, or with known ones, exist from the beginning, so that a rate sees their first increment.
         instruments.turns.add(0, &[]);
         instruments.shard_moves.add(0, &[]);
         NodeTask::ALL.iter().for_each(|task| instruments.task_restarts.add(0, &[KeyValue::new("task", task.name())]));
-        // Gauges live as long as the meter's provider; nothing else holds them.
+        // The meter's provider keeps gauges alive; nothing else holds them.
         let gauge = |name, unit, about, read: fn(&dyn Gauged) -> usize| {
             let sum = move || nodes().iter().map(|node| read(node.as_ref()) as u64).sum();
             meter
@@ -163,13 +163,13 @@ mod on {
         }
     }
 
-    /// These were handed out again: by their owner, or by the broker to the worker that counts it.
+    /// These were handed out again: by their owner, or by the broker, which the worker that got them counts.
     pub(crate) fn redispatched(items: &[ActivityItem]) {
         let Some(instruments) = INSTRUMENTS.get() else { return };
         items.iter().for_each(|item| instruments.redispatches.add(1, &tag(item)));
     }
 
-    /// A worker begins an item; one that another worker had begun has waited for more than a worker.
+    /// A worker begins an item. A redelivered one has waited for more than a worker: an earlier one may have begun it.
     pub(crate) fn begun(item: &ActivityItem, queued_ms: u64, redelivered: bool) {
         if redelivered {
             redispatched(std::slice::from_ref(item));

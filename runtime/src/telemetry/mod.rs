@@ -1,9 +1,9 @@
-//! What a process tells of itself: log lines, and with the feature `telemetry` traces, metrics and health by OpenTelemetry.
+//! What a process reports about itself: log lines, and with the feature `telemetry` OpenTelemetry traces, metrics and health.
 //!
-//! Every instance is one trace, over all processes and executions: the start by a client, turns of the orchestration,
-//! attempts of activities. It begins with the caller's current span, or with `StartOptions::traceparent`. A replay adds
-//! no span. Spans of `tracing` inside activities, from level `INFO`, are part of it. An instance that was started by a process
-//! without telemetry, and without a `traceparent`, has no trace.
+//! Every instance is one trace, over all processes and executions: the start by a client, turns of the orchestration, attempts of
+//! activities. It begins with the caller's current span, or with `StartOptions::traceparent`. Replays add no spans. `tracing`
+//! spans inside activities, from level `INFO`, are part of it. An instance started by a process without telemetry, and without a
+//! `traceparent`, has no trace.
 //!
 //! Metrics go to the same collector and to `/metrics`; `deploy/README.md` lists them. Install telemetry before the runtime is started:
 //!

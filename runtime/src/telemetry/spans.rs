@@ -1,4 +1,4 @@
-//! The spans of an instance's trace. Without the feature `telemetry` there are none, and the calls vanish.
+//! The spans of an instance's trace. Without the feature `telemetry`, the calls do nothing.
 //!
 //! ```text
 //! start orchestration Order      the client; its context is the start event's `traceparent`
@@ -51,12 +51,12 @@ mod on {
             Self { parent: stored.and_then(context), begun: None }
         }
 
-        /// A turn begins, if anything comes of it.
+        /// A turn begins; it has a span only if it goes to commit.
         pub(crate) fn turn_begins(&mut self) {
             self.begun = self.parent.is_some().then(SystemTime::now);
         }
 
-        /// Something came of the turn: what it schedules belongs to its span.
+        /// The turn goes to commit: begins its span, to which all it schedules belongs.
         pub(crate) fn turn(&self, instance: &InstanceId, turn: &mut Turn) -> TurnSpan {
             let (Some(parent), Some(begun)) = (&self.parent, self.begun) else { return TurnSpan(None) };
             let tracer = global::tracer("outlast");
@@ -107,7 +107,7 @@ mod on {
         }
     }
 
-    /// The span of an attempt; what user code makes inside belongs to it. Log lines have one of their own.
+    /// The span of an attempt, parent of the spans that user code makes. Log lines have a span of their own.
     pub(crate) fn attempt(item: &ActivityItem, worker: &WorkerId) -> tracing::Span {
         let Some(parent) = item.traceparent.as_deref().and_then(context) else { return tracing::Span::none() };
         let span = tracing::info_span!(
@@ -123,7 +123,7 @@ mod on {
             outlast.worker = %worker,
             outlast.attempt = item.attempt,
         );
-        // A span that no layer exports has no parent either.
+        // If no layer exports the span, it has no parent either.
         let _unexported = span.set_parent(parent);
         span
     }

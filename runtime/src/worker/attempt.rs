@@ -28,27 +28,27 @@ use crate::worker::{Slot, Worker};
 /// Pause before a report is repeated.
 const REPORT_AGAIN: Duration = Duration::from_millis(20);
 const REPORT_AGAIN_MAX: Duration = Duration::from_secs(1);
-/// How often the owner is told that an item begins.
+/// Tries to tell the owner that an activity has begun.
 const ASK_TRIES: u32 = 5;
-/// An item that was scheduled so lately begins without a question: should its instance end, it has not begun much later. Less
-/// than a second, as the store's clock is known here with some delay.
+/// An item scheduled this recently begins without asking the owner: if its instance has ended since, the item begins only a
+/// moment too late. Less than a second, because the worker knows the store's clock with some delay.
 const FRESH: Duration = Duration::from_millis(500);
-/// How long an owner's word holds.
+/// How long an owner's answer is valid.
 const SURE: Duration = Duration::from_millis(900);
-/// Questions before an item begins; when answers take longer than they hold, nobody knows better.
+/// Most checks that the answer is still valid. If answers take longer than that each time, the item begins anyway.
 const SURE_TRIES: usize = 3;
-/// An item whose owner does not answer for so long gives its slot to others.
+/// An item gives up its slot when its owner does not answer for this long.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
-/// How long it stays away.
+/// How long it then waits.
 const STAND_BACK: Duration = Duration::from_secs(3);
-/// Every broker takes results of so many bytes.
+/// Every broker accepts results up to this many bytes.
 const TRAVELS_ALWAYS: usize = 4 << 10;
-/// How long the store may take to keep a result that no owner has taken.
+/// How long a stopping worker tries to store a result that no owner has taken.
 const SPILL_MAX: Duration = Duration::from_millis(1_500);
 
-/// What one attempt takes up of its worker.
+/// What one attempt occupies of its worker.
 pub(crate) struct Admission {
-    /// Taken until the code has ended.
+    /// Held until the code has ended.
     pub(crate) slot: Slot,
     /// The permit to have an unsettled result.
     pub(crate) report: OwnedSemaphorePermit,
@@ -62,7 +62,7 @@ struct Received {
     cancelled: CancellationToken,
 }
 
-/// Runs it, and settles every copy of the item that was delivered meanwhile.
+/// Runs an attempt, then settles the item and every copy of it delivered meanwhile.
 pub(crate) async fn run(worker: Arc<Worker>, delivery: Delivery, cancelled: CancellationToken, admission: Admission) {
     let Delivery { item, queued_ms, redelivered, settle } = delivery;
     let activity = item.activity();
@@ -70,14 +70,15 @@ pub(crate) async fn run(worker: Arc<Worker>, delivery: Delivery, cancelled: Canc
     let decision = match AssertUnwindSafe(attempt).catch_unwind().await {
         Ok(decision) => decision,
         Err(panic) => {
-            // User code is caught where it runs, so this is a fault of ours. Left in the tables below, the item would never
-            // run again here: whatever came of it would count as a copy.
+            // Panics of user code are caught where it runs, so this is our bug. Settle all the same: if the item stayed in
+            // `held`, every later delivery would count as a copy and never run here.
             let reason = text_of(panic.as_ref());
-            tracing::error!(target: crate::telemetry::logging::RUNTIME, instance = %activity.key.instance, reason, "an attempt panicked outside of user code, it is made again");
+            tracing::error!(target: crate::telemetry::logging::RUNTIME, instance = %activity.key.instance, reason, "an attempt panicked outside of user code; the activity is tried again");
             tokio::time::sleep(REPORT_AGAIN_MAX).await;
             Settle::Requeue
         }
     };
+    // Removed before settling: an item that is requeued and comes straight back must begin, not count as a copy.
     let copies = worker.lock_held().remove(&activity).unwrap_or_default();
     for settle in copies.into_iter().chain([settle]) {
         settle(decision.clone());
@@ -123,17 +124,17 @@ async fn attempt(
         }
     };
     let reporting = worker.reporting.begin();
-    // An attempt that this worker's own end has cut short has failed nobody: it runs again elsewhere.
+    // If this worker's shutdown cut the attempt short, its error is no result: the activity runs again elsewhere.
     let cut_short = worker.stopped.is_cancelled() && matches!(&result, ReportResult::Done { outcome: Err(_), .. });
     let settled = !cut_short && deliver_report(worker, &item, result).await;
-    // Not before: whoever had the session next would be told that the item is wanted.
+    // Released only now: the next holder of the session would be told that the item is still wanted.
     drop(session);
     drop((report, reporting));
     if settled { Settle::Ack } else { Settle::Requeue }
 }
 
-/// Makes sure that the item is wanted, its session is held here, its input and what an earlier attempt said are at hand, and
-/// that the worker has not been told to stop meanwhile; otherwise says where it goes instead.
+/// Checks that the item is wanted, its session is held here and the worker was not told to stop, and reads its input and last
+/// heartbeat; otherwise returns how to settle the item.
 async fn prepare(
     worker: &Arc<Worker>,
     item: &mut ActivityItem,
@@ -141,7 +142,7 @@ async fn prepare(
     cancelled: &CancellationToken,
     session: Option<&SessionUse>,
 ) -> Result<Heartbeat, Settle> {
-    // How long nothing can have happened that forbids to begin. A first run of what comes again may have ended and be committed.
+    // How long no question is needed. A redelivered item always needs one: its first run may have ended and been committed.
     let fresh_until = if redelivered { Millis(0) } else { item.scheduled_at.plus(FRESH) };
     let fresh_for = Duration::from_millis(fresh_until.0.saturating_sub(worker.store.now().0)).min(FRESH);
     let mut sure_until = Instant::now() + fresh_for;
@@ -160,7 +161,7 @@ async fn prepare(
     }
     read_input(worker, item).await?;
     let heartbeat = Heartbeat::begin(Arc::clone(&worker.store), Arc::clone(&worker.options), item, redelivered).await;
-    // Sessions, inputs and heartbeats come from the store, which may have been away.
+    // The answer may have expired meanwhile, if the store was away.
     for _ in 0..SURE_TRIES {
         if Instant::now() < sure_until {
             break;
@@ -174,8 +175,8 @@ async fn prepare(
     }
 }
 
-/// Asks the owner whether the item is wanted, and until when that is certain. Without an owner nothing begins: no result would be
-/// taken either.
+/// Asks the owner whether the item is wanted; returns until when that is certain. Without an answer nothing begins, since nobody
+/// would take its result either.
 async fn make_sure(
     worker: &Arc<Worker>,
     item: &ActivityItem,
@@ -184,6 +185,7 @@ async fn make_sure(
     let since = Instant::now();
     let mut pause = REPORT_AGAIN;
     loop {
+        // The answer is valid from when it was asked for, because the owner may have given it at any moment since.
         let asked = Instant::now();
         let wanted = tokio::select! {
             biased;
@@ -202,7 +204,7 @@ async fn make_sure(
     }
 }
 
-/// Tells the owner that an activity has begun, which must be in time.
+/// Tells the owner, in time for its deadline, that an activity has begun.
 async fn tell_begun(worker: Arc<Worker>, activity: ActivityRef) {
     let mut pause = REPORT_AGAIN;
     for _ in 0..ASK_TRIES {
@@ -225,7 +227,7 @@ async fn read_input(worker: &Arc<Worker>, item: &mut ActivityItem) -> Result<(),
             item.input = input;
             Ok(())
         }
-        // Deleted since: nobody waits for it.
+        // Deleted since: nobody waits for the result.
         Ok(_) => Err(Settle::Ack),
         Err(error) => {
             tracing::warn!(target: crate::telemetry::logging::RUNTIME, activity = %item.name, %error, "input was not read, trying again");
@@ -235,7 +237,7 @@ async fn read_input(worker: &Arc<Worker>, item: &mut ActivityItem) -> Result<(),
     }
 }
 
-/// A result that is too large for a message, by what the server takes at this moment.
+/// Whether a result is too large for a message, by what the server takes at the moment.
 fn is_large(worker: &Worker, result: &ReportResult) -> bool {
     let bytes = match result {
         ReportResult::Done { outcome: Ok(output), .. } => output.len(),
@@ -245,19 +247,20 @@ fn is_large(worker: &Worker, result: &ReportResult) -> bool {
     bytes > TRAVELS_ALWAYS && bytes > worker.broker.state().payload_bytes_max
 }
 
-/// Lays a result down in the inbox, where its owner finds it; tries until the store takes it. `false` for what is no result.
+/// Writes a result to the instance's inbox, where the owner finds it; tries until the store takes it. `false` if there is no
+/// outcome.
 async fn spill(worker: &Arc<Worker>, item: &ActivityItem, result: &ReportResult) -> bool {
     let ReportResult::Done { outcome, run } = result else { return false };
     let (execution, event, token) = (item.key.execution, item.key.event, item.token);
     let (outcome, run) = (outcome.clone(), Some(run.clone()));
     let kind = MessageKind::ActivityDone { execution, event, token, outcome, run };
     let message = Message { id: result_id(&item.key, item.token), kind };
-    // Its token names the life that it is for, however often it is sent.
+    // The token names the life that it is for, however often it is sent.
     let options = SendOptions::first_try(usize::MAX);
     loop {
         match worker.store.send(&item.key.instance, message.clone(), options).await {
             Ok(_) => return true,
-            // Deleted since: nobody waits for it.
+            // Deleted since: nobody waits for the result.
             Err(outlast_storage::Error::InstanceNotFound(_)) => return true,
             Err(error) => {
                 tracing::warn!(target: crate::telemetry::logging::RUNTIME, activity = %item.name, %error, "result was not stored, trying again");
@@ -267,8 +270,8 @@ async fn spill(worker: &Arc<Worker>, item: &ActivityItem, result: &ReportResult)
     }
 }
 
-/// Repeats the report until its owner, whoever that is by then, has settled it. When this process ends first, the result is
-/// left in the inbox, so that what has run does not run again; `false` when the store does not take it either.
+/// Repeats the report until the instance's owner, whoever that is by then, has settled it. If this process ends first, the result
+/// goes to the inbox, so that the activity does not run again; `false` if the store does not take it either.
 async fn deliver_report(worker: &Arc<Worker>, item: &ActivityItem, result: ReportResult) -> bool {
     tokio::select! {
         biased;
@@ -276,6 +279,7 @@ async fn deliver_report(worker: &Arc<Worker>, item: &ActivityItem, result: Repor
         () = worker.stopped.cancelled() => {}
     }
     worker.troubles.results.end(&item.key);
+    // The interrupted report may have arrived; both have the same message id, so the result is applied once.
     let kept = tokio::time::timeout(SPILL_MAX, spill(worker, item, &result)).await;
     kept.unwrap_or(false)
 }

@@ -15,19 +15,19 @@ use crate::telemetry::logging::RUNTIME;
 use crate::worker::sessions::SessionUse;
 use crate::worker::{Slot, Worker};
 
-/// How long code may take to end when its worker stops, once it is told and before it is aborted.
+/// When the worker stops: how long user code has between being told and being aborted.
 const LAST_WORDS: Duration = Duration::from_millis(100);
-/// Code that has not ended so long after it was aborted blocks its thread.
+/// User code that still runs this long after its abort is blocking its thread.
 const ABORT_MAX: Duration = Duration::from_secs(1);
 
-/// What came of a run.
+/// The result of a run.
 pub(crate) struct Executed {
     pub(crate) outcome: ActivityOutcome,
     /// A heartbeat of the activity may be stored.
     pub(crate) heartbeat: bool,
 }
 
-/// Code to run, and what is taken until it has ended.
+/// Code to run, and what it holds until it has ended.
 pub(crate) struct Call {
     pub(crate) handler: ActivityHandler,
     pub(crate) cancelled: CancellationToken,
@@ -36,8 +36,8 @@ pub(crate) struct Call {
     pub(crate) session: Option<Arc<SessionUse>>,
 }
 
-/// Runs user code. A panic is an error, a missed deadline and an abort after the grace period are too. Then code may run on when
-/// this returns; slot and session stay taken until it is gone.
+/// Runs user code. Panics, missed deadlines and aborts after the grace period are errors. After the latter two the code may still
+/// run when this returns; slot and session stay taken until it ends.
 pub(crate) async fn execute(
     worker: &Arc<Worker>,
     item: &Arc<ActivityItem>,
@@ -76,7 +76,7 @@ pub(crate) async fn execute(
                 Err(join) => Err(application(worker.options.limits.cut_error(panic_message(join)))),
             },
             missed = deadline(timeouts, &heartbeat) => {
-                // Nobody waits for it any more; it gets the grace period to notice.
+                // Nobody waits for the code any more; it gets the grace period to notice.
                 worker.cancel(&item.activity());
                 cancelled.cancel();
                 worker.surroundings.spawn(see_out(code, Arc::clone(worker), Arc::clone(item), grace));
@@ -105,8 +105,8 @@ impl Drop for Code {
     }
 }
 
-/// Stays with code whose outcome is known already: it may notice, then it is aborted. Code that blocks its thread goes on all the
-/// same; its slot is taken, and people are told.
+/// Waits for code whose outcome is already decided, and aborts it after the grace period. Code that blocks its thread runs on
+/// regardless: its slot stays taken, and a warning is logged.
 async fn see_out(mut code: Code, worker: Arc<Worker>, item: Arc<ActivityItem>, grace: Duration) {
     tokio::select! {
         biased;
@@ -121,7 +121,7 @@ async fn see_out(mut code: Code, worker: Arc<Worker>, item: Arc<ActivityItem>, g
     }
 }
 
-/// Ends when code that was told to end has had its time, which is short when the worker stops.
+/// Returns when code that was told to end has used up its grace period, which is short when the worker stops.
 async fn patience(worker: &Worker, grace: Duration) {
     let stopped = async {
         worker.stopped.cancelled().await;
@@ -134,7 +134,7 @@ async fn patience(worker: &Worker, grace: Duration) {
     }
 }
 
-/// Ends when a deadline is missed, with what to say about it.
+/// Returns when a deadline is missed, with the error message.
 async fn deadline(timeouts: ActivityTimeouts, heartbeat: &Heartbeat) -> String {
     let close = async {
         match timeouts.get_start_to_close() {

@@ -28,31 +28,31 @@ use crate::worker::sessions::Sessions;
 use crate::worker::wanted::Inquiries;
 use crate::{ActivityRegistry, RuntimeOptions};
 
-/// How long results of activities that have ended may take after the worker was told to give up.
+/// How long a stopping worker waits for the results of ended activities to be settled.
 const LAST_REPORTS_MAX: Duration = Duration::from_millis(1_500);
-/// How often a worker without room for sessions looks whether one can give way.
+/// How often a worker without room for sessions checks whether an idle one can give way.
 const LOOK_FOR_ROOM: Duration = Duration::from_millis(100);
-/// How often a worker that is full asks whether anything waits.
+/// How often a full worker asks whether anything waits for it.
 const LOOK_FOR_WAITING_EVERY: Duration = Duration::from_secs(1);
 /// Most items that are pulled at once.
 const PULL_MAX: usize = 256;
 
-/// Takes the decision on a delivery.
+/// Settles one delivery as decided.
 pub(crate) type SettleItem = Box<dyn FnOnce(Settle) + Send + Sync>;
 
-/// An attempt that takes a slot.
+/// An attempt that occupies a slot.
 pub(crate) struct Running {
     activity: String,
     pub(crate) cancelled: CancellationToken,
     /// When its code was called.
     pub(crate) begun: Option<Instant>,
-    /// Since when it is known not to be wanted.
+    /// Since when it is known to be unwanted.
     unwanted: Option<Instant>,
 }
 
-/// Code that was told to stop and runs on.
+/// Code that was told to stop and still runs.
 pub(crate) struct Unwanted {
-    /// The activity that has run on for longest.
+    /// The activity that was told to stop longest ago.
     pub(crate) activity: String,
     pub(crate) instance: InstanceId,
     pub(crate) age: Duration,
@@ -87,26 +87,26 @@ pub(crate) struct Worker {
     pub(crate) neighbours: Arc<Neighbours>,
     pub(crate) inquiries: Inquiries,
     pub(crate) running: Mutex<BTreeMap<ActivityRef, Running>>,
-    /// Items with an attempt under way, and what else was delivered of them meanwhile.
+    /// Items with an attempt under way, each with the further copies delivered meanwhile.
     pub(crate) held: Mutex<BTreeMap<ActivityRef, Vec<SettleItem>>>,
     /// Attempts whose code has ended and whose result is not settled.
     pub(crate) reporting: UnderWay,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) slots: Arc<Semaphore>,
-    /// Results that wait for their commit; when it is full, pulling stops.
+    /// One permit per unsettled result; with none left, pulling stops.
     pub(crate) reports: Arc<Semaphore>,
     pub(crate) attempts: TaskTracker,
-    /// What goes wrong here and lasts; its node reports it.
+    /// Lasting troubles of this worker; its node reports them.
     pub(crate) troubles: Arc<Troubles>,
-    /// No new work.
+    /// Take no new work.
     pub(crate) draining: CancellationToken,
-    /// Give up reporting: the process ends.
+    /// Give up reporting, because the process ends.
     pub(crate) stopped: CancellationToken,
     pub(crate) surroundings: Surroundings,
 }
 
 impl Worker {
-    /// Works until told to stop, and leaves.
+    /// Works until told to stop, then leaves.
     pub(crate) async fn run(self: Arc<Self>) {
         let profile = WorkerProfile {
             id: self.id.clone(),
@@ -125,7 +125,7 @@ impl Worker {
             self.pull(source.as_mut()).await;
             self.leave(source.as_mut()).await;
         };
-        // A worker that pulls and hears of no cancellation is set up anew, as one that hears and does not pull.
+        // If it no longer hears cancellations, `run` ends and is restarted, just as if it no longer pulled.
         let hear = async {
             Arc::clone(&self).listen(control).await;
             if self.draining.is_cancelled() {
@@ -145,7 +145,7 @@ impl Worker {
         }
     }
 
-    /// Hands back what was not begun, waits for what runs, and goes when the broker knows of all that was settled.
+    /// Hands back items that were not begun, waits for running attempts, and returns when the broker knows all that was settled.
     async fn leave(&self, source: &mut dyn WorkSource) {
         self.sessions.leave().await;
         source.close().await;
@@ -177,7 +177,7 @@ impl Worker {
             if has_room {
                 self.troubles.sessions.end(&());
             } else if self.slots.available_permits() > 0 {
-                // With a slot free, what waits all the same waits for a session.
+                // A slot is free, so whatever waits is waiting for room for its session.
                 note_full(&self.troubles.sessions, source).await;
             }
             let slots = Arc::clone(&self.slots);
@@ -190,6 +190,7 @@ impl Worker {
                 permits.extend(std::iter::from_fn(free).take(PULL_MAX - 1));
                 source.next(permits.len()).await.map(|deliveries| (deliveries, permits))
             };
+            // `next` may be dropped here: the source keeps what it has fetched, and the permits become free again.
             let (deliveries, permits) = tokio::select! {
                 biased;
                 () = self.draining.cancelled() => return,
@@ -198,10 +199,10 @@ impl Worker {
                     None => return,
                 },
                 () = self.sessions.changed() => continue,
-                // What was known to wait for an idle session may have gone elsewhere.
+                // Items that kept an idle session from giving way may have gone elsewhere.
                 () = tokio::time::sleep(LOOK_FOR_ROOM), if !has_room => continue,
             };
-            // Permits that nothing came for are free again.
+            // Permits without a delivery are dropped, which frees them.
             for (delivery, (slot, report)) in deliveries.into_iter().zip(permits) {
                 self.begin(source, delivery, slot, report);
             }
@@ -216,7 +217,7 @@ impl Worker {
                 note_full(&self.troubles.slots, &mut *source).await;
                 tokio::time::sleep(LOOK_FOR_WAITING_EVERY).await;
             };
-            // The answer may take long, and a slot that comes free does not wait for it.
+            // A slot that comes free must not wait for the answer, which may take long.
             tokio::select! {
                 biased;
                 free = Arc::clone(&self.slots).acquire_owned() => slot = Some(free.ok()?),
@@ -236,7 +237,7 @@ impl Worker {
     ) {
         let activity = delivery.item.activity();
         if let Some(copies) = self.lock_held().get_mut(&activity) {
-            // A second copy, handed out before the session had a holder or after the broker took this one for lost.
+            // A second copy: handed out before the session had a holder, or after the broker took the first for lost.
             return copies.push(delivery.settle);
         }
         let mut session_use = None;
@@ -246,6 +247,7 @@ impl Worker {
             source.hold_session(session);
             session_use = Some(Arc::new(entered));
         }
+        // Only the pulling task inserts, so no other copy can have begun since the look above.
         self.lock_held().insert(activity.clone(), Vec::new());
         let cancelled = CancellationToken::new();
         let (name, begun, unwanted) = (delivery.item.name.clone(), None, None);
@@ -266,7 +268,7 @@ impl Worker {
                 Control::Cancel(activity) => drop(self.cancel(&activity)),
                 Control::Check(key) => {
                     let running = self.lock_running().keys().filter(|activity| activity.key == key).cloned().collect();
-                    // Answers take their time, and other cancellations come meanwhile.
+                    // Answers take their time, and other cancellations must not wait for them.
                     let worker = Arc::clone(&self);
                     self.surroundings.spawn(async move { worker.check(running).await });
                 }
@@ -274,7 +276,7 @@ impl Worker {
         }
     }
 
-    /// What has run on for at least so long after it was told to stop; `None` when nothing has.
+    /// Code that still runs at least this long after it was told to stop; `None` if there is none.
     pub(crate) fn unwanted_for(&self, least: Duration) -> Option<Unwanted> {
         let running = self.lock_running();
         let ages =
@@ -292,12 +294,12 @@ impl Worker {
         begun.min_by_key(|(begun, _)| *begun).map(|(_, activity)| activity.key.instance.clone())
     }
 
-    /// How many activities run user code, also when their outcome is known already.
+    /// How many activities are running user code, including those whose outcome is already known.
     pub(crate) fn code_running(&self) -> usize {
         self.lock_running().values().filter(|running| running.begun.is_some()).count()
     }
 
-    /// Returns when no user code runs any more; after `limit`, says which does.
+    /// Waits until no user code runs any more; after `limit`, logs what still does.
     pub(crate) async fn code_ended(&self, limit: Duration) {
         let ended = async {
             while self.code_running() > 0 {
@@ -313,7 +315,7 @@ impl Worker {
         }
     }
 
-    /// Tells an attempt that it is not wanted; `false` when it knows, or is not here.
+    /// Tells an attempt that it is not wanted; `false` if it was told before, or is not here.
     pub(crate) fn cancel(&self, activity: &ActivityRef) -> bool {
         let mut running = self.lock_running();
         let Some(running) = running.get_mut(activity).filter(|running| running.unwanted.is_none()) else {
@@ -324,7 +326,7 @@ impl Worker {
         true
     }
 
-    /// What runs for so long and may be wanted still.
+    /// Activities that have run this long and may be wanted.
     pub(crate) fn running_for(&self, least: Duration) -> Vec<ActivityRef> {
         let running = self.lock_running();
         let is_long = |running: &Running| {
@@ -342,7 +344,7 @@ impl Worker {
     }
 }
 
-/// Notes that a worker is full, and asks now and then whether anything waits for it all the same.
+/// Notes that a worker is full, and asks from time to time whether anything waits for it.
 async fn note_full(full: &Since<(), Full>, source: &mut dyn WorkSource) {
     match full.get(&()) {
         Some(known) if known.asked.elapsed() < LOOK_FOR_WAITING_EVERY => {}

@@ -1,7 +1,7 @@
-//! Which sessions this worker uses, and what the store knows of it.
+//! The sessions that this worker uses.
 //!
-//! The store says who holds a session; here is counted what runs in it. Whatever this worker and the store have to say to
-//! each other about one session is said one thing at a time: a claim never overtakes a release.
+//! The store decides who holds a session; this file counts the items that run in it. Calls to the store about one session are
+//! made one at a time, so a claim never overtakes a release.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,13 +17,13 @@ use tokio::time::Instant;
 use crate::RuntimeOptions;
 use crate::telemetry::logging::RUNTIME;
 
-/// A claim is renewed in the store at least so often while something of the session runs.
+/// A claim is renewed in the store at least this often while an item of the session runs.
 const RENEW_EVERY_MAX: Duration = Duration::from_secs(60);
-/// A worker that lives keeps an unused session at least so long, should it not release it itself.
+/// Shortest claim: a live worker keeps an unused session this long unless it releases it.
 const CLAIM_MIN: Duration = Duration::from_secs(1);
 /// Pause after a renewal that failed: a store that refuses at once would be asked without end.
 const RENEW_AGAIN: Duration = Duration::from_millis(500);
-/// How often idle sessions are looked for at most.
+/// Shortest time between two looks for idle sessions.
 const LOOK_MIN: Duration = Duration::from_millis(50);
 
 /// The sessions that a worker uses.
@@ -44,9 +44,9 @@ pub(crate) struct Sessions {
 struct Table {
     sessions: BTreeMap<String, Session>,
     lives: u64,
-    /// The worker takes no more: what is idle is released at once.
+    /// The worker is leaving: idle sessions are released at once.
     leaving: bool,
-    /// Not used any more, and the broker does not know it yet.
+    /// Sessions no longer used; the broker is still to be told.
     ended: Vec<String>,
 }
 
@@ -60,9 +60,9 @@ struct Session {
     confirmed: Option<Instant>,
     /// When a renewal began last.
     renewing: Option<Instant>,
-    /// It gives way to another one.
+    /// It is about to be released.
     evicted: bool,
-    /// A claim or release under way. Closed without an answer, the next one may begin.
+    /// The claim or release under way. Once its channel is closed, the next one may begin.
     talk: Option<broadcast::Receiver<Claim>>,
 }
 
@@ -71,7 +71,7 @@ struct Session {
 pub(crate) enum Claim {
     /// The session is this worker's.
     Mine,
-    /// It is that one's.
+    /// Another worker holds it.
     Other(WorkerId),
     /// The store did not answer.
     Unknown,
@@ -134,7 +134,7 @@ impl Table {
         idle.min_by_key(|(_, session)| session.used).map(|(name, _)| name.clone())
     }
 
-    /// The broker need not bring items of it any more.
+    /// Forgets a session, and lets the broker know.
     fn end(&mut self, session: &str) {
         self.sessions.remove(session);
         self.ended.push(session.to_owned());
@@ -150,14 +150,14 @@ impl Sessions {
         Arc::new(Self { worker, store, max, idle, look_every, table, changed, due })
     }
 
-    /// Whether a session that nobody holds has room here, or would have when an idle one gave way.
+    /// Whether there is room for a session that nobody holds, if need be by releasing an idle one.
     pub(crate) fn has_room(&self, waits: &dyn Fn(&str) -> bool) -> bool {
         let table = self.lock();
         !table.is_full(self.max) || table.least_used(waits).is_some()
     }
 
-    /// Counts one more item of a session, before it runs; `None` when there is no room for the session. When the cap is met, the
-    /// session that has been idle for longest gives way; `waits` says for which ones something waits.
+    /// Counts one more item of a session before it runs; `None` if there is no room for the session. At the limit, the session
+    /// that has been idle for longest gives way, unless `waits` says that something waits for it.
     pub(crate) fn enter(self: &Arc<Self>, session: &str, waits: &dyn Fn(&str) -> bool) -> Option<SessionUse> {
         let mut table = self.lock();
         if !table.sessions.get(session).is_some_and(Session::counts) && table.is_full(self.max) {
@@ -180,7 +180,7 @@ impl Sessions {
         };
         let entry = table.sessions.entry(session.to_owned()).or_insert_with(new);
         entry.users += 1;
-        // Unless the store is being told already, it stays.
+        // The session stays, unless its release is already under way.
         entry.evicted &= entry.talks();
         Some(SessionUse { sessions: Arc::clone(self), session: session.to_owned(), life: entry.life })
     }
@@ -190,12 +190,12 @@ impl Sessions {
         self.changed.notified().await;
     }
 
-    /// The sessions that are not used any more since the last call.
+    /// Takes the sessions that are no longer used since the last call.
     pub(crate) fn take_ended(&self) -> Vec<String> {
         std::mem::take(&mut self.lock().ended)
     }
 
-    /// Tells the store, for ever: releases what is idle, renews what is used. Other work goes on meanwhile.
+    /// Releases idle sessions and renews used ones in the store, several at once, for ever.
     pub(crate) async fn keep(self: &Arc<Self>) {
         let mut look = tokio::time::interval(self.look_every);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -211,7 +211,7 @@ impl Sessions {
         }
     }
 
-    /// The worker takes no more: every session is released as soon as nothing of it runs. Returns when the idle ones are.
+    /// Begins to leave: every session is released as soon as none of its items runs. Returns when the idle ones are released.
     pub(crate) async fn leave(self: &Arc<Self>) {
         self.lock().leaving = true;
         let releases: FuturesUnordered<_> = self.take_due().into_iter().map(|talk| self.tell(talk)).collect();
@@ -225,7 +225,7 @@ impl Sessions {
         for (name, session) in table.sessions.iter_mut().filter(|(_, session)| !session.talks()) {
             let is_idle = session.evicted || leaving || session.used.elapsed() >= self.idle;
             if session.users == 0 && is_idle {
-                // From now on it is on its way out: whoever comes claims it anew after this.
+                // From now on, a new item of the session waits for this release and then claims anew.
                 session.evicted = true;
                 session.confirmed = None;
                 talks.push(Talk::Release(name.clone(), session.begin_talk()));
@@ -244,17 +244,18 @@ impl Sessions {
             Talk::Renew(used, answer) => drop(self.ask(&used, answer).await),
             Talk::Release(session, answer) => {
                 if let Err(error) = self.store.release_sessions(&self.worker, Some(&session)).await {
-                    tracing::warn!(target: RUNTIME, session, %error, "session stays claimed until it is idle");
+                    tracing::warn!(target: RUNTIME, session, %error, "session was not released: its claim stays until it expires");
                 }
                 let mut table = self.lock();
                 match table.sessions.get_mut(&session) {
-                    // Somebody has come meanwhile, and claims it anew.
+                    // An item has arrived meanwhile; it claims the session anew.
                     Some(entry) if entry.users > 0 => (entry.evicted, entry.talk) = (false, None),
                     Some(_) => table.end(&session),
                     None => {}
                 }
                 self.tell_worker(&table);
                 drop(table);
+                // Dropped last: it wakes waiting items, which must find the table up to date.
                 drop(answer);
             }
         }
@@ -262,7 +263,7 @@ impl Sessions {
 
     /// Asks the store whose session it is, and tells all who wait for the answer.
     async fn ask(&self, used: &SessionUse, answer: broadcast::Sender<Claim>) -> Claim {
-        // By the clock of this worker: what the store counts from is not earlier.
+        // Taken before the call, so never later than the moment from which the store counts.
         let asked = Instant::now();
         let claim = match self.store.claim_session(&used.session, &self.worker, self.idle.max(CLAIM_MIN)).await {
             Ok(SessionClaim::Mine) => Claim::Mine,
@@ -277,15 +278,15 @@ impl Sessions {
             session.talk = None;
             match &claim {
                 Claim::Mine => session.confirmed = Some(asked),
-                // What runs in it here goes on; what comes goes to the new holder.
+                // Items that run here go on; new ones go to the new holder.
                 Claim::Other(_) => table.end(&used.session),
-                // What the store said before counts for as long as it did.
+                // The last confirmation stays valid as long as it would have.
                 Claim::Unknown => {}
             }
         }
         self.tell_worker(&table);
         drop(table);
-        // Nobody may wait for it.
+        // Perhaps nobody is waiting for it.
         let _unheard = answer.send(claim.clone());
         claim
     }
@@ -302,13 +303,13 @@ impl Sessions {
 }
 
 impl SessionUse {
-    /// Makes sure that this worker holds the session. Items that come together wait for one answer of the store.
+    /// Makes sure that this worker holds the session. Items that arrive together share one answer of the store.
     pub(crate) async fn claim(&self) -> Claim {
         loop {
             match self.turn() {
                 Turn::Known(claim) => return claim,
                 Turn::Ask(answer) => return self.sessions.ask(self, answer).await,
-                // Closed without an answer: it was a release, or whoever asked is gone.
+                // Closed without an answer: it was a release, or the asker is gone. Look again.
                 Turn::Wait(mut talk) => {
                     if let Ok(claim) = talk.recv().await {
                         return claim;
@@ -321,7 +322,7 @@ impl SessionUse {
     fn turn(&self) -> Turn {
         let mut table = self.sessions.lock();
         let session = table.sessions.get_mut(&self.session).filter(|session| session.life == self.life);
-        // Lost to another worker since: given back, the item comes to its holder.
+        // The session was lost meanwhile: the item is requeued and goes to the new holder.
         let Some(session) = session else { return Turn::Known(Claim::Unknown) };
         if let Some(talk) = session.talk.as_ref().filter(|_| session.talks()) {
             // The answer is sent after the talk was taken out under this lock, so this one hears it.
@@ -346,7 +347,7 @@ impl Drop for SessionUse {
             return;
         }
         session.used = Instant::now();
-        // The store was not asked, or has not said that it is this worker's.
+        // The store was not asked, or has not confirmed that this worker holds the session.
         if session.confirmed.is_none() && !session.talks() {
             table.end(&self.session);
         }
@@ -357,7 +358,7 @@ impl Drop for SessionUse {
     }
 }
 
-/// How long the store's word is trusted. Nobody else is given the session for four times as long.
+/// How long a confirmation is trusted: at most a quarter of the time for which nobody else is given the session.
 fn renew_every(idle: Duration) -> Duration {
     RENEW_EVERY_MAX.min(idle.max(CLAIM_MIN) / 4)
 }
@@ -454,6 +455,21 @@ mod tests {
         sessions.tell(release.pop().expect("an idle session is released")).await;
         assert!(matches!(claiming.await, Claim::Mine));
         assert_eq!(held(&store, ["s", "a", "b"]).await, [true, false, false]);
+    }
+
+    /// A store that refuses at once would be asked without end.
+    #[tokio::test]
+    async fn a_renewal_that_failed_is_not_repeated_at_once() {
+        let (sessions, _) = sessions().await;
+        let used = enter(&sessions, "s");
+        assert!(matches!(used.claim().await, Claim::Mine));
+        tokio::time::pause();
+        tokio::time::advance(super::renew_every(sessions.idle) / 2).await;
+        // Dropped, it comes to nothing, as one that the store refuses.
+        assert_eq!(sessions.take_due().len(), 1);
+        assert!(sessions.take_due().is_empty());
+        tokio::time::advance(super::RENEW_AGAIN).await;
+        assert_eq!(sessions.take_due().len(), 1);
     }
 
     #[tokio::test]

@@ -1,8 +1,9 @@
-//! Whether an activity is wanted: workers ask before they begin what they cannot know about, and now and then about what they
-//! run; owners answer (`shards::questions`). A cancellation that was lost on its way, or never sent as its owner died, costs a few seconds so.
+//! Whether an activity is wanted: workers ask before they begin an item that is not fresh, and every few seconds about
+//! long-running ones; owners answer (`shards::questions`). So a cancellation that was lost, or never sent because its owner died,
+//! costs a few seconds.
 //!
-//! Questions to one owner that come up while another is under way go together, so their number is bounded by round trips
-//! and not by activities.
+//! Questions to one owner that arise while a request to it is under way share the next request, so requests are bounded by round
+//! trips and not by activities.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,19 +18,19 @@ use tokio::time::Instant;
 use crate::telemetry::logging::RUNTIME;
 use crate::worker::Worker;
 
-/// Most questions that go together.
+/// Most questions in one request.
 const QUESTIONS_MAX: usize = 500;
 /// How long an answer may take.
 const ANSWER_MAX: Duration = Duration::from_secs(3);
-/// How long an owner that has not answered is taken for silent before it is asked again.
+/// How long an owner that did not answer counts as silent before it is asked again.
 const SILENT_FOR: Duration = Duration::from_secs(1);
-/// How long it is remembered.
+/// How long silence is remembered.
 const SILENT_KEPT: Duration = Duration::from_secs(60);
-/// How often a worker asks about what runs.
+/// How often a worker asks about running activities.
 const ASK_EVERY: Duration = Duration::from_secs(3);
-/// What has run for less is not asked about.
+/// Younger activities are not asked about.
 const LONG: Duration = Duration::from_secs(2);
-/// How often a question follows an instance that has moved.
+/// How many times a question follows an instance to another shard.
 const MOVES_MAX: usize = 3;
 
 /// Whom a question goes to.
@@ -37,7 +38,7 @@ const MOVES_MAX: usize = 3;
 enum Owner {
     /// The node that holds the shard, as far as is known.
     Node(NodeId),
-    /// Whoever holds it.
+    /// Any node that holds it.
     Shard(ShardId),
 }
 
@@ -67,14 +68,14 @@ pub(crate) struct Inquiries {
 
 #[derive(Default)]
 struct Owners {
-    /// What waits for questions under way; an owner is here as long as there are some to it.
+    /// Questions to send, by owner. An owner is in here as long as a task sends questions to it.
     waiting: BTreeMap<Owner, Vec<Waiting>>,
-    /// Who has not answered, and when it was asked last.
+    /// Owners that did not answer, and when they last failed to.
     silent: BTreeMap<Owner, Instant>,
 }
 
 impl Owners {
-    /// Whether to take it for silent without asking again: slots must not wait for one owner after the other item.
+    /// Whether an owner counts as silent without being asked again: one item after another would hold a slot, waiting for it.
     fn is_silent(&self, owner: &Owner) -> bool {
         let asked = self.silent.get(owner);
         asked.is_some_and(|asked| asked.elapsed() < SILENT_FOR || self.waiting.contains_key(owner))
@@ -82,7 +83,7 @@ impl Owners {
 }
 
 impl Inquiries {
-    /// Adds a question; `Some(true)` when none is under way, so that somebody must send it, `None` when its owner is silent.
+    /// Adds a question. `Some(true)`: no task sends to this owner, so the caller must start one; `None`: the owner is silent.
     fn add(&self, owner: &Owner, waiting: Waiting) -> Option<bool> {
         let mut owners = self.lock();
         if owners.is_silent(owner) {
@@ -93,13 +94,14 @@ impl Inquiries {
         Some(idle)
     }
 
-    /// The next questions to send; without any, none is under way.
+    /// Takes the next questions to send; after none, the sender ends.
     fn take(&self, owner: &Owner) -> Vec<Waiting> {
         let mut owners = self.lock();
         let Some(waiting) = owners.waiting.get_mut(owner) else { return Vec::new() };
         let count = waiting.len().min(QUESTIONS_MAX);
         let taken: Vec<Waiting> = waiting.drain(..count).collect();
         if taken.is_empty() {
+            // Under the lock that `add` takes: a question is either taken above or finds no task and starts one.
             owners.waiting.remove(owner);
         }
         taken
@@ -110,7 +112,7 @@ impl Inquiries {
         if has_answered {
             owners.silent.remove(owner);
         } else {
-            // Those that are gone are asked no more.
+            // Forgets owners that are no longer asked.
             owners.silent.retain(|_, asked| asked.elapsed() < SILENT_KEPT);
             owners.silent.insert(owner.clone(), Instant::now());
         }
@@ -152,7 +154,7 @@ impl Worker {
         answered.await.ok().flatten()
     }
 
-    /// Sends what waits for an owner until nothing does.
+    /// Sends the questions to an owner until none is left.
     async fn send_questions(self: Arc<Self>, owner: Owner) {
         loop {
             let taken = self.inquiries.take(&owner);
@@ -170,7 +172,7 @@ impl Worker {
         }
     }
 
-    /// Asks about everything that runs for long, until the worker ends.
+    /// Asks about all long-running activities, until the worker stops.
     pub(crate) async fn ask_about_running(self: Arc<Self>) {
         loop {
             tokio::select! {
@@ -182,7 +184,7 @@ impl Worker {
         }
     }
 
-    /// Cancels those that are not wanted.
+    /// Cancels activities that are not wanted.
     pub(crate) async fn check(self: &Arc<Self>, activities: Vec<ActivityRef>) {
         let asked = activities.into_iter().map(async |activity| {
             let question = Question { activity: activity.clone(), begun: true };

@@ -8,10 +8,13 @@ use outlast::{
     ActivityContext, ActivityRegistryBuilder, OrchestrationContext, OrchestrationRegistry,
     OrchestrationRegistryBuilder, RuntimeOptions,
 };
+use outlast_broker::ShardNotice;
+use outlast_core::{InboxSeq, InstanceId, Message, MessageId, MessageKind, ShardId, StartMessage, StartSnapshot};
 use outlast_storage::DeleteOptions;
 use tokio::sync::Notify;
 
 use crate::model::world::{SOON, World, activities, options, orchestration};
+use crate::place::Place;
 
 #[tokio::test]
 async fn a_cancel_reaches_children_and_running_activities() {
@@ -184,7 +187,7 @@ async fn a_forced_deletion_tells_what_runs_in_the_whole_tree() {
 #[tokio::test]
 async fn a_deletion_that_nobody_tells_of_is_found_out() {
     let (held, activities) = Held::new();
-    let place = crate::place::Place::default();
+    let place = Place::default();
     let provider = place.open().await;
     let world = World::on(provider.clone(), activities, holding(), options()).await;
     world.client.start_orchestration("i", "Hold", "one").await.unwrap();
@@ -197,7 +200,7 @@ async fn a_deletion_that_nobody_tells_of_is_found_out() {
 #[tokio::test]
 async fn an_activity_of_an_instance_whose_deletion_nobody_tells_of_does_not_begin() {
     let (held, activities) = Held::new();
-    let place = crate::place::Place::default();
+    let place = Place::default();
     let provider = place.open().await;
     let single = RuntimeOptions { worker_concurrency: 1, ..options() };
     let world = World::on(provider.clone(), activities, holding(), single).await;
@@ -265,4 +268,45 @@ async fn a_worker_whose_slots_are_taken_by_what_nobody_wants_says_so() {
     .await
     .unwrap();
     held.let_go.notify_one();
+}
+
+/// Notices travel by ways that may delay them: this one comes while an activity of the instance runs, which nobody needs in memory.
+#[tokio::test]
+async fn a_late_notice_of_its_start_stops_nothing() {
+    let (begun, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (begins, goes_on) = (begun.clone(), go_on.clone());
+    let registry = activities().register("Long", move |ctx: ActivityContext, _: String| {
+        let (begins, goes_on) = (begins.clone(), goes_on.clone());
+        async move {
+            begins.notify_one();
+            tokio::select! {
+                () = ctx.cancelled() => Err("it was told to stop".to_owned()),
+                () = goes_on.notified() => Ok("done".to_owned()),
+            }
+        }
+    });
+    let place = Place::default();
+    let provider = place.open().await;
+    let code = orchestration("Long", |ctx, input| async move { ctx.schedule_activity("Long", input).await });
+    let options = RuntimeOptions { passivate_after: Duration::ZERO, ..options() };
+    let world = World::on(provider.clone(), registry, code, options).await;
+    world.client.start_orchestration("i", "Long", "").await.unwrap();
+    begun.notified().await;
+    let id = InstanceId::new("i");
+    let kind = MessageKind::Start(StartMessage {
+        name: "Long".to_owned(),
+        version: None,
+        input: String::new(),
+        parent: None,
+        traceparent: None,
+    });
+    let message = Message { id: MessageId::new("the start"), kind };
+    let notice = StartSnapshot { instance: id.clone(), message, seq: InboxSeq(1) };
+    let shard = ShardId::of(&id, provider.store().shards());
+    for _ in 0..10 {
+        provider.broker().notify(shard, ShardNotice::Started(Box::new(notice.clone())));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    go_on.notify_one();
+    assert_eq!(world.outcome("i").await.unwrap(), "done");
 }

@@ -51,7 +51,7 @@ fn a_tag_has_a_window_and_the_rest_follows_in_order() {
     let outstanding = Outstanding::new(4);
     assert_eq!(admit(&outstanding, 0..10, None), [0, 1, 2, 3]);
     assert_eq!(admit(&outstanding, 10..12, Some("gpu")), [10, 11]);
-    // What was given is given again, what waits is not given sooner.
+    // An activity that the broker has is given again; one that waits goes on waiting.
     assert_eq!(admit(&outstanding, 3..5, None), [3]);
     outstanding.remove(&[item(5, None).key, item(0, None).key, item(1, None).key]);
     assert_eq!(waiting(&outstanding), [4, 6]);
@@ -100,7 +100,7 @@ fn what_is_given_up_as_late_is_stopped_when_that_is_committed_and_not_before() {
     outstanding.admit(vec![late(0), late(1)], terms(0, false));
     assert_eq!(outstanding.take_late().len(), 2);
     assert_eq!(outstanding.remove(&[late(0).key]), [late(0).activity()]);
-    // The commit of the other has failed: it is handed out again, and is late again.
+    // The other one's commit has failed: it is handed out again, and is late again.
     assert_eq!(outstanding.admit(vec![late(1)], terms(0, true)), [late(1)]);
     assert_eq!(outstanding.take_late(), [late(1)]);
     assert_eq!(outstanding.keep_of(&InstanceId::new("i"), &[]), [late(1).activity()]);
@@ -112,7 +112,7 @@ fn what_the_store_does_not_name_any_more_is_stopped() {
     let outstanding = Outstanding::new(2);
     outstanding.admit((0..3).map(|event| item(event, None)).collect(), terms(0, false));
     let later = ActivityItem { token: Token(77), ..item(1, None) };
-    // The first is of a former life, the third was never given to anybody.
+    // The second has the token of a former life, the third was never given to the broker.
     let to_stop = outstanding.keep_of(&InstanceId::new("i"), &[item(0, None), later.clone()]);
     assert_eq!(to_stop, [item(1, None).activity()]);
     assert_eq!(outstanding.admit(vec![later.clone()], terms(0, false)), std::slice::from_ref(&later));
@@ -138,7 +138,7 @@ async fn an_offer_that_the_broker_refuses_does_not_make_the_next_one_late() {
     assert_eq!(outstanding.due().len(), 1);
     tokio::time::advance(super::REFUSED_AGAIN).await;
     assert_eq!(outstanding.due(), [], "the broker has it");
-    // As after the first offer that is taken.
+    // The pause is the one after a first offer.
     tokio::time::advance(super::FIRST_OFFER * 2).await;
     assert_eq!(outstanding.due().len(), 1);
 }
