@@ -34,6 +34,8 @@ const LAST_REPORTS_MAX: Duration = Duration::from_millis(1_500);
 const LOOK_FOR_ROOM: Duration = Duration::from_millis(100);
 /// How often a full worker asks whether anything waits for it.
 const LOOK_FOR_WAITING_EVERY: Duration = Duration::from_secs(1);
+/// Pause before an item is looked at again whose session this worker holds for the store and has no room for.
+const NO_ROOM_PAUSE: Duration = Duration::from_millis(200);
 /// Most items that are pulled at once.
 const PULL_MAX: usize = 256;
 
@@ -243,7 +245,11 @@ impl Worker {
         let mut session_use = None;
         if let Some(session) = &delivery.item.session_id {
             let entered = self.sessions.enter(session, &|session| source.waits_for(session));
-            let Some(entered) = entered else { return (delivery.settle)(Settle::Unclaimed) };
+            let Some(entered) = entered else {
+                // Where the store takes this worker for the holder, others would only bring the item back.
+                let stays = self.sessions.may_hold(session);
+                return (delivery.settle)(if stays { Settle::Later(NO_ROOM_PAUSE) } else { Settle::Unclaimed });
+            };
             source.hold_session(session);
             session_use = Some(Arc::new(entered));
         }

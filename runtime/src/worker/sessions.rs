@@ -21,8 +21,8 @@ use crate::telemetry::logging::RUNTIME;
 const RENEW_EVERY_MAX: Duration = Duration::from_secs(60);
 /// Shortest claim: a live worker keeps an unused session this long unless it releases it.
 const CLAIM_MIN: Duration = Duration::from_secs(1);
-/// Pause after a renewal that failed: a store that refuses at once would be asked without end.
-const RENEW_AGAIN: Duration = Duration::from_millis(500);
+/// Pause after a renewal or release that failed: a store that refuses at once would be asked without end.
+const TELL_AGAIN: Duration = Duration::from_millis(500);
 /// Shortest time between two looks for idle sessions.
 const LOOK_MIN: Duration = Duration::from_millis(50);
 
@@ -58,8 +58,10 @@ struct Session {
     used: Instant,
     /// When the store was asked last, if it answered that this worker holds the session.
     confirmed: Option<Instant>,
-    /// When a renewal began last.
-    renewing: Option<Instant>,
+    /// The store was asked for it, so it may take this worker for the holder until it is told otherwise.
+    may_be_ours: bool,
+    /// When the store could not be told last.
+    failed: Option<Instant>,
     /// It is about to be released.
     evicted: bool,
     /// The claim or release under way. Once its channel is closed, the next one may begin.
@@ -104,9 +106,12 @@ impl Session {
 
     /// Whether the store is to hear that it is used.
     fn is_to_renew(&self, half: Duration) -> bool {
-        self.users > 0
-            && self.confirmed.is_some_and(|at| at.elapsed() >= half)
-            && self.renewing.is_none_or(|at| at.elapsed() >= RENEW_AGAIN.min(half))
+        self.users > 0 && self.confirmed.is_some_and(|at| at.elapsed() >= half) && self.may_tell(half)
+    }
+
+    /// Whether the last try was not a failure a moment ago.
+    fn may_tell(&self, half: Duration) -> bool {
+        self.failed.is_none_or(|at| at.elapsed() >= TELL_AGAIN.min(half))
     }
 
     /// Whether it takes up room.
@@ -174,7 +179,8 @@ impl Sessions {
             users: 0,
             used: Instant::now(),
             confirmed: None,
-            renewing: None,
+            may_be_ours: false,
+            failed: None,
             evicted: false,
             talk: None,
         };
@@ -183,6 +189,11 @@ impl Sessions {
         // The session stays, unless its release is already under way.
         entry.evicted &= entry.talks();
         Some(SessionUse { sessions: Arc::clone(self), session: session.to_owned(), life: entry.life })
+    }
+
+    /// Whether the store may take this worker for the holder of a session that has no room here.
+    pub(crate) fn may_hold(&self, session: &str) -> bool {
+        self.lock().sessions.contains_key(session)
     }
 
     /// Returns when there may be room again, or a session is not used any more.
@@ -224,14 +235,13 @@ impl Sessions {
         let mut talks = Vec::new();
         for (name, session) in table.sessions.iter_mut().filter(|(_, session)| !session.talks()) {
             let is_idle = session.evicted || leaving || session.used.elapsed() >= self.idle;
-            if session.users == 0 && is_idle {
+            if session.users == 0 && is_idle && session.may_tell(half) {
                 // From now on, a new item of the session waits for this release and then claims anew.
                 session.evicted = true;
                 session.confirmed = None;
                 talks.push(Talk::Release(name.clone(), session.begin_talk()));
             } else if session.is_to_renew(half) {
                 session.users += 1;
-                session.renewing = Some(Instant::now());
                 let used = SessionUse { sessions: Arc::clone(self), session: name.clone(), life: session.life };
                 talks.push(Talk::Renew(used, session.begin_talk()));
             }
@@ -243,13 +253,16 @@ impl Sessions {
         match talk {
             Talk::Renew(used, answer) => drop(self.ask(&used, answer).await),
             Talk::Release(session, answer) => {
-                if let Err(error) = self.store.release_sessions(&self.worker, Some(&session)).await {
-                    tracing::warn!(target: RUNTIME, session, %error, "session was not released: its claim stays until it expires");
+                let released = self.store.release_sessions(&self.worker, Some(&session)).await;
+                if let Err(error) = &released {
+                    tracing::warn!(target: RUNTIME, session, %error, "session was not released, trying again");
                 }
                 let mut table = self.lock();
                 match table.sessions.get_mut(&session) {
                     // An item has arrived meanwhile; it claims the session anew.
                     Some(entry) if entry.users > 0 => (entry.evicted, entry.talk) = (false, None),
+                    // Others are told that it is this worker's until the store knows better: it is not forgotten here either.
+                    Some(entry) if released.is_err() => (entry.talk, entry.failed) = (None, Some(Instant::now())),
                     Some(_) => table.end(&session),
                     None => {}
                 }
@@ -265,6 +278,9 @@ impl Sessions {
     async fn ask(&self, used: &SessionUse, answer: broadcast::Sender<Claim>) -> Claim {
         // Taken before the call, so never later than the moment from which the store counts.
         let asked = Instant::now();
+        if let Some(session) = self.lock().sessions.get_mut(&used.session).filter(|session| session.life == used.life) {
+            session.may_be_ours = true;
+        }
         let claim = match self.store.claim_session(&used.session, &self.worker, self.idle.max(CLAIM_MIN)).await {
             Ok(SessionClaim::Mine) => Claim::Mine,
             Ok(SessionClaim::Other(worker)) => Claim::Other(worker),
@@ -277,11 +293,11 @@ impl Sessions {
         if let Some(session) = table.sessions.get_mut(&used.session).filter(|session| session.life == used.life) {
             session.talk = None;
             match &claim {
-                Claim::Mine => session.confirmed = Some(asked),
+                Claim::Mine => (session.confirmed, session.failed) = (Some(asked), None),
                 // Items that run here go on; new ones go to the new holder.
                 Claim::Other(_) => table.end(&used.session),
                 // The last confirmation stays valid as long as it would have.
-                Claim::Unknown => {}
+                Claim::Unknown => session.failed = Some(Instant::now()),
             }
         }
         self.tell_worker(&table);
@@ -348,7 +364,11 @@ impl Drop for SessionUse {
         }
         session.used = Instant::now();
         // The store was not asked, or has not confirmed that this worker holds the session.
-        if session.confirmed.is_none() && !session.talks() {
+        let is_unconfirmed = session.confirmed.is_none() && !session.talks();
+        if is_unconfirmed && session.may_be_ours {
+            session.evicted = true;
+            self.sessions.due.notify_one();
+        } else if is_unconfirmed {
             table.end(&self.session);
         }
         if table.leaving {
@@ -459,16 +479,27 @@ mod tests {
 
     /// A store that refuses at once would be asked without end.
     #[tokio::test]
-    async fn a_renewal_that_failed_is_not_repeated_at_once() {
+    async fn what_the_store_refused_is_not_told_again_at_once() {
         let (sessions, _) = sessions().await;
         let used = enter(&sessions, "s");
         assert!(matches!(used.claim().await, Claim::Mine));
         tokio::time::pause();
         tokio::time::advance(super::renew_every(sessions.idle) / 2).await;
-        // Dropped, it comes to nothing, as one that the store refuses.
         assert_eq!(sessions.take_due().len(), 1);
+        let failed = |sessions: &Sessions| {
+            let mut table = sessions.lock();
+            table.sessions.get_mut("s").expect("it is used").failed = Some(tokio::time::Instant::now());
+        };
+        failed(&sessions);
         assert!(sessions.take_due().is_empty());
-        tokio::time::advance(super::RENEW_AGAIN).await;
+        tokio::time::advance(super::TELL_AGAIN).await;
+        assert_eq!(sessions.take_due().len(), 1);
+        // So is a release.
+        drop(used);
+        sessions.lock().leaving = true;
+        failed(&sessions);
+        assert!(sessions.take_due().is_empty());
+        tokio::time::advance(super::TELL_AGAIN).await;
         assert_eq!(sessions.take_due().len(), 1);
     }
 
