@@ -4,9 +4,9 @@
 //! of an instance passes [`WarmInstance::append`].
 
 use crate::draft::{Draft, NewChild, NewEvent};
-use crate::execution::parent_link;
 use crate::instance::WarmInstance;
 use crate::journal::Command;
+use crate::replay::parent_link;
 use crate::{
     ActivityKey, AppErrorKind, ErrorDetails, EventId, EventKind, HistoryEvent, InstanceId, KvChange, KvEntry, Message,
     MessageId, MessageKind, OutboundMessage, StartMessage,

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use crate::ids::mix;
 use crate::journal::{Journal, NextExecution, OpKind, Outcome};
-use crate::typed::TypedValue;
+use crate::typed_values::TypedValue;
 use crate::{
     ActivityTimeouts, DurableFuture, Either2, EventId, EventKind, LimitExceeded, LogLevel, RetryPolicy, Token,
     read_typed,

@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 
 use crate::journal::Outcome;
 use crate::journal::{JournalState, OpKind};
-use crate::typed::TypedValue;
+use crate::typed_values::TypedValue;
 use crate::{DurableFuture, EventKind, InstanceId, OrchestrationContext, Token};
 
 /// What generated ids of children begin with, after their parent's id.

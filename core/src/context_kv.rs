@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::journal::{KvValue, OpKind, Outcome};
-use crate::typed::TypedValue;
+use crate::typed_values::TypedValue;
 use crate::{DurableFuture, EventKind, KV_READ_ACTIVITY, LimitExceeded, Millis, OrchestrationContext, Token};
 
 impl OrchestrationContext {

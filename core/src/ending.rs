@@ -1,12 +1,12 @@
 //! How an execution or instance ends, and how a turn is completed.
 
 use crate::draft::{Draft, NewChild, NewEvent};
-use crate::execution::Execution;
 use crate::first_event::started_event;
 use crate::instance::WarmInstance;
 use crate::journal::OpKind;
 use crate::limits::cut_reason;
 use crate::outstanding::outstanding_in;
+use crate::replay::Execution;
 use crate::{
     ActivityKey, AppErrorKind, Carried, Effect, ErrorDetails, EventId, EventKind, Handlers, Incoming, InstanceId,
     InstanceState, InstanceStatus, KvChange, KvEntry, Message, MessageId, MessageKind, OutboundMessage, ParentLink,

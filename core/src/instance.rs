@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::draft::{Draft, NewEvent};
-use crate::execution::{Execution, Host, OutsideWake, Polled, parent_link};
 use crate::first_event::started_event;
 use crate::heartbeats::Heartbeats;
 use crate::journal::OpKind;
+use crate::replay::{Execution, Host, OutsideWake, Polled, parent_link};
 use crate::{
     ActivityItem, ErrorDetails, EventId, EventKind, ExecutionId, Handlers, HistoryEvent, InboxSeq, Incoming,
     InstanceId, InstanceState, InstanceStatus, KvRead, Limits, Message, MessageId, MessageKind, Millis, ParentLink,

@@ -9,7 +9,6 @@ mod limits;
 mod refused_option;
 
 mod either;
-mod encoding;
 mod error;
 mod event;
 mod log;
@@ -19,8 +18,9 @@ mod registry;
 mod retry;
 mod rules;
 mod status;
+mod stored_form;
 mod tag;
-mod typed;
+mod typed_values;
 
 mod combine;
 mod completion_order;
@@ -33,12 +33,12 @@ mod journal;
 mod command;
 mod draft;
 mod ending;
-mod execution;
 mod first_event;
 mod fork;
 mod heartbeats;
 mod instance;
 mod outstanding;
+mod replay;
 mod replay_check;
 mod timeouts;
 mod turn;
@@ -48,11 +48,9 @@ pub use context::{ContinueAsNew, OrchestrationContext};
 pub use context_children::{SUB_ORCH_AUTO_PREFIX, build_child_instance_id, is_auto_generated_sub_orch_id};
 pub use durable_future::DurableFuture;
 pub use either::{Either2, Either3};
-pub use encoding::{DecodeError, decode, encode};
 pub use error::{AppErrorKind, ConfigErrorKind, ErrorDetails};
 pub(crate) use event::KV_READ_ACTIVITY;
 pub use event::{AttemptInfo, Carried, Event, EventKind, ForkPoint, HistoryEvent, KvEntry};
-pub use execution::OutsideWake;
 pub use fork::{Fork, ForkError, ForkOrigin, fork_history};
 pub use ids::{
     ActivityKey, ActivityRef, Epoch, EventId, ExecutionId, INITIAL_EVENT_ID, INITIAL_EXECUTION_ID, InboxSeq,
@@ -71,11 +69,13 @@ pub use registry::{
     Handlers, OrchestrationHandler, OrchestrationHandlerRef, OrchestrationRegistry, OrchestrationRegistryBuilder,
     Registry, RegistryBuilder, RegistryError, RegistryErrors, VersionPolicy,
 };
+pub use replay::OutsideWake;
 pub use replay_check::{ReplayDifference, check_replay};
 pub use retry::{BackoffStrategy, RetryPolicy, UnregisteredBackoffConfig};
 pub use rules::Rules;
 pub use status::{InstanceState, InstanceStatus, OrchestrationStatus};
+pub use stored_form::{DecodeError, decode, encode};
 pub use tag::{MAX_WORKER_TAGS, TagFilter};
 pub use timeouts::ActivityTimeouts;
 pub use turn::{ActivityItem, Effect, Expected, KvChange, KvRead, OutboundMessage, Turn, Verdict};
-pub use typed::{read_typed, write_typed};
+pub use typed_values::{read_typed, write_typed};

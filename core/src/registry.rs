@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use crate::OrchestrationContext;
-use crate::typed::TypedValue;
+use crate::typed_values::TypedValue;
 
 /// The running code of an execution.
 pub(crate) type OrchestrationFuture = Pin<Box<dyn Future<Output = Result<String, String>> + Send>>;

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::execution::{Divergence, Execution, Host, Polled, describe};
+use crate::replay::{Divergence, Execution, Host, Polled, describe};
 use crate::{Event, EventId, EventKind, ExecutionId, Handlers, HistoryEvent, InstanceId, Limits, Millis};
 
 /// The first difference between a history and the code.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::typed::TypedValue;
+use crate::typed_values::TypedValue;
 use crate::{CodeLimits, LimitExceeded, write_typed};
 
 /// The rules that an execution follows to its end, so that replay does as the program did that made the history.

@@ -126,7 +126,7 @@ impl WorkSource for Source {
             let mut replaced = std::pin::pin!(server.replaced.notified());
             replaced.as_mut().enable();
             self.sit_down().await;
-            let Some((_, source)) = self.seat.as_mut() else { return None };
+            let (_, source) = self.seat.as_mut()?;
             let taken = tokio::select! {
                 biased;
                 () = replaced => continue,

@@ -2,16 +2,40 @@
 //! nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::time::Duration;
 
 use outlast_core::{EventKind, HistoryEvent, InstanceId, InstanceStatus};
 use outlast_storage::InspectStore as _;
+use tokio::time::Instant;
 
 use super::code::Ledger;
 use crate::store::SimulatedStore;
 
+/// An activity that begins so long after its instance has ended was not asked about.
+const BEGINS_WITHIN: Duration = Duration::from_secs(4);
+
+/// A life of an id that the driver knows to be over.
+pub(super) struct Ended {
+    pub(super) instance: String,
+    pub(super) life: u32,
+    pub(super) at: Instant,
+}
+
+/// Nothing begins for an instance that has ended or was deleted.
+pub(super) fn nothing_began_late(ledger: &Ledger, ended: &[Ended], wrong: &mut Vec<String>) {
+    for ran in ledger.runs() {
+        let of = |ended: &&Ended| ended.instance == ran.instance && ended.life == ran.life;
+        if let Some(ended) = ended.iter().find(of)
+            && ran.begun > ended.at + BEGINS_WITHIN
+        {
+            let late = ran.begun - ended.at;
+            wrong.push(format!("{} of life {} began {late:?} after its end", ran.key, ran.life));
+        }
+    }
+}
+
 /// Checks all histories and what was left over; returns how many events there are.
-pub(super) async fn at_rest(store: &SimulatedStore, ledger: &Arc<Ledger>, wrong: &mut Vec<String>) -> u64 {
+pub(super) async fn at_rest(store: &SimulatedStore, ledger: &Ledger, wrong: &mut Vec<String>) -> u64 {
     let counts = ledger.counts();
     let ran: BTreeSet<&str> = counts.keys().map(|(key, _)| key.as_str()).collect();
     let mut events = 0;

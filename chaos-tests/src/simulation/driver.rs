@@ -10,7 +10,7 @@ use outlast_core::Millis;
 use outlast_storage::TurnOutcome;
 use tokio::time::{Instant, sleep};
 
-use super::checks;
+use super::checks::{self, Ended};
 use super::code::{self, EVENT, Input, Ledger, PROGRAM, QUEUE};
 use super::dice::Dice;
 use super::faults::{self, FAULTS_UNTIL, Fault};
@@ -39,6 +39,7 @@ struct World {
     fenced: Arc<AtomicU64>,
     faults: AtomicU64,
     slots: [Mutex<Option<Node>>; SLOTS],
+    ended: Mutex<Vec<Ended>>,
     wrong: Mutex<Vec<String>>,
 }
 
@@ -80,7 +81,10 @@ pub(super) async fn run(seed: u64, options: Options) -> Outcome {
         }
     }
     sleep(SETTLES_WITHIN).await;
-    let events = checks::at_rest(&world.store.connect(), &world.ledger, &mut world.wrong()).await;
+    let mut found = Vec::new();
+    let events = checks::at_rest(&world.store.connect(), &world.ledger, &mut found).await;
+    checks::nothing_began_late(&world.ledger, &world.ended(), &mut found);
+    found.into_iter().for_each(|wrong| world.note(wrong));
     if world.pace.has_stopped() {
         world.note("time stands still: tasks wake each other without end".to_owned());
     }
@@ -144,6 +148,7 @@ impl World {
             fenced,
             faults: AtomicU64::new(0),
             slots: Default::default(),
+            ended: Mutex::default(),
             wrong: Mutex::default(),
         })
     }
@@ -151,6 +156,16 @@ impl World {
     fn note(&self, wrong: String) {
         self.trace.line(format_args!("WRONG: {wrong}"));
         self.wrong().push(wrong);
+    }
+
+    fn ended(&self) -> MutexGuard<'_, Vec<Ended>> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The driver knows that a life of an id is over.
+    fn note_end(&self, id: &str, life: u32) {
+        self.trace.line(format_args!("{id} has ended, life {life}"));
+        self.ended().push(Ended { instance: id.to_owned(), life, at: Instant::now() });
     }
 
     fn wrong(&self) -> MutexGuard<'_, Vec<String>> {
@@ -293,12 +308,12 @@ impl World {
             };
             // What the driver has under way for the first life may end after its deletion.
             tokio::join!(feed, delete);
-            self.trace.line(format_args!("{id} is deleted"));
+            self.note_end(id, 1);
             self.start(&client, id, 2, &plan.second).await;
-            let (_, ended) = tokio::join!(self.feed(&client, id, 2, &plan.second), self.end_of(&client, id));
+            let (_, ended) = tokio::join!(self.feed(&client, id, 2, &plan.second), self.end_of(&client, id, 2));
             return self.judge(&plan, &plan.second, ended);
         }
-        let (_, (), ended) = tokio::join!(self.feed(&client, id, 1, &plan.program), deed, self.end_of(&client, id));
+        let (_, (), ended) = tokio::join!(self.feed(&client, id, 1, &plan.program), deed, self.end_of(&client, id, 1));
         self.judge(&plan, &plan.program, ended);
     }
 
@@ -342,13 +357,13 @@ impl World {
         tokio::join!(messages, events);
     }
 
-    async fn end_of(&self, client: &Client, id: &str) -> Option<OrchestrationStatus> {
+    async fn end_of(&self, client: &Client, id: &str, life: u32) -> Option<OrchestrationStatus> {
         let deadline = Instant::now() + FAULTS_UNTIL + PATIENCE;
         loop {
             let ended = client.wait_for_orchestration(id, Duration::from_secs(5)).await;
             match ended {
                 Ok(status) => {
-                    self.trace.line(format_args!("{id} has ended"));
+                    self.note_end(id, life);
                     return Some(status);
                 }
                 Err(_) if Instant::now() < deadline => sleep(Duration::from_millis(100)).await,

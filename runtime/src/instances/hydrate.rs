@@ -96,7 +96,7 @@ impl InstanceRun {
         self.warm = None;
         self.backlog.clear();
         self.again = false;
-        for (_, answer) in std::mem::take(&mut self.answers).into_iter() {
+        for answer in std::mem::take(&mut self.answers).into_values() {
             let _gone = answer.send(ReportReply::TryAgain);
         }
     }

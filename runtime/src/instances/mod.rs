@@ -7,6 +7,7 @@ pub(crate) mod due_queue;
 
 pub(crate) mod actor;
 pub(crate) mod announcement;
+pub(crate) mod commit_outcome;
 pub(crate) mod committer;
 pub(crate) mod effects;
 pub(crate) mod engine;

@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use outlast_broker::{ReportReply, ShardNotice};
 use outlast_core::{
-    ActivityKey, ActivityRef, Decision, Epoch, ErrorDetails, InboxSeq, Incoming, InstanceId, InstanceState,
-    InstanceStatus, Limits, MessageId, ShardId, TURN_MESSAGE_BYTES_MAX, Token, Turn, TurnInput, Verdict, WarmInstance,
+    ActivityKey, Decision, Epoch, ErrorDetails, InboxSeq, Incoming, InstanceId, InstanceState, InstanceStatus, Limits,
+    MessageId, ShardId, TURN_MESSAGE_BYTES_MAX, Token, Turn, TurnInput, Verdict, WarmInstance,
 };
-use outlast_storage::{FencedTurn, InboxCursor, Mailed, TurnOutcome};
+use outlast_storage::{FencedTurn, InboxCursor, Mailed};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::dispatch::outstanding::{Place, Terms};
 use crate::instances::announcement::Announcement;
-use crate::instances::committer::{Committed, Decided};
+use crate::instances::committer::Decided;
 use crate::instances::effects::apply_effects;
 use crate::instances::engine::Engine;
 use crate::instances::mailbox::{Inbound, Mailboxes};
@@ -128,7 +128,7 @@ impl InstanceRun {
             }
         };
         let asked = self.asked.drain(..).map(|asked| asked.answer);
-        for answer in std::mem::take(&mut self.answers).into_iter().map(|(_, answer)| answer).chain(asked) {
+        for answer in std::mem::take(&mut self.answers).into_values().chain(asked) {
             let _gone = answer.send(reply);
         }
         After::Leave
@@ -260,59 +260,6 @@ impl InstanceRun {
         self.after(move_to)
     }
 
-    /// A commit has shown that memory is as the store has it. Returns what is outstanding of another life of the id.
-    fn confirm(&mut self) -> Vec<ActivityRef> {
-        let Some(hydrated) = self.warm.as_mut().filter(|hydrated| !hydrated.is_confirmed) else { return Vec::new() };
-        hydrated.is_confirmed = true;
-        self.engine.dispatcher.outstanding.keep_of(&self.instance, &hydrated.instance.outstanding())
-    }
-
-    /// Checks the outcome of a commit; any outcome but success means that memory is stale.
-    async fn check(&mut self, committed: Committed) -> Result<(), Obstacle> {
-        match committed {
-            Committed::Outcome(TurnOutcome::Committed { .. }) => return Ok(()),
-            Committed::Outcome(TurnOutcome::Conflict) => self.note_failure("the store has another state of it"),
-            Committed::Outcome(TurnOutcome::Fenced) => self.note_failure("another node has its shard"),
-            Committed::Unknown => self.note_failure("whether it was written is not known"),
-            Committed::Outcome(TurnOutcome::Refused(reason)) => {
-                tracing::error!(target: RUNTIME, instance = %self.instance, %reason, "the store refused a turn for good");
-                self.fail_refused(reason).await;
-            }
-        }
-        Counters::count(&self.engine.counters.commits_failed);
-        self.again_later();
-        Err(Obstacle::Again)
-    }
-
-    /// Fails the instance, since a turn that the store refuses for good would be decided again and again.
-    async fn fail_refused(&mut self, reason: String) {
-        self.warm = None;
-        if self.hydrate().await.is_err() {
-            return;
-        }
-        let Some(hydrated) = self.warm.as_mut() else { return };
-        let details =
-            ErrorDetails::Infrastructure { operation: "commit a turn".to_owned(), message: reason, retryable: false };
-        let input = TurnInput {
-            now: self.engine.store.now(),
-            seed: self.engine.surroundings.random_bits(),
-            messages: self.backlog.drain(..).collect(),
-        };
-        let mut turn = hydrated.instance.fail(input, details);
-        turn.effects.clear();
-        let (shard, epoch, instance) = (hydrated.shard, hydrated.epoch, self.instance.clone());
-        let before = hydrated.stored.clone();
-        let announcement = Announcement::new(&instance, &before, &mut turn, hydrated.instance.begun_by(), false);
-        let turn = FencedTurn { instance, shard, epoch, before, turn, move_to: None, mailed: None };
-        let outcome = self.engine.committer.commit(Box::new(Decided { turn, announcement })).await;
-        tracing::error!(target: RUNTIME, instance = %self.instance, ?outcome, "tried to fail the instance instead");
-        if let Committed::Outcome(TurnOutcome::Refused(reason)) = outcome {
-            let now = self.engine.store.now();
-            self.engine.problems.note_damaged(&self.instance, format!("stored data is damaged: {reason}"), now);
-        }
-        self.engine.broker.publish_status(&self.instance, None, None);
-    }
-
     fn after(&mut self, move_to: Option<ShardId>) -> Result<After, Obstacle> {
         let Some(hydrated) = &self.warm else { return Ok(After::Leave) };
         if let Some(shard) = move_to {
@@ -343,12 +290,12 @@ impl InstanceRun {
     }
 
     /// A failure becomes a problem only if it lasts.
-    fn note_failure(&self, how: &str) {
+    pub(crate) fn note_failure(&self, how: &str) {
         self.engine.problems.troubles.turns.note(self.instance.clone(), how.to_owned());
     }
 
     /// Nudges the instance later: the store has everything that the lost turn was about.
-    fn again_later(&self) {
+    pub(crate) fn again_later(&self) {
         let (engine, instance) = (Arc::clone(&self.engine), self.instance.clone());
         let delay = self.retry_delay();
         self.engine.surroundings.spawn(async move {

@@ -1,9 +1,9 @@
-//! Running user code: what it may do wrong, and how long it may take.
+//! Running user code, and what it may do wrong.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use outlast_core::{ActivityItem, ActivityOutcome, ActivityTimeouts, AppErrorKind, ErrorDetails};
+use outlast_core::{ActivityItem, ActivityOutcome, AppErrorKind, ErrorDetails};
 use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -12,11 +12,10 @@ use crate::ActivityContext;
 use crate::code::activity::ActivityHandler;
 use crate::code::heartbeat::Heartbeat;
 use crate::telemetry::logging::RUNTIME;
+use crate::worker::deadlines::{deadline, overdue, patience};
 use crate::worker::sessions::SessionUse;
 use crate::worker::{Slot, Worker};
 
-/// When the worker stops: how long user code has between being told and being aborted.
-const LAST_WORDS: Duration = Duration::from_millis(100);
 /// User code that still runs this long after its abort is blocking its thread.
 const ABORT_MAX: Duration = Duration::from_secs(1);
 
@@ -119,51 +118,6 @@ async fn see_out(mut code: Code, worker: Arc<Worker>, item: Arc<ActivityItem>, g
         // Its result, or that it was aborted, is of no interest.
         let _ended = (&mut code.0).await;
     }
-}
-
-/// Returns when code that was told to end has used up its grace period, which is short when the worker stops.
-async fn patience(worker: &Worker, grace: Duration) {
-    let stopped = async {
-        worker.stopped.cancelled().await;
-        tokio::time::sleep(LAST_WORDS).await;
-    };
-    tokio::select! {
-        biased;
-        () = tokio::time::sleep(grace) => {}
-        () = stopped => {}
-    }
-}
-
-/// Returns when a deadline is missed, with the error message.
-async fn deadline(timeouts: ActivityTimeouts, heartbeat: &Heartbeat) -> String {
-    let close = async {
-        match timeouts.get_start_to_close() {
-            Some(limit) => {
-                tokio::time::sleep(limit).await;
-                format!("timeout: the activity has not ended within {limit:?} (start_to_close)")
-            }
-            None => std::future::pending().await,
-        }
-    };
-    let silent = async {
-        match timeouts.get_heartbeat() {
-            Some(limit) => {
-                heartbeat.silent_for(limit).await;
-                format!("timeout: the activity has sent no heartbeat for {limit:?}")
-            }
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        biased;
-        missed = close => missed,
-        missed = silent => missed,
-    }
-}
-
-async fn overdue(worker: &Worker, cancelled: &CancellationToken, grace: Duration) {
-    cancelled.cancelled().await;
-    patience(worker, grace).await;
 }
 
 fn check_size(worker: &Worker, output: String) -> ActivityOutcome {

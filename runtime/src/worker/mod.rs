@@ -1,6 +1,7 @@
 //! A worker: pulls activities that its filter takes, runs as many at once as it has slots, reports, then acks.
 
 pub(crate) mod attempt;
+pub(crate) mod deadlines;
 pub(crate) mod execute;
 pub(crate) mod sessions;
 pub(crate) mod wanted;

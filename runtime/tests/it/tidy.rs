@@ -122,7 +122,7 @@ fn undecided(path: &Path, text: &str) -> Option<String> {
         return None;
     }
     let code = text.split("#[cfg(test)]").next()?;
-    let is_fair = |at: usize| !code[at..].lines().nth(1).is_some_and(|next| next.trim() == "biased;");
+    let is_fair = |at: usize| code[at..].lines().nth(1).is_none_or(|next| next.trim() != "biased;");
     let fair = code.match_indices("select! {").any(|(at, _)| is_fair(at)).then_some("a select without `biased`");
     let lines = || code.lines().filter(|line| !line.trim_start().starts_with("//"));
     fair.or_else(|| SURROUNDINGS.into_iter().find(|word| lines().any(|line| line.contains(word)))).map(str::to_owned)
