@@ -88,6 +88,11 @@ fn check_history(name: &str, history: &[HistoryEvent], wrong: &mut Vec<String>) 
     if ends != 1 || !is_last {
         wrong.push(format!("{name}: it has {ends} ends, and ends with {:?}", history.last().map(|event| &event.kind)));
     }
+    let is_early =
+        |event: &&HistoryEvent| matches!(event.kind, EventKind::TimerFired { fire_at_ms } if event.at.0 < fire_at_ms);
+    wrong.extend(
+        history.iter().filter(is_early).map(|event| format!("{name}: timer event {} is early", event.event_id.0)),
+    );
     if history.windows(2).any(|pair| pair[1].at < pair[0].at) {
         wrong.push(format!("{name}: time goes back"));
     }

@@ -1,5 +1,6 @@
 //! Runs a seed: nodes, clients and faults beside each other, then peace, then the checks.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -40,7 +41,7 @@ struct World {
     faults: AtomicU64,
     slots: [Mutex<Option<Node>>; SLOTS],
     ended: Mutex<Vec<Ended>>,
-    wrong: Mutex<Vec<String>>,
+    wrong: Arc<Mutex<Vec<String>>>,
 }
 
 struct Node {
@@ -124,11 +125,19 @@ impl World {
         let broker = SimulatedBrokerServer::new(dice.bits(), payload_bytes_max);
         let (fenced, lines) = (Arc::new(AtomicU64::new(0)), Arc::clone(&trace));
         let count = Arc::clone(&fenced);
+        let wrong = Arc::<Mutex<Vec<String>>>::default();
+        let (epochs, older) = (Mutex::new(BTreeMap::new()), Arc::clone(&wrong));
         store.on_commit(move |turn, outcome| {
             if matches!(outcome, TurnOutcome::Fenced) {
                 count.fetch_add(1, Ordering::Relaxed);
             }
             let (events, epoch) = (turn.turn.events.len(), turn.epoch.0);
+            let mut epochs = epochs.lock().unwrap_or_else(PoisonError::into_inner);
+            let last = epochs.entry(turn.shard).or_insert(epoch);
+            if matches!(outcome, TurnOutcome::Committed { .. }) && epoch < std::mem::replace(last, epoch.max(*last)) {
+                let what = format!("{} was written by epoch {epoch} after a later one", turn.instance);
+                older.lock().unwrap_or_else(PoisonError::into_inner).push(what);
+            }
             let outcome = match outcome {
                 TurnOutcome::Committed { .. } => "committed",
                 TurnOutcome::Fenced => "fenced",
@@ -149,7 +158,7 @@ impl World {
             faults: AtomicU64::new(0),
             slots: Default::default(),
             ended: Mutex::default(),
-            wrong: Mutex::default(),
+            wrong,
         })
     }
 

@@ -18,7 +18,7 @@ pub(crate) use self::off::*;
 
 #[cfg(feature = "telemetry")]
 mod on {
-    use std::collections::BTreeMap;
+    use std::collections::HashMap;
     use std::time::SystemTime;
 
     use opentelemetry::trace::{Span, Status, TraceContextExt, Tracer};
@@ -137,7 +137,7 @@ mod on {
 
     /// A stored context; `None` when it is not valid.
     fn context(traceparent: &str) -> Option<Context> {
-        let carrier = BTreeMap::from([("traceparent".to_owned(), traceparent.to_owned())]);
+        let carrier = HashMap::from([("traceparent".to_owned(), traceparent.to_owned())]);
         let context =
             global::get_text_map_propagator(|propagator| propagator.extract_with_context(&Context::new(), &carrier));
         context.has_active_span().then_some(context)
