@@ -106,6 +106,8 @@ impl WorkState {
         worker.sessions.clear();
         self.sessions.retain(|_, holder| holder != id);
         own.into_iter().for_each(|queued| self.enqueue(queued, None));
+        // It may have been woken for an item that it does not take any more.
+        self.workers.values_mut().filter(|worker| worker.waits).for_each(Worker::wake);
     }
 
     fn leave(&mut self, id: &WorkerId) {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use outlast_broker::{
     Control, Dispatch, Question, Report, ReportReply, ReportResult, Settle, ShardMessage, ShardNotice, ShardRequest,
     Withdrawal,
@@ -44,6 +45,7 @@ on_every_broker!(
     a_report_without_an_owner_is_to_be_tried_again,
     a_watch_sees_what_is_announced,
     a_full_worker_leaves_the_rest_to_others,
+    a_worker_that_goes_before_it_takes_leaves_its_item_to_others,
 );
 
 /// Guarantee 1.
@@ -478,4 +480,16 @@ async fn a_full_worker_leaves_the_rest_to_others(world: World) {
         seen.insert(delivery.item.key.clone());
         (delivery.settle)(Settle::Ack);
     }
+}
+
+/// Guarantee 1: whoever was to take an item and is gone, others take it.
+async fn a_worker_that_goes_before_it_takes_leaves_its_item_to_others(world: World) {
+    let mut gone = open(&*world.here, "a", TagFilter::DefaultOnly).await;
+    let mut other = open(&*world.here, "b", TagFilter::DefaultOnly).await;
+    assert!(gone.next(1).now_or_never().is_none());
+    let waits = tokio::spawn(async move { run(&mut other).await });
+    tokio::time::sleep(NEVER).await;
+    publish(&*world.there, item("a", 1)).await;
+    drop(gone);
+    assert_eq!(timeout(SOON, waits).await.unwrap().unwrap(), key("a", 1));
 }

@@ -117,9 +117,9 @@ impl SimulatedBrokerServer {
         locked(&self.injector).hits
     }
 
-    /// How many items it holds.
-    pub fn live(&self) -> usize {
-        locked(&self.stream).len()
+    /// The items that it holds, each with where it is to run.
+    pub fn live(&self) -> Vec<String> {
+        locked(&self.stream).describe()
     }
 
     /// Remembers what the stream holds now, to be rolled back to.

@@ -27,8 +27,13 @@ impl Stream {
         Arc::clone(&self.queues)
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.live.len()
+    pub(super) fn describe(&self) -> Vec<String> {
+        let describe = |dispatch: &Dispatch| {
+            let Dispatch { item, worker, again } = dispatch;
+            let (tag, session) = (&item.tag, &item.session_id);
+            format!("{} (tag {tag:?}, session {session:?}, worker {worker:?}, again {again})", item.idempotency_key())
+        };
+        self.live.values().map(describe).collect()
     }
 
     pub(super) fn number(&self) -> u64 {

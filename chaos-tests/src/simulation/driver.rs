@@ -90,8 +90,8 @@ pub(super) async fn run(seed: u64, options: Options) -> Outcome {
         world.note("time stands still: tasks wake each other without end".to_owned());
     }
     let left = world.broker.live();
-    if left > 0 {
-        world.note(format!("{left} items are left in the stream"));
+    if !left.is_empty() {
+        world.note(format!("the stream still holds {}", left.join(", ")));
     }
     let (hits, carried) = (world.store.hits(), world.broker.hits());
     let hits = hits.lost + hits.answers_lost + hits.delayed + hits.old_reads + carried.lost + carried.refused;
