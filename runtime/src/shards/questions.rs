@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use outlast_broker::{Question, ReportReply};
-use outlast_core::{ActivityRef, InstanceId, Verdict};
+use outlast_core::{ActivityKey, ActivityRef, InstanceStatus, Verdict};
 use tokio::sync::oneshot;
 
 use crate::dispatch::outstanding::Place;
@@ -37,10 +37,13 @@ async fn one(owner: &Arc<Owner>, question: Question, known: bool) -> ReportReply
     let Question { activity, .. } = question;
     let instance = activity.key.instance.clone();
     // Memory is not enough, even for an activity that has not begun: this node may not have heard that the instance was deleted.
-    if known && !is_gone(owner, &instance).await {
-        return ReportReply::Settled(Verdict::Applied);
-    }
     if known {
+        match is_gone(owner, &activity.key).await {
+            Some(false) => return ReportReply::Settled(Verdict::Applied),
+            Some(true) => {}
+            // What begins now might be of an instance that has ended, and its result would not be taken either.
+            None => return ReportReply::TryAgain,
+        }
         owner.warm.deliver(&instance, Inbound::Reread);
     }
     let (answer, answered) = oneshot::channel();
@@ -51,7 +54,11 @@ async fn one(owner: &Arc<Owner>, question: Question, known: bool) -> ReportReply
         .map_or(ReportReply::TryAgain, |reply| reply.unwrap_or(ReportReply::TryAgain))
 }
 
-/// Whether the store has no such instance: its deleter may have died before telling anybody. The store can batch these reads.
-async fn is_gone(owner: &Owner, instance: &InstanceId) -> bool {
-    matches!(owner.store.state(instance).await, Ok(None))
+/// Whether the store has no such life of the instance, or it has ended; `None` when the store does not say. Whoever deleted it may
+/// have died before it told anybody, and the answer to a commit may be on its way. A row that has not come as far as the activity
+/// is of another life under the id, or of a later execution. Many looks are one trip.
+async fn is_gone(owner: &Owner, key: &ActivityKey) -> Option<bool> {
+    let Some(state) = owner.store.state(&key.instance).await.ok()? else { return Some(true) };
+    let has_ended = state.status != InstanceStatus::Running;
+    Some(has_ended || state.execution != key.execution || state.last_event_id < key.event)
 }
