@@ -42,7 +42,9 @@ pub struct SimulatedBrokerServer {
     /// Who is told that work may be lost. One for each handle: those who wait for the same one are woken in an order that no seed
     /// decides.
     losses: Mutex<Vec<watch::Sender<u64>>>,
-    owners: Mutex<BTreeMap<ShardId, Receiver>>,
+    /// Those who take messages for a shard, the latest last. One that was told late that it has the shard does not displace its
+    /// successor for ever: when it leaves, the successor is the latest again.
+    owners: Mutex<BTreeMap<ShardId, Vec<Receiver>>>,
     /// Status updates.
     updates: InProcessBroker,
 }
@@ -176,16 +178,16 @@ impl SimulatedBrokerServer {
 
     fn deliver(&self, shard: ShardId, notice: ShardNotice) {
         let owners = locked(&self.owners);
-        if let Some(owner) = owners.get(&shard).filter(|owner| owner.link.is_open()) {
+        for owner in owners.get(&shard).into_iter().flatten().filter(|owner| owner.link.is_open()) {
             // An owner that is gone is replaced, and its successor looks at every inbox.
-            let _gone = owner.messages.send(ShardMessage::Notice(notice));
+            let _gone = owner.messages.send(ShardMessage::Notice(notice.clone()));
         }
     }
 
     async fn ask(&self, shard: ShardId, request: ShardRequest) -> Vec<ReportReply> {
         let owner = {
             let owners = locked(&self.owners);
-            let owner = owners.get(&shard).filter(|owner| owner.link.is_open());
+            let owner = owners.get(&shard).and_then(|all| all.iter().rev().find(|owner| owner.link.is_open()));
             owner.map(|owner| (owner.messages.clone(), Arc::clone(&owner.link)))
         };
         let Some((messages, link)) = owner else { return Vec::new() };
@@ -269,7 +271,13 @@ impl Broker for SimulatedBroker {
 
     async fn own(&self, shards: &[ShardId], receiver: mpsc::UnboundedSender<ShardMessage>) -> Result<(), Error> {
         let receiver = || Receiver { link: Arc::clone(&self.link), messages: receiver.clone() };
-        locked(&self.server.owners).extend(shards.iter().map(|shard| (*shard, receiver())));
+        let mut owners = locked(&self.server.owners);
+        for shard in shards {
+            let all = owners.entry(*shard).or_default();
+            all.retain(|owner| !owner.messages.is_closed() && !owner.messages.same_channel(&receiver().messages));
+            all.push(receiver());
+        }
+        drop(owners);
         // Cut off, it takes hold when the broker is back.
         self.link.check()
     }
@@ -277,8 +285,8 @@ impl Broker for SimulatedBroker {
     async fn disown(&self, shards: &[ShardId], receiver: &mpsc::UnboundedSender<ShardMessage>) {
         let mut owners = locked(&self.server.owners);
         for shard in shards {
-            if owners.get(shard).is_some_and(|owner| owner.messages.same_channel(receiver)) {
-                owners.remove(shard);
+            if let Some(all) = owners.get_mut(shard) {
+                all.retain(|owner| !owner.messages.same_channel(receiver));
             }
         }
     }
