@@ -65,6 +65,18 @@ const WRITTEN: i16 = 1;
 const NOBODY: i16 = 0;
 const GONE: i16 = 1;
 
+impl Written {
+    /// Tells of messages that are durable now.
+    fn sent(&self, now: Millis, receivers: Vec<InstanceId>, sent: &[Sent]) {
+        self.clock.heard(now);
+        for (instance, outcome) in receivers.into_iter().zip(sent) {
+            if let (WRITTEN, Some(shard)) = *outcome {
+                self.listener.tell(Arrival::Nudge(ShardId(shard.cast_unsigned()), instance));
+            }
+        }
+    }
+}
+
 impl Calls {
     pub(super) fn start(pool: &Pool, clock: &Arc<ServerClock>, listener: &Listener) -> Self {
         let starts = Written { pool: pool.clone(), clock: Arc::clone(clock), listener: listener.clone() };
@@ -123,12 +135,7 @@ fn new_instance(shard: ShardId, seq: Option<InboxSeq>) -> StartReceipt {
 async fn write_sends(to: Written, batch: Vec<Send>) -> Result<Vec<Sent>, Error> {
     let told: Vec<InstanceId> = batch.iter().map(|send| InstanceId::new(&send.receiver)).collect();
     let (now, sent) = to.pool.run(|db| Box::pin(async move { Ok(send_messages(&mut *db, batch).await?) })).await?;
-    to.clock.heard(now);
-    for (instance, outcome) in told.into_iter().zip(&sent) {
-        if let (WRITTEN, Some(shard)) = *outcome {
-            to.listener.tell(Arrival::Nudge(ShardId(shard.cast_unsigned()), instance));
-        }
-    }
+    to.sent(now, told, &sent);
     Ok(sent)
 }
 
@@ -146,6 +153,15 @@ async fn send_messages(db: &mut PgConnection, batch: Vec<Send>) -> Result<(Milli
     let query = query.bind(receivers).bind(ids).bind(queues).bind(datas).bind(limits);
     let (now, outcomes, shards): (i64, Vec<i16>, Vec<Option<i16>>) = query.fetch_one(db).await?;
     Ok((Millis(now.cast_unsigned()), outcomes.into_iter().zip(shards).collect()))
+}
+
+/// What became of a deletion: the row that `delete_tree` gives.
+type Deleted = (i16, Option<String>, i64, i64, i64, i64);
+
+async fn delete_tree(db: &mut PgConnection, root: String, force: bool) -> Result<Deleted, sqlx::Error> {
+    let sql = "SELECT result, culprit, coalesce(instances_deleted, 0), coalesce(executions_deleted, 0), \
+               coalesce(events_deleted, 0), coalesce(messages_deleted, 0) FROM delete_tree($1, $2)";
+    sqlx::query_as(sql).bind(root).bind(force).fetch_one(db).await
 }
 
 /// Holds the row of an instance that was there so long ago; `false` when none was.
@@ -249,21 +265,22 @@ impl CallStore for PostgresStore {
         if !may_exist(instance) {
             return Err(Error::InstanceNotFound(instance.clone()));
         }
-        let sql = "SELECT result, culprit, coalesce(instances_deleted, 0), coalesce(executions_deleted, 0), \
-                   coalesce(events_deleted, 0), coalesce(messages_deleted, 0) FROM delete_tree($1, $2)";
-        let id = instance.as_str().to_owned();
+        let (id, DeleteOptions { force, first_tried }) = (instance.as_str().to_owned(), options);
         let delete = self.pools.general.run(|db| {
             Box::pin(async move {
+                if first_tried.is_zero() {
+                    return Ok(delete_tree(&mut *db, id, force).await?);
+                }
                 let mut tx = sqlx::Connection::begin(&mut **db).await?;
-                if !options.first_tried.is_zero() && !hold_since(&mut tx, &id, options.first_tried).await? {
+                if !hold_since(&mut tx, &id, first_tried).await? {
                     return Ok((GONE, None, 0, 0, 0, 0));
                 }
-                let done = sqlx::query_as(sql).bind(id).bind(options.force).fetch_one(&mut *tx).await?;
+                let done = delete_tree(&mut tx, id, force).await?;
                 tx.commit().await?;
                 Ok(done)
             })
         });
-        let done: (i16, Option<String>, i64, i64, i64, i64) = delete.await?;
+        let done = delete.await?;
         match done.0 {
             0 => Ok(DeleteInstanceResult {
                 instances_deleted: done.2.cast_unsigned(),
@@ -310,10 +327,11 @@ impl CallStore for PostgresStore {
 impl PostgresStore {
     /// Sends what may have been sent before, if its receiver is still the one of then. Alone, and in one transaction with the look.
     async fn send_again(&self, send: Send, ago: Duration) -> Result<Sent, Error> {
-        let (pool, receiver) = (self.pools.general.clone(), InstanceId::new(&send.receiver));
-        let (clock, listener) = (Arc::clone(&self.clock), self.listener.clone());
+        let receiver = InstanceId::new(&send.receiver);
+        let (pool, clock, listener) = (self.pools.general.clone(), Arc::clone(&self.clock), self.listener.clone());
+        let to = Written { pool, clock, listener };
         let work = async move {
-            let sent = pool.run(|db| {
+            let sent = to.pool.run(|db| {
                 Box::pin(async move {
                     let mut tx = sqlx::Connection::begin(&mut **db).await?;
                     if !hold_since(&mut tx, &send.receiver, ago).await? {
@@ -325,12 +343,8 @@ impl PostgresStore {
                 })
             });
             let Some((now, sent)) = sent.await? else { return Ok((NOBODY, None)) };
-            clock.heard(now);
-            let sent = sent.first().copied().unwrap_or((NOBODY, None));
-            if let (WRITTEN, Some(shard)) = sent {
-                listener.tell(Arrival::Nudge(ShardId(shard.cast_unsigned()), receiver));
-            }
-            Ok(sent)
+            to.sent(now, vec![receiver], &sent);
+            Ok(sent.first().copied().unwrap_or((NOBODY, None)))
         };
         self.see_through(work).await
     }

@@ -86,7 +86,8 @@ impl CallStore for SqliteStore {
     async fn import(&self, instance: &InstanceId, fork: Fork) -> Result<ShardId, Error> {
         let (instance, now, shards) = (instance.clone(), self.clock.now(), self.shards);
         let (imported, listener) = (instance.clone(), self.listener.clone());
-        let bytes = fork.history.iter().map(|event| encode(&event.kind).len()).sum();
+        let events: Vec<Vec<u8>> = fork.history.iter().map(|event| encode(&event.kind)).collect();
+        let bytes = events.iter().map(Vec::len).sum();
         let import = move |db: &Connection, _| {
             let shard = ShardId::of(&instance, shards);
             let start = outlast_core::StartMessage {
@@ -100,7 +101,7 @@ impl CallStore for SqliteStore {
                 let (instance, orchestration) = (instance.clone(), fork.state.orchestration.clone());
                 return Err(Error::InstanceExists { instance, orchestration });
             }
-            import(db, &instance, &fork).map_err(sql_error)?;
+            import(db, &instance, &fork, &events).map_err(sql_error)?;
             Ok(shard)
         };
         self.connections.write_then(bytes, import, move |shard| listener.tell(Arrival::Nudge(*shard, imported))).await
@@ -219,11 +220,11 @@ fn send(db: &Connection, instance: &InstanceId, message: &Message, queue_max: us
     Ok(Receipt { nudge: Some(ShardId(shard)) })
 }
 
-fn import(db: &Connection, instance: &InstanceId, fork: &Fork) -> rusqlite::Result<()> {
+/// Writes a copied beginning; `events` is its history as it is stored.
+fn import(db: &Connection, instance: &InstanceId, fork: &Fork, events: &[Vec<u8>]) -> rusqlite::Result<()> {
     let state = &fork.state;
     let sql = "UPDATE instances SET version = ?1, paused = ?2, last_event_id = ?3, wake_at = ?4, pending = ?5, \
                custom_status = ?6, custom_status_version = ?7, history_bytes = ?8 WHERE id = ?9";
-    let events: Vec<Vec<u8>> = fork.history.iter().map(|event| encode(&event.kind)).collect();
     let history_bytes = events.iter().map(|data| data.len() as u64).sum::<u64>();
     db.prepare_cached(sql)?.execute(params![
         state.version,
