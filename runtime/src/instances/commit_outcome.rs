@@ -10,11 +10,12 @@ use crate::telemetry::counters::Counters;
 use crate::telemetry::logging::RUNTIME;
 
 impl InstanceRun {
-    /// A commit has shown that memory is as the store has it. Returns what is outstanding of another life of the id.
+    /// A commit has shown that memory is as the store has it. Returns what was outstanding before: a start that was fresh had
+    /// nothing yet, so it is of another life of the id.
     pub(crate) fn confirm(&mut self) -> Vec<ActivityRef> {
         let Some(hydrated) = self.warm.as_mut().filter(|hydrated| !hydrated.is_confirmed) else { return Vec::new() };
         hydrated.is_confirmed = true;
-        self.engine.dispatcher.outstanding.keep_of(&self.instance, &hydrated.instance.outstanding())
+        self.engine.dispatcher.outstanding.keep_of(&self.instance, &[])
     }
 
     /// Checks the outcome of a commit; any outcome but success means that memory is stale.

@@ -122,6 +122,7 @@ impl Session {
     fn begin_talk(&mut self) -> broadcast::Sender<Claim> {
         // Not a watch, which wakes those who wait in an order that no seed decides.
         let (answer, talk) = broadcast::channel(1);
+        self.may_be_ours = true;
         self.talk = Some(talk);
         answer
     }
@@ -278,9 +279,6 @@ impl Sessions {
     async fn ask(&self, used: &SessionUse, answer: broadcast::Sender<Claim>) -> Claim {
         // Taken before the call, so never later than the moment from which the store counts.
         let asked = Instant::now();
-        if let Some(session) = self.lock().sessions.get_mut(&used.session).filter(|session| session.life == used.life) {
-            session.may_be_ours = true;
-        }
         let claim = match self.store.claim_session(&used.session, &self.worker, self.idle.max(CLAIM_MIN)).await {
             Ok(SessionClaim::Mine) => Claim::Mine,
             Ok(SessionClaim::Other(worker)) => Claim::Other(worker),
