@@ -9,7 +9,7 @@ mod worker_source;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -26,6 +26,8 @@ pub use faults::{BrokerFaults, BrokerHits};
 use faults::{Fate, Injector};
 use stream::Stream;
 use worker_source::Source;
+
+use crate::lock::locked;
 
 /// How long a request without an answer is waited for.
 const ANSWER_MAX: Duration = Duration::from_secs(3);
@@ -357,8 +359,4 @@ impl Broker for SimulatedBroker {
             troubles: Vec::new(),
         }
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

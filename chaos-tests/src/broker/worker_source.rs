@@ -11,7 +11,8 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use super::faults::Fate;
-use super::{Link, SimulatedBrokerServer, locked};
+use super::{Link, SimulatedBrokerServer};
+use crate::lock::locked;
 
 /// What a silent worker has is given to others after this.
 const ACK_WAIT: Duration = Duration::from_secs(5);

@@ -36,8 +36,7 @@ pub(super) fn nothing_began_late(ledger: &Ledger, ended: &[Ended], wrong: &mut V
 
 /// Checks all histories and what was left over; returns how many events there are.
 pub(super) async fn at_rest(store: &SimulatedStore, ledger: &Ledger, wrong: &mut Vec<String>) -> u64 {
-    let counts = ledger.counts();
-    let ran: BTreeSet<&str> = counts.keys().map(|(key, _)| key.as_str()).collect();
+    let ran: BTreeSet<String> = ledger.runs().into_iter().map(|ran| ran.key).collect();
     let mut events = 0;
     let names = match store.list(None).await {
         Ok(names) => names,
@@ -103,7 +102,7 @@ fn check_activities(
     id: &InstanceId,
     execution: outlast_core::ExecutionId,
     history: &[HistoryEvent],
-    ran: &BTreeSet<&str>,
+    ran: &BTreeSet<String>,
     wrong: &mut Vec<String>,
 ) {
     for event in history {
@@ -121,7 +120,7 @@ fn check_activities(
             }
         };
         let key = format!("{id}/{}/{}", execution.0, first);
-        if !ran.contains(key.as_str()) {
+        if !ran.contains(&key) {
             wrong.push(format!("{id}: activity {key} has completed and never ran"));
         }
     }

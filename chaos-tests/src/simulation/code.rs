@@ -1,7 +1,6 @@
 //! The code of the simulated nodes: an orchestration that does what its input says, and the activity that it uses.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -13,6 +12,7 @@ use tokio::time::Instant;
 
 use super::program::{ATTEMPTS_MAX, Ends, Program, Step, TAGS, Work};
 use super::trace::Trace;
+use crate::lock::locked;
 
 /// The name of the only orchestration.
 pub(super) const PROGRAM: &str = "Program";
@@ -55,16 +55,7 @@ pub(super) struct Ran {
 
 impl Ledger {
     pub(super) fn runs(&self) -> Vec<Ran> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// How often each activity ran, by its idempotency key and the life of its instance.
-    pub(super) fn counts(&self) -> BTreeMap<(String, u32), u64> {
-        let mut counts = BTreeMap::new();
-        for ran in self.runs() {
-            *counts.entry((ran.key, ran.life)).or_default() += 1;
-        }
-        counts
+        locked(&self.0).clone()
     }
 }
 
@@ -77,7 +68,7 @@ pub(super) fn activities(ledger: &Arc<Ledger>, trace: &Arc<Trace>, process: u64)
             let (instance, key, begun) = (ctx.instance_id().to_owned(), ctx.idempotency_key(), Instant::now());
             trace.line(format_args!("p{process} runs {key} of life {life}, attempt {}", ctx.attempt()));
             let ran = Ran { instance, life, key, begun };
-            ledger.0.lock().unwrap_or_else(PoisonError::into_inner).push(ran);
+            locked(&ledger.0).push(ran);
             let slept = tokio::time::sleep(Duration::from_millis(work.takes_ms));
             tokio::select! {
                 biased;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use outlast::runtime::Runtime;
@@ -20,6 +20,7 @@ use super::program::{self, Program, TAGS};
 use super::trace::Trace;
 use super::{Counts, Options, Outcome};
 use crate::broker::{BrokerFaults, SimulatedBrokerServer};
+use crate::lock::locked;
 use crate::store::{Faults, SimulatedServer};
 
 const SLOTS: usize = 3;
@@ -84,7 +85,7 @@ pub(super) async fn run(seed: u64, options: Options) -> Outcome {
     sleep(SETTLES_WITHIN).await;
     let mut found = Vec::new();
     let events = checks::at_rest(&world.store.connect(), &world.ledger, &mut found).await;
-    checks::nothing_began_late(&world.ledger, &world.ended(), &mut found);
+    checks::nothing_began_late(&world.ledger, &locked(&world.ended), &mut found);
     found.into_iter().for_each(|wrong| world.note(wrong));
     if world.pace.has_stopped() {
         world.note("time stands still: tasks wake each other without end".to_owned());
@@ -96,7 +97,7 @@ pub(super) async fn run(seed: u64, options: Options) -> Outcome {
     let (hits, carried) = (world.store.hits(), world.broker.hits());
     let hits = hits.lost + hits.answers_lost + hits.delayed + hits.old_reads + carried.lost + carried.refused;
     let counts = Counts {
-        nodes: world.processes.load(Ordering::Relaxed),
+        processes: world.processes.load(Ordering::Relaxed),
         instances,
         events,
         attempts: world.ledger.runs().len() as u64,
@@ -104,7 +105,7 @@ pub(super) async fn run(seed: u64, options: Options) -> Outcome {
         fenced: world.fenced.load(Ordering::Relaxed),
         elapsed: world.trace.elapsed(),
     };
-    let wrong = std::mem::take(&mut *world.wrong());
+    let wrong = std::mem::take(&mut *locked(&world.wrong));
     Outcome { seed, wrong, counts, digest: world.trace.digest(), lines: world.trace.lines() }
 }
 
@@ -132,11 +133,11 @@ impl World {
                 count.fetch_add(1, Ordering::Relaxed);
             }
             let (events, epoch) = (turn.turn.events.len(), turn.epoch.0);
-            let mut epochs = epochs.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut epochs = locked(&epochs);
             let last = epochs.entry(turn.shard).or_insert(epoch);
             if matches!(outcome, TurnOutcome::Committed { .. }) && epoch < std::mem::replace(last, epoch.max(*last)) {
                 let what = format!("{} was written by epoch {epoch} after a later one", turn.instance);
-                older.lock().unwrap_or_else(PoisonError::into_inner).push(what);
+                locked(&older).push(what);
             }
             let outcome = match outcome {
                 TurnOutcome::Committed { .. } => "committed",
@@ -164,25 +165,17 @@ impl World {
 
     fn note(&self, wrong: String) {
         self.trace.line(format_args!("WRONG: {wrong}"));
-        self.wrong().push(wrong);
-    }
-
-    fn ended(&self) -> MutexGuard<'_, Vec<Ended>> {
-        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.wrong).push(wrong);
     }
 
     /// The driver knows that a life of an id is over.
     fn note_end(&self, id: &str, life: u32) {
         self.trace.line(format_args!("{id} has ended, life {life}"));
-        self.ended().push(Ended { instance: id.to_owned(), life, at: Instant::now() });
-    }
-
-    fn wrong(&self) -> MutexGuard<'_, Vec<String>> {
-        self.wrong.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.ended).push(Ended { instance: id.to_owned(), life, at: Instant::now() });
     }
 
     fn slot(&self, slot: usize) -> MutexGuard<'_, Option<Node>> {
-        self.slots[slot].lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.slots[slot])
     }
 
     fn process(&self) -> (u64, Arc<Process>) {
@@ -238,22 +231,10 @@ impl World {
                 });
             }
             Fault::CutOffBroker(slot, time) => {
-                let Some(process) = self.slot(slot).as_ref().map(|node| Arc::clone(&node.process)) else { return };
-                self.count();
-                process.broker.interrupt();
-                tokio::spawn(async move {
-                    sleep(time).await;
-                    process.broker.resume();
-                });
+                self.cut_off(slot, time, |process| process.broker.interrupt(), |process| process.broker.resume());
             }
             Fault::CutOffStore(slot, time) => {
-                let Some(process) = self.slot(slot).as_ref().map(|node| Arc::clone(&node.process)) else { return };
-                self.count();
-                process.store.interrupt();
-                tokio::spawn(async move {
-                    sleep(time).await;
-                    process.store.resume();
-                });
+                self.cut_off(slot, time, |process| process.store.interrupt(), |process| process.store.resume());
             }
             Fault::Wipe => self.broker.wipe().await,
             Fault::RollBack => self.broker.roll_back().await,
@@ -262,6 +243,17 @@ impl World {
             Fault::Store(faults) => self.store.set_faults(faults),
             Fault::Broker(faults) => self.broker.set_faults(faults),
         }
+    }
+
+    /// Interrupts a way of the process in a slot, and resumes it later.
+    fn cut_off(&self, slot: usize, time: Duration, interrupt: fn(&Process), resume: fn(&Process)) {
+        let Some(process) = self.slot(slot).as_ref().map(|node| Arc::clone(&node.process)) else { return };
+        self.count();
+        interrupt(&process);
+        tokio::spawn(async move {
+            sleep(time).await;
+            resume(&process);
+        });
     }
 
     fn count(&self) {
@@ -307,13 +299,7 @@ impl World {
             let feed = self.feed(&client, id, 1, &plan.program);
             let delete = async {
                 deed.await;
-                insist(|| async {
-                    match client.delete_instance(id, true).await {
-                        Ok(_) | Err(ClientError::InstanceNotFound { .. }) => Ok(()),
-                        Err(other) => Err(other),
-                    }
-                })
-                .await;
+                insist(|| async { client.delete_instance(id, true).await.map(drop) }).await;
             };
             // What the driver has under way for the first life may end after its deletion.
             tokio::join!(feed, delete);
@@ -339,13 +325,7 @@ impl World {
         }
         let messages = async {
             for number in 0..program.messages() {
-                insist(|| async {
-                    match client.enqueue_event(id, QUEUE, format!("{life} {number}")).await {
-                        Err(ClientError::InstanceNotFound { .. }) => Ok(()),
-                        other => other,
-                    }
-                })
-                .await;
+                insist(|| client.enqueue_event(id, QUEUE, format!("{life} {number}"))).await;
             }
         };
         let events = async {
@@ -451,7 +431,7 @@ fn node_options(slot: usize, dice: &mut Dice) -> RuntimeOptions {
     }
 }
 
-/// Repeats a call of the driver until it was carried out.
+/// Repeats a call of the driver until it was carried out, or there is no such instance any more.
 async fn insist<F: Future<Output = Result<(), ClientError>>>(call: impl Fn() -> F) {
     while let Err(error) = call().await {
         if matches!(error, ClientError::InstanceNotFound { .. }) {

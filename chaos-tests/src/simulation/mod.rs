@@ -34,8 +34,8 @@ pub struct Outcome {
 /// How large a run was.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counts {
-    /// Nodes that were started.
-    pub nodes: u64,
+    /// Processes that were started: nodes and clients.
+    pub processes: u64,
     /// Instances that were started, children not counted.
     pub instances: u64,
     /// Events in all histories at the end.
@@ -48,6 +48,13 @@ pub struct Counts {
     pub fenced: u64,
     /// How much time went by in the simulation.
     pub elapsed: Duration,
+}
+
+/// The median of a count over several runs.
+pub fn median(runs: &[Counts], count: fn(&Counts) -> u64) -> u64 {
+    let mut values: Vec<u64> = runs.iter().map(count).collect();
+    values.sort_unstable();
+    values.get(values.len() / 2).copied().unwrap_or(0)
 }
 
 /// How a seed is run.

@@ -1,7 +1,7 @@
 //! A simulated process: a node or a client with its own way to store and broker, whose tasks and random bits the seed decides.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use outlast::providers::Provider;
@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::dice::Dice;
 use crate::broker::{SimulatedBroker, SimulatedBrokerServer};
+use crate::lock::locked;
 use crate::store::{SimulatedServer, SimulatedStore};
 
 /// A ready task lets others go first once in so many steps.
@@ -133,8 +134,4 @@ impl Provider for Process {
     fn surroundings(&self) -> Surroundings {
         Surroundings::simulated(self.life.clone())
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -3,9 +3,11 @@
 use std::collections::VecDeque;
 use std::fmt::Arguments;
 use std::hash::{DefaultHasher, Hasher as _};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use tokio::time::Instant;
+
+use crate::lock::locked;
 
 /// Lines that are kept when not all are.
 const KEPT: usize = 200;
@@ -30,7 +32,7 @@ impl Trace {
 
     pub(super) fn line(&self, what: Arguments<'_>) {
         let line = format!("{:>9.3} {what}", self.begun.elapsed().as_secs_f64());
-        let mut state = self.lock();
+        let mut state = locked(&self.state);
         state.digest.write(line.as_bytes());
         if !self.keep_all && state.lines.len() >= KEPT {
             state.lines.pop_front();
@@ -43,14 +45,10 @@ impl Trace {
     }
 
     pub(super) fn digest(&self) -> u64 {
-        self.lock().digest.finish()
+        locked(&self.state).digest.finish()
     }
 
     pub(super) fn lines(&self) -> Vec<String> {
-        self.lock().lines.iter().cloned().collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.state).lines.iter().cloned().collect()
     }
 }

@@ -7,8 +7,9 @@ use outlast_core::{Millis, NodeId, ShardId, WorkerId};
 use outlast_storage::{Error, HeldShard, LeaseStore, LeaseView, NodeInfo, SessionClaim, Shortage};
 use tokio::time::Instant;
 
+use super::SimulatedStore;
 use super::tables::{Node, Session, Shard, Tables};
-use super::{SimulatedStore, locked};
+use crate::lock::locked;
 
 /// For how many leases a dead node is remembered.
 const FORGET_AFTER_LEASES: u32 = 12;

@@ -14,7 +14,7 @@ mod turns;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use outlast_core::{Millis, NodeId};
@@ -25,6 +25,8 @@ use tokio::time::{Instant, sleep};
 use faults::{Fate, Injector};
 pub use faults::{Faults, Hits};
 use tables::{Tables, Transaction};
+
+use crate::lock::locked;
 
 /// Options of a simulated store.
 #[derive(Clone, Debug)]
@@ -233,8 +235,4 @@ impl Line {
 
 fn unavailable(why: &str) -> Error {
     Error::Unavailable(why.to_owned())
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

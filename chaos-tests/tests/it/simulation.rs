@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::process::Command;
 
-use outlast_chaos_tests::simulation::{self, Counts, Options};
+use outlast_chaos_tests::simulation::{self, Options};
 
 /// Seeds that two processes run.
 const SAME: u64 = 100;
@@ -69,11 +69,7 @@ fn nothing_is_wrong_in(seeds: Range<u64>) {
     drop(std::panic::take_hook());
     assert!(wrong.is_empty(), "`./dev sim --seed N` shows how it comes about:\n{}", wrong.join("\n"));
     // A run that meets nothing proves nothing.
-    let median = |of: fn(&Counts) -> u64| {
-        let mut values: Vec<u64> = counts.iter().map(of).collect();
-        values.sort_unstable();
-        values[values.len() / 2]
-    };
+    let median = |of| simulation::median(&counts, of);
     assert!(median(|counts| counts.instances) >= 10);
     assert!(median(|counts| counts.events) >= 200);
     assert!(median(|counts| counts.faults) >= 50);
