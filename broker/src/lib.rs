@@ -1,5 +1,6 @@
 //! The brokers of Outlast behind one seam, whose guarantees stand in its documentation: they carry, the store remembers.
 
+mod owner;
 mod seam;
 
 pub mod in_process;

@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use async_trait::async_trait;
 use outlast_core::{InstanceId, InstanceState, MessageId, ShardId};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
+use crate::owner::ask_owner;
 use crate::{
     Broker, BrokerState, Control, Dispatch, Error, ReportReply, ShardMessage, ShardNotice, ShardRequest, StatusUpdate,
     StatusWatch, Withdrawal, WorkSource, WorkerProfile,
@@ -157,17 +158,12 @@ impl Broker for InProcessBroker {
 
     async fn request(&self, shard: ShardId, request: ShardRequest) -> Vec<ReportReply> {
         let Some(owner) = self.owner(shard) else { return Vec::new() };
-        // An owner that is gone drops the sender of the answer.
         match request {
             ShardRequest::Report(report) => {
-                let (answer, answered) = oneshot::channel();
-                let _gone = owner.send(ShardMessage::Report(report, answer));
-                answered.await.into_iter().collect()
+                ask_owner(owner, |answer| ShardMessage::Report(report, answer)).await.into_iter().collect()
             }
             ShardRequest::Wanted(questions) => {
-                let (answer, answered) = oneshot::channel();
-                let _gone = owner.send(ShardMessage::Ask(questions, answer));
-                answered.await.unwrap_or_default()
+                ask_owner(owner, |answer| ShardMessage::Ask(questions, answer)).await.unwrap_or_default()
             }
         }
     }

@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use async_nats::{Message, Request, Subscriber};
+use futures::future::OptionFuture;
 use futures::{FutureExt as _, StreamExt as _};
 use outlast_core::{ShardId, decode, encode};
 use tokio::sync::{mpsc, oneshot};
@@ -15,6 +16,7 @@ use tokio::task::JoinHandle;
 use super::restarts::{keep, note_panic};
 use super::server::{Server, unavailable};
 use super::wire::{Asked, ReplyBody, ReportBody, ShardBody};
+use crate::owner::ask_owner;
 use crate::{Error, Question, Report, ReportReply, ShardMessage, ShardNotice};
 
 /// How long the answer to a report may take.
@@ -163,7 +165,7 @@ impl ShardMessages {
     /// Asks the owner in this process first, then whoever else says that it is the owner.
     pub(crate) async fn report(&self, shard: ShardId, report: Report) -> Option<ReportReply> {
         if let Some(owner) = self.owner(shard) {
-            let reply = ask(&owner, report.clone()).await;
+            let reply = report_here(owner, report.clone()).await;
             if reply != ReportReply::TryAgain {
                 return Some(reply);
             }
@@ -176,8 +178,8 @@ impl ShardMessages {
     pub(crate) async fn ask(&self, shard: ShardId, mut questions: Vec<Question>) -> Vec<ReportReply> {
         let count = questions.len();
         if let Some(owner) = self.owner(shard) {
-            let asked = pass_on(&owner, questions.clone());
-            if let Ok(Ok(replies)) = tokio::time::timeout(ASK_TIMEOUT, asked).await {
+            let asked = ask_owner(owner, |answer| ShardMessage::Ask(questions.clone(), answer));
+            if let Ok(Some(replies)) = tokio::time::timeout(ASK_TIMEOUT, asked).await {
                 return replies;
             }
         }
@@ -253,15 +255,17 @@ impl ShardMessages {
                 // Handed over here, so that messages stay in order. The worker gets an answer even when the shard has gone to another owner.
                 let answer = match body.open() {
                     Asked::Report(report) => {
-                        let reply = owner.map(|owner| deliver(&owner, report));
-                        async move { vec![answer_of(reply).await.unwrap_or(ReportReply::TryAgain)] }.boxed()
+                        let ask = |owner| ask_owner(owner, |answer| ShardMessage::Report(Box::new(report), answer));
+                        let reply = OptionFuture::from(owner.map(ask));
+                        async move { vec![reply.await.flatten().unwrap_or(ReportReply::TryAgain)] }.boxed()
                     }
                     Asked::Questions(questions) => {
                         let count = questions.len();
-                        let replies = owner.map(|owner| pass_on(&owner, questions));
+                        let ask = |owner| ask_owner(owner, |answer| ShardMessage::Ask(questions, answer));
+                        let replies = OptionFuture::from(owner.map(ask));
                         // The owner of a moment ago no longer owns it; somebody else may.
                         let none = move || vec![ReportReply::TryAgain; count];
-                        async move { answer_of(replies).await.unwrap_or_else(none) }.boxed()
+                        async move { replies.await.flatten().unwrap_or_else(none) }.boxed()
                     }
                 };
                 let client = self.server.client.clone();
@@ -327,27 +331,8 @@ impl Listening {
     }
 }
 
-async fn answer_of<T>(answer: Option<oneshot::Receiver<T>>) -> Option<T> {
-    answer?.await.ok()
-}
-
-fn pass_on(owner: &Receiver, questions: Vec<Question>) -> oneshot::Receiver<Vec<ReportReply>> {
-    let (answer, answered) = oneshot::channel();
-    // Without an owner the answer's sender is dropped.
-    let _gone = owner.send(ShardMessage::Ask(questions, answer));
-    answered
-}
-
-fn deliver(owner: &Receiver, report: Report) -> oneshot::Receiver<ReportReply> {
-    let (answer, answered) = oneshot::channel();
-    // Without an owner the answer's sender is dropped.
-    let _gone = owner.send(ShardMessage::Report(Box::new(report), answer));
-    answered
-}
-
-async fn ask(owner: &Receiver, report: Report) -> ReportReply {
-    match tokio::time::timeout(REPORT_TIMEOUT, deliver(owner, report)).await {
-        Ok(Ok(reply)) => reply,
-        Ok(Err(_)) | Err(_) => ReportReply::TryAgain,
-    }
+/// Asks the owner in this process; its answer may take `REPORT_TIMEOUT`.
+async fn report_here(owner: Receiver, report: Report) -> ReportReply {
+    let answer = ask_owner(owner, |answer| ShardMessage::Report(Box::new(report), answer));
+    tokio::time::timeout(REPORT_TIMEOUT, answer).await.ok().flatten().unwrap_or(ReportReply::TryAgain)
 }

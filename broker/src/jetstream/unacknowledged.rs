@@ -109,8 +109,13 @@ impl Unacknowledged {
         }
         let (told, all_told) = oneshot::channel();
         let _sent = self.decisions.send(Decision::Told(told));
-        // Without an answer the server misses the items in time.
-        let _unknown = all_told.await;
+        // Without an answer the server misses the items in time. A decision that is sent while the task ends may stay in the channel,
+        // and so does the answer's sender.
+        tokio::select! {
+            biased;
+            _unknown = all_told => {}
+            () = self.decisions.closed() => {}
+        }
     }
 
     /// Whether anything went back since this was asked last.

@@ -11,6 +11,7 @@ mod world;
 
 mod admission;
 mod conformance;
+mod departures;
 mod edited_consumers;
 mod faults;
 mod half_alive;

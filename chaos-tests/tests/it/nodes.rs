@@ -134,7 +134,8 @@ async fn every_instance_comes_to_its_one_end_though_the_store_fails_and_nodes_di
         nodes.push(TestNode::start(&server, &broker, &ledger).await);
     }
     for instance in 0..INSTANCES {
-        let ended = client.wait_for_orchestration(&format!("i{instance}"), AT_LAST).await.unwrap();
+        let ended = client.wait_for_orchestration(&format!("i{instance}"), AT_LAST).await;
+        let ended = ended.unwrap_or_else(|error| panic!("i{instance}: {error}"));
         let expected: String = inputs(instance).iter().map(|input| format!("{input};")).collect();
         let is_right = matches!(&ended, OrchestrationStatus::Completed { output, .. } if *output == expected);
         assert!(is_right, "i{instance}: {ended:?}");

@@ -81,7 +81,12 @@ impl Committer {
         if self.requests.send(Request { decided, answer }).await.is_err() {
             return Committed::Unknown;
         }
-        answered.await.unwrap_or(Committed::Unknown)
+        // A request that is sent while the node stops may stay in the channel, and so does the answer's sender.
+        tokio::select! {
+            biased;
+            answer = answered => answer.unwrap_or(Committed::Unknown),
+            () = self.requests.closed() => Committed::Unknown,
+        }
     }
 }
 

@@ -44,7 +44,12 @@ impl<W: Send + 'static, A: Send + 'static> Batcher<W, A> {
         let (answer, answered) = oneshot::channel();
         // The task takes calls as long as its executor runs.
         self.calls.send(Call { work, bytes, answer }).await.map_err(|_| ended())?;
-        answered.await.unwrap_or_else(|_| Err(ended()))
+        // A call that is made while the executor ends may stay in the channel, and so does the answer's sender.
+        tokio::select! {
+            biased;
+            answer = answered => answer.unwrap_or_else(|_| Err(ended())),
+            () = self.calls.closed() => Err(ended()),
+        }
     }
 }
 
