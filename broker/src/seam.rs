@@ -5,7 +5,8 @@
 //!    closed or dropped, and when its worker falls silent.
 //! 2. An item is held by one worker at a time, whose filter takes its tag. A worker gets no more than it asks for; what
 //!    it has no room for goes to others.
-//! 3. Publishing an item that is queued or held, under the same key and token, does nothing.
+//! 3. Publishing an item that is queued or held, under the same key and token, does nothing. Only the worker that holds its
+//!    session by now may be given a second copy: the first may wait where workers without room for more sessions take none.
 //! 4. Items of a session go to the worker that `Dispatch` names, which holds it. Without one they go to anybody who admits
 //!    sessions: whoever is given them claims the session in the store, and passes them on when another has it.
 //! 5. A cancellation reaches the workers that run its activity under its token, and its item, if still queued, is not

@@ -128,7 +128,6 @@ impl Drop for JetStreamBroker {
 #[async_trait]
 impl Broker for JetStreamBroker {
     async fn publish(&self, items: Vec<Dispatch>) -> Result<(), Error> {
-        let items = self.server.without_unclaimed(items).await?;
         self.server.publish_work(&items).await
     }
 

@@ -6,7 +6,6 @@ use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{Info, LastRawMessageErrorKind};
-use futures::future::try_join_all;
 use outlast_core::{ActivityItem, ActivityRef, encode};
 
 use super::ack_subject::AGAIN;
@@ -22,8 +21,6 @@ const PIPELINE_MAX: usize = 1_024;
 const ANCHOR_SPAN_MAX: u64 = 10_000_000;
 /// Most bytes of the headers of an item.
 const HEADERS_BYTES_MAX: usize = 512;
-/// Items that are looked for at once.
-const LOOKS_MAX: usize = 64;
 /// Looks for copies of one item: it may be in its tag's queue and in the queues of workers.
 const COPIES_MAX: usize = 4;
 /// Pause between attempts.
@@ -73,26 +70,6 @@ impl Server {
             }
         }
         Ok(())
-    }
-
-    /// Leaves out items that are still in the stream from before their session had a holder: whoever got one there may be
-    /// that holder and be running it, and the holder's own queue would accept a second copy.
-    pub(crate) async fn without_unclaimed(&self, mut items: Vec<Dispatch>) -> Result<Vec<Dispatch>, Error> {
-        let mut there = Vec::with_capacity(items.len());
-        for some in items.chunks(LOOKS_MAX) {
-            there.extend(try_join_all(some.iter().map(|dispatch| self.is_unclaimed(dispatch))).await?);
-        }
-        let mut there = there.into_iter();
-        items.retain(|_| !there.next().unwrap_or(false));
-        Ok(items)
-    }
-
-    async fn is_unclaimed(&self, dispatch: &Dispatch) -> Result<bool, Error> {
-        if !dispatch.again || dispatch.worker.is_none() {
-            return Ok(false);
-        }
-        let subject = self.subjects.item(&WorkQueue::of(&dispatch.item, None), &dispatch.item);
-        Ok(self.sequence_of(&subject).await?.is_some())
     }
 
     /// Where in the stream the last message of a subject is.
