@@ -19,6 +19,7 @@
 //!
 //! A broker may lose everything at any time; whoever uses it must be able to find all facts in the store.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -184,8 +185,8 @@ pub struct Dispatch {
 
 /// An activity handed to a worker. Dropped without `settle`, it is delivered again.
 pub struct Delivery {
-    /// The work.
-    pub item: ActivityItem,
+    /// The work, shared with a broker that keeps it until it is settled.
+    pub item: Arc<ActivityItem>,
     /// Milliseconds that it waited in the broker.
     pub queued_ms: u64,
     /// Whether it was handed out before, so that somebody may have run it.

@@ -26,7 +26,7 @@ pub(crate) struct WorkState {
 }
 
 struct Queued {
-    item: ActivityItem,
+    item: Arc<ActivityItem>,
     since: Instant,
 }
 
@@ -64,7 +64,7 @@ impl WorkState {
             Entry::Occupied(_) => return,
             Entry::Vacant(entry) => drop(entry.insert(Known::default())),
         }
-        self.enqueue(Queued { item, since: Instant::now() }, worker.as_ref());
+        self.enqueue(Queued { item: Arc::new(item), since: Instant::now() }, worker.as_ref());
     }
 
     pub(crate) fn cancel(&mut self, activity: &ActivityRef) {
@@ -365,7 +365,7 @@ impl Drop for InFlight {
 }
 
 fn delivery(work: &Arc<Work>, queued: Queued) -> Delivery {
-    let item = queued.item.clone();
+    let item = Arc::clone(&queued.item);
     let queued_ms = u64::try_from(queued.since.elapsed().as_millis()).unwrap_or(u64::MAX);
     let mut in_flight = InFlight { work: Arc::clone(work), queued: Some(queued) };
     Delivery { item, queued_ms, redelivered: false, settle: Box::new(move |settle| in_flight.settle(settle)) }

@@ -1,7 +1,7 @@
 //! What a worker's puller has fetched and its worker has not taken yet.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use outlast_core::ActivityItem;
@@ -169,7 +169,7 @@ fn delivery(fetched: Fetched) -> Delivery {
     let queued = now.saturating_sub(Duration::from_nanos(fetched.published));
     let hold = fetched.hold;
     Delivery {
-        item: fetched.item,
+        item: Arc::new(fetched.item),
         queued_ms: u64::try_from(queued.as_millis()).unwrap_or(u64::MAX),
         redelivered: fetched.redelivered,
         settle: Box::new(move |settle| hold.settle(settle)),

@@ -83,12 +83,12 @@ pub(crate) async fn take_within(source: &mut Box<dyn WorkSource>, limit: Duratio
 pub(crate) async fn run(source: &mut Box<dyn WorkSource>) -> ActivityKey {
     let delivery = take(source).await;
     (delivery.settle)(Settle::Ack);
-    delivery.item.key
+    delivery.item.key.clone()
 }
 
 pub(crate) async fn assert_nothing(source: &mut Box<dyn WorkSource>) {
     let surplus = take_within(source, NEVER).await;
-    assert!(surplus.is_none(), "nothing comes, but {:?} came", surplus.map(|delivery| delivery.item.key));
+    assert!(surplus.is_none(), "nothing comes, but {:?} came", surplus.map(|delivery| delivery.item.key.clone()));
 }
 
 /// Brings a report to the owner of a shard; without an answer it is to be tried again.

@@ -32,7 +32,7 @@ pub(super) struct Source {
     given: Given,
     handed_out: u64,
     /// What is handed out a second time.
-    doubles: VecDeque<ActivityItem>,
+    doubles: VecDeque<Arc<ActivityItem>>,
     closed: bool,
 }
 

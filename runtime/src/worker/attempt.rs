@@ -87,7 +87,7 @@ pub(crate) async fn run(worker: Arc<Worker>, delivery: Delivery, cancelled: Canc
 
 async fn attempt(
     worker: &Arc<Worker>,
-    mut item: ActivityItem,
+    mut item: Arc<ActivityItem>,
     Received { queued_ms, redelivered, cancelled }: Received,
     Admission { slot, report, session }: Admission,
 ) -> Settle {
@@ -96,7 +96,6 @@ async fn attempt(
         Ok(heartbeat) => heartbeat,
         Err(instead) => return instead,
     };
-    let item = Arc::new(item);
     crate::telemetry::metrics::begun(&item, queued_ms, redelivered);
     Counters::count(&worker.counters.taken);
     let started = Instant::now();
@@ -137,7 +136,7 @@ async fn attempt(
 /// heartbeat; otherwise returns how to settle the item.
 async fn prepare(
     worker: &Arc<Worker>,
-    item: &mut ActivityItem,
+    item: &mut Arc<ActivityItem>,
     redelivered: bool,
     cancelled: &CancellationToken,
     session: Option<&SessionUse>,
@@ -217,14 +216,14 @@ async fn tell_begun(worker: Arc<Worker>, activity: ActivityRef) {
     }
 }
 
-async fn read_input(worker: &Arc<Worker>, item: &mut ActivityItem) -> Result<(), Settle> {
+async fn read_input(worker: &Arc<Worker>, item: &mut Arc<ActivityItem>) -> Result<(), Settle> {
     if !item.input_stored {
         return Ok(());
     }
     let key = &item.key;
     match worker.store.history(&key.instance, key.execution, Some(key.event)).await.map(|mut found| found.pop()) {
         Ok(Some(HistoryEvent { kind: EventKind::ActivityScheduled { input, .. }, .. })) => {
-            item.input = input;
+            Arc::make_mut(item).input = input;
             Ok(())
         }
         // Deleted since: nobody waits for the result.

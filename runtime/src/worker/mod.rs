@@ -183,18 +183,19 @@ impl Worker {
                 // A slot is free, so whatever waits is waiting for room for its session.
                 note_full(&self.troubles.sessions, source).await;
             }
-            let slots = Arc::clone(&self.slots);
-            let reports = Arc::clone(&self.reports);
             let next = async {
-                let slot = self.free_slot(source).await?;
-                let mut permits = vec![(slot, reports.clone().acquire_owned().await.ok()?)];
-                let free =
-                    || Some((slots.clone().try_acquire_owned().ok()?, reports.clone().try_acquire_owned().ok()?));
-                permits.extend(std::iter::from_fn(free).take(PULL_MAX - 1));
-                source.next(permits.len()).await.map(|deliveries| (deliveries, permits))
+                let mut slots = self.free_slot(source).await?;
+                let mut reports = Arc::clone(&self.reports).acquire_owned().await.ok()?;
+                // Many at once: one after the other costs more than all else that a worker does for a quick activity.
+                let more = self.slots.available_permits().min(self.reports.available_permits()).min(PULL_MAX - 1);
+                if let Some((more_slots, more_reports)) = self.take_permits(more) {
+                    slots.merge(more_slots);
+                    reports.merge(more_reports);
+                }
+                source.next(slots.num_permits()).await.map(|deliveries| (deliveries, slots, reports))
             };
             // `next` may be dropped here: the source keeps what it has fetched, and the permits become free again.
-            let (deliveries, permits) = tokio::select! {
+            let (deliveries, mut slots, mut reports) = tokio::select! {
                 biased;
                 () = self.draining.cancelled() => return,
                 next = next => match next {
@@ -206,10 +207,18 @@ impl Worker {
                 () = tokio::time::sleep(LOOK_FOR_ROOM), if !has_room => continue,
             };
             // Permits without a delivery are dropped, which frees them.
-            for (delivery, (slot, report)) in deliveries.into_iter().zip(permits) {
+            for delivery in deliveries {
+                let (Some(slot), Some(report)) = (slots.split(1), reports.split(1)) else { break };
                 self.begin(source, delivery, slot, report);
             }
         }
+    }
+
+    fn take_permits(&self, count: usize) -> Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+        let count = u32::try_from(count).ok()?;
+        let slots = Arc::clone(&self.slots).try_acquire_many_owned(count).ok()?;
+        let reports = Arc::clone(&self.reports).try_acquire_many_owned(count).ok()?;
+        Some((slots, reports))
     }
 
     /// Waits for a free slot; while that takes long, asks the source whether anything waits for one.
