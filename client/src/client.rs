@@ -2,10 +2,9 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
 use outlast_broker::Broker;
-use outlast_core::{InstanceId, Message, MessageId, MessageKind, StartMessage, write_typed};
+use outlast_core::{InstanceId, Message, MessageId, MessageKind, Millis, StartMessage, write_typed};
 use outlast_storage::{Error, StartConflict, StartOutcome, StartRequest, Store};
 use serde::Serialize;
 
@@ -165,12 +164,12 @@ impl Client {
         self.insist_knowing(|_| call()).await
     }
 
-    /// Like `insist`, but tells the call how long ago it was first made, zero at the first try.
+    /// Like `insist`, but tells a repeat when the call was first made.
     pub(crate) async fn insist_knowing<T, F: Future<Output = Result<T, Error>>>(
         &self,
-        call: impl Fn(Duration) -> F,
+        call: impl Fn(Option<Millis>) -> F,
     ) -> Result<T, ClientError> {
-        insist_for(self.options.call_timeout, call).await.map_err(ClientError::from)
+        insist_for(&*self.store, self.options.call_timeout, call).await.map_err(ClientError::from)
     }
 }
 

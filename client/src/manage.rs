@@ -1,9 +1,7 @@
 //! Deleting, pruning and forking.
 
-use std::time::Duration;
-
 use outlast_broker::ShardNotice;
-use outlast_core::{EventId, ExecutionId, ForkOrigin, HistoryEvent, InstanceId, ShardId, fork_history};
+use outlast_core::{EventId, ExecutionId, ForkOrigin, HistoryEvent, InstanceId, Millis, ShardId, fork_history};
 use outlast_storage::{DeleteInstanceResult, DeleteOptions, Error, InstanceFilter, PruneOptions, PruneResult};
 
 use crate::{Client, ClientError};
@@ -16,11 +14,11 @@ impl Client {
         // Read first, to have what runs stopped at once. Owners that are not told find out when a worker asks.
         let tree =
             if force { self.store.tree(&id).await.map(|tree| tree.all_ids).unwrap_or_default() } else { Vec::new() };
-        let delete = |first_tried: Duration| {
+        let delete = |first_tried: Option<Millis>| {
             let (id, options) = (&id, DeleteOptions { force, first_tried });
             async move {
                 match self.store.delete(id, options).await {
-                    Err(Error::InstanceNotFound(_)) if !first_tried.is_zero() => Ok(DeleteInstanceResult::default()),
+                    Err(Error::InstanceNotFound(_)) if first_tried.is_some() => Ok(DeleteInstanceResult::default()),
                     answer => answer,
                 }
             }
@@ -75,12 +73,12 @@ impl Client {
         let fork = fork_history(&history, EventId(event_id), &origin, self.surroundings.random_bits());
         let fork = fork.map_err(|error| ClientError::invalid(error.to_string()))?;
         let id = InstanceId::new(new_instance);
-        let import = |first_tried: Duration| {
+        let import = |first_tried: Option<Millis>| {
             let (id, fork) = (&id, &fork);
             async move {
                 match self.store.import(id, fork.clone()).await {
                     Err(Error::InstanceExists { .. })
-                        if !first_tried.is_zero() && self.is_fork(id, &fork.history).await? =>
+                        if first_tried.is_some() && self.is_fork(id, &fork.history).await? =>
                     {
                         Ok(())
                     }
@@ -101,7 +99,7 @@ impl Client {
     /// Insists on a management call; a role without the right to it gets `ManagementNotAvailable`.
     async fn manage<T, F: Future<Output = Result<T, Error>>>(
         &self,
-        call: impl Fn(Duration) -> F,
+        call: impl Fn(Option<Millis>) -> F,
     ) -> Result<T, ClientError> {
         self.insist_knowing(call).await.map_err(|error| match error {
             ClientError::Forbidden { .. } => ClientError::ManagementNotAvailable,

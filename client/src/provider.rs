@@ -41,8 +41,9 @@ pub trait Provider: Send + Sync + 'static {
         let (store, id) = (self.store(), InstanceId::new(instance));
         // Insists: a store that is away for a moment must not look like an instance that does not exist.
         let limit = ClientOptions::default().call_timeout;
-        let Ok(Some(state)) = insist_for(limit, |_| store.state(&id)).await else { return Vec::new() };
-        let events = insist_for(limit, |_| store.history(&id, state.execution, None)).await.unwrap_or_default();
+        let Ok(Some(state)) = insist_for(&*store, limit, |_| store.state(&id)).await else { return Vec::new() };
+        let events =
+            insist_for(&*store, limit, |_| store.history(&id, state.execution, None)).await.unwrap_or_default();
         events.into_iter().map(|event| Event::from_stored(&id, state.execution, event)).collect()
     }
 }

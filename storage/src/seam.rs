@@ -383,15 +383,15 @@ pub struct HeartbeatOf<'a> {
 pub struct SendOptions {
     /// An `Enqueue` is refused with `QueueFull` when so many wait in its queue.
     pub queue_messages_max: usize,
-    /// How long ago this call was first made; zero when it is not repeated. An instance that was begun since is not the one that it
-    /// was for, and counts as not found: the first try may have reached a life of the id that is over.
-    pub first_tried: Duration,
+    /// When a call that is repeated was first made, by [`Clock::now`]. An instance that was begun since is not the one that it was
+    /// for, and counts as not found: the first try may have reached a life of the id that is over.
+    pub first_tried: Option<Millis>,
 }
 
 impl SendOptions {
     /// A call that is made for the first time.
     pub fn first_try(queue_messages_max: usize) -> Self {
-        Self { queue_messages_max, first_tried: Duration::ZERO }
+        Self { queue_messages_max, first_tried: None }
     }
 }
 
@@ -401,13 +401,13 @@ pub struct DeleteOptions {
     /// Not only when the instance and all its descendants have ended.
     pub force: bool,
     /// As [`SendOptions::first_tried`].
-    pub first_tried: Duration,
+    pub first_tried: Option<Millis>,
 }
 
 impl DeleteOptions {
     /// A call that is made for the first time.
     pub fn first_try(force: bool) -> Self {
-        Self { force, first_tried: Duration::ZERO }
+        Self { force, first_tried: None }
     }
 }
 

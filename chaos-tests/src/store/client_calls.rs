@@ -1,11 +1,9 @@
 //! Calls from outside: starts, messages, heartbeats, copies, deletions.
 
-use std::time::Duration;
-
 use async_trait::async_trait;
 use outlast_core::{
-    EventId, ExecutionId, Fork, HistoryEvent, InstanceId, InstanceState, InstanceStatus, Message, MessageKind, ShardId,
-    StartMessage, StartSnapshot, encode,
+    EventId, ExecutionId, Fork, HistoryEvent, InstanceId, InstanceState, InstanceStatus, Message, MessageKind, Millis,
+    ShardId, StartMessage, StartSnapshot, encode,
 };
 use outlast_storage::{
     Arrival, CallStore, DeleteInstanceResult, DeleteOptions, Error, HeartbeatOf, InstanceFilter, PruneOptions,
@@ -135,9 +133,9 @@ impl Transaction<'_> {
     }
 
     /// The instance, if it existed when the call was first made.
-    fn found_since(&self, id: &InstanceId, first_tried: Duration) -> Result<&Instance, Error> {
-        let since = self.now.minus(first_tried);
-        let found = self.tables.instances.get(id).filter(|found| found.created <= since);
+    fn found_since(&self, id: &InstanceId, first_tried: Option<Millis>) -> Result<&Instance, Error> {
+        let was_there = |found: &&Instance| first_tried.is_none_or(|moment| found.created <= moment);
+        let found = self.tables.instances.get(id).filter(was_there);
         found.ok_or_else(|| Error::InstanceNotFound(id.clone()))
     }
 

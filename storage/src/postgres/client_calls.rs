@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use outlast_core::{Fork, InboxSeq, InstanceId, Message, MessageKind, Millis, ShardId, encode};
@@ -164,10 +163,10 @@ async fn delete_tree(db: &mut PgConnection, root: String, force: bool) -> Result
     sqlx::query_as(sql).bind(root).bind(force).fetch_one(db).await
 }
 
-/// Holds the row of an instance that was there so long ago; `false` when none was.
-async fn hold_since(db: &mut PgConnection, instance: &str, ago: Duration) -> Result<bool, sqlx::Error> {
-    let ago = i64::try_from(ago.as_millis()).unwrap_or(i64::MAX);
-    let query = sqlx::query_scalar::<_, Option<bool>>("SELECT hold_since($1, $2)").bind(instance).bind(ago);
+/// Holds the row of an instance that was there at a moment; `false` when none was.
+async fn hold_since(db: &mut PgConnection, instance: &str, moment: Millis) -> Result<bool, sqlx::Error> {
+    let query = sqlx::query_scalar::<_, Option<bool>>("SELECT hold_since($1, $2)").bind(instance);
+    let query = query.bind(moment.0.cast_signed());
     Ok(query.fetch_one(db).await?.unwrap_or(false))
 }
 
@@ -206,10 +205,9 @@ impl CallStore for PostgresStore {
             queue_max: i32::try_from(options.queue_messages_max).unwrap_or(i32::MAX),
         };
         let bytes = send.data.len();
-        let (outcome, shard) = if options.first_tried.is_zero() {
-            self.calls.sends.call(send, bytes).await?
-        } else {
-            self.send_again(send, options.first_tried).await?
+        let (outcome, shard) = match options.first_tried {
+            None => self.calls.sends.call(send, bytes).await?,
+            Some(first_tried) => self.send_again(send, first_tried).await?,
         };
         let shard = shard.map(|shard| ShardId(shard.cast_unsigned()));
         match (outcome, shard) {
@@ -268,9 +266,7 @@ impl CallStore for PostgresStore {
         let (id, DeleteOptions { force, first_tried }) = (instance.as_str().to_owned(), options);
         let delete = self.pools.general.run(|db| {
             Box::pin(async move {
-                if first_tried.is_zero() {
-                    return Ok(delete_tree(&mut *db, id, force).await?);
-                }
+                let Some(first_tried) = first_tried else { return Ok(delete_tree(&mut *db, id, force).await?) };
                 let mut tx = sqlx::Connection::begin(&mut **db).await?;
                 if !hold_since(&mut tx, &id, first_tried).await? {
                     return Ok((GONE, None, 0, 0, 0, 0));
@@ -326,7 +322,7 @@ impl CallStore for PostgresStore {
 
 impl PostgresStore {
     /// Sends what may have been sent before, if its receiver is still the one of then. Alone, and in one transaction with the look.
-    async fn send_again(&self, send: Send, ago: Duration) -> Result<Sent, Error> {
+    async fn send_again(&self, send: Send, first_tried: Millis) -> Result<Sent, Error> {
         let receiver = InstanceId::new(&send.receiver);
         let (pool, clock, listener) = (self.pools.general.clone(), Arc::clone(&self.clock), self.listener.clone());
         let to = Written { pool, clock, listener };
@@ -334,7 +330,7 @@ impl PostgresStore {
             let sent = to.pool.run(|db| {
                 Box::pin(async move {
                     let mut tx = sqlx::Connection::begin(&mut **db).await?;
-                    if !hold_since(&mut tx, &send.receiver, ago).await? {
+                    if !hold_since(&mut tx, &send.receiver, first_tried).await? {
                         return Ok(None);
                     }
                     let sent = send_messages(&mut tx, vec![send]).await?;

@@ -1,7 +1,6 @@
 //! What comes from outside: starts, messages, forks, deletion.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use outlast_core::{Fork, InboxSeq, InstanceId, Message, MessageKind, Millis, ShardId, encode};
@@ -40,7 +39,7 @@ impl CallStore for SqliteStore {
     }
 
     async fn send(&self, instance: &InstanceId, message: Message, options: SendOptions) -> Result<Receipt, Error> {
-        let (bytes, since) = (message.payload_bytes(), self.since(options.first_tried));
+        let (bytes, since) = (message.payload_bytes(), options.first_tried);
         let (instance, receiver, listener) = (instance.clone(), instance.clone(), self.listener.clone());
         let tell = move |receipt: &Receipt| {
             if let Some(shard) = receipt.nudge {
@@ -108,7 +107,7 @@ impl CallStore for SqliteStore {
     }
 
     async fn delete(&self, instance: &InstanceId, options: DeleteOptions) -> Result<DeleteInstanceResult, Error> {
-        let (instance, since) = (instance.clone(), self.since(options.first_tried));
+        let (instance, since) = (instance.clone(), options.first_tried);
         let delete = move |db: &Connection, _| {
             begun_before(db, &instance, since)?;
             deletion::delete(db, &instance, options.force)
@@ -127,13 +126,6 @@ impl CallStore for SqliteStore {
 
     async fn prune_bulk(&self, filter: InstanceFilter, options: PruneOptions) -> Result<PruneResult, Error> {
         bulk::prune(self, &filter, &options).await
-    }
-}
-
-impl SqliteStore {
-    /// When a call that is repeated was first made.
-    fn since(&self, first_tried: Duration) -> Option<Millis> {
-        (!first_tried.is_zero()).then(|| self.clock.now().minus(first_tried))
     }
 }
 

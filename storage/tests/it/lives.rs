@@ -64,12 +64,12 @@ async fn a_repeated_call_reaches_no_life_that_began_since(store: &dyn Store) {
     };
     start(store, "a").await;
     tokio::time::sleep(Duration::from_millis(20)).await;
-    let recent = Duration::from_millis(5);
+    let recent = Some(store.now());
     assert!(send(enqueue("older than the call", "queue"), recent).await.unwrap().nudge.is_some());
     assert_eq!(send(enqueue("older than the call", "queue"), recent).await.unwrap().nudge, None);
     store.delete(&id("a"), DeleteOptions { force: true, first_tried: recent }).await.unwrap();
     start(store, "a").await;
-    let first_tried = Duration::from_secs(60);
+    let first_tried = Some(store.now().minus(Duration::from_secs(60)));
     let cancel = MessageKind::Cancel { child: None, reason: String::new() };
     for message in [enqueue("m", "queue"), Message { id: MessageId::new("c"), kind: cancel }] {
         let refused = send(message, first_tried).await;

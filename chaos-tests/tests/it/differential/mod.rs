@@ -360,8 +360,8 @@ impl Draft<'_> {
 }
 
 /// Every instance of a sequence has begun since a call that is repeated was first made.
-fn first_tried(is_repeated: bool) -> Duration {
-    if is_repeated { Duration::from_secs(3_600) } else { Duration::ZERO }
+fn first_tried(is_repeated: bool) -> Option<Millis> {
+    is_repeated.then_some(Millis(0))
 }
 
 fn instance(index: usize) -> InstanceId {
