@@ -6,7 +6,8 @@ use outlast_core::Millis;
 use outlast_storage::{Error, Store};
 use tokio::time::Instant;
 
-/// First and longest pause before a call is repeated.
+/// First and longest pause before a call is repeated: a dropped connection is back within the first, and a server that
+/// restarts is not hammered by thousands of clients.
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 /// After this long, a wait looks into the store first: the id may have begun another life.
 const KEPT_FOR: Duration = Duration::from_secs(1);
-/// Most instances kept; the oldest go first.
+/// Most instances kept; the oldest go first. What has gone costs a wait one look into the store.
 const KEPT_MAX: usize = 1_024;
 
 /// The newest instances of a client.

@@ -9,11 +9,11 @@ use outlast_core::InstanceId;
 
 use crate::{CallStore, DeleteInstanceResult, DeleteOptions, Error, InstanceFilter, PruneOptions, PruneResult};
 
-/// Instances that one bulk call changes when the caller names no limit.
+/// Instances that one bulk call changes when the caller names no limit: seconds of work, so that a slip of a filter can be stopped.
 const BULK_LIMIT: u32 = 1_000;
-/// Ended roots in a page.
+/// Ended roots in a page: a page is read in milliseconds, and its deletions take far longer.
 const ROOTS_PAGE: u32 = 1_000;
-/// Instances that are looked through for one page of those that can be pruned.
+/// Instances that are looked through for one page of those that can be pruned: an index read, in which most are passed over.
 pub(crate) const PRUNE_PAGE: u32 = 10_000;
 
 /// A root that has ended.

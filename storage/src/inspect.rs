@@ -251,7 +251,7 @@ pub struct PruneResult {
     pub events_deleted: u64,
 }
 
-/// Problems of one kind that are listed.
+/// Problems of one kind that are listed: more than anybody reads, and bounded memory for whoever asks.
 pub(crate) const PROBLEMS_MAX: usize = 10_000;
 /// How long an instance may be without an owner before that is a problem: a process has to begin somewhere.
 pub(crate) const OWNERLESS_MS: u64 = 2_000;

@@ -383,7 +383,7 @@ pub struct HeartbeatOf<'a> {
 pub struct SendOptions {
     /// An `Enqueue` is refused with `QueueFull` when so many wait in its queue.
     pub queue_messages_max: usize,
-    /// When a call that is repeated was first made, by [`Clock::now`]. An instance that was begun since is not the one that it was
+    /// When a call that is repeated was first made, by [`TurnStore::now`]. An instance that was begun since is not the one that it was
     /// for, and counts as not found: the first try may have reached a life of the id that is over.
     pub first_tried: Option<Millis>,
 }

@@ -17,7 +17,7 @@ use crate::{
 };
 use work::{Source, WorkState};
 
-/// Fewest entries of the watch table that are worth a clean-up.
+/// Fewest entries of the watch table that are worth a clean-up: fewer take no memory to speak of.
 const WATCHES_SWEEP_MIN: usize = 1_024;
 
 /// Carries work, shard messages and status updates between the runtimes and clients of one process.

@@ -17,17 +17,17 @@ use super::troubles::Troubles;
 use super::wire::CancelBody;
 use crate::{Control, Error};
 
-/// Most cancellations that a worker remembers.
+/// Most cancellations that a worker remembers: far more than items can be on their way to it, at some hundred bytes each.
 const REMEMBERED_MAX: usize = 65_536;
-/// Pause before items are looked for again after a failure.
+/// Pause before items are looked for again after a failure: the server is most often back within a few of them.
 const PAUSE: Duration = Duration::from_millis(200);
-/// How often an item is looked for on a connection that stands.
+/// How often an item is looked for on a connection that stands: ten seconds, after which workers ask about it anyway.
 const TRIES_MAX: usize = 50;
-/// Most cancellations that are sent at once.
+/// Most cancellations that are sent at once: a message of some kilobytes, below any limit of a server.
 const BATCH_MAX: usize = 256;
 /// Items that are looked for in the stream at once.
 const LOOKS_MAX: usize = 64;
-/// Most cancellations that wait to be sent.
+/// Most cancellations that wait to be sent. Beyond it callers are refused, and workers find out by asking.
 const WAITING_MAX: usize = 65_536;
 
 /// What was cancelled lately, so that what this worker has fetched already is not begun.

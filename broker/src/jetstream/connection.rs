@@ -15,9 +15,9 @@ use crate::Error;
 const VERSION_MIN: (u64, u64) = (2, 12);
 /// Most bytes of a message beside its payload: names, ids, headers.
 pub(crate) const NAMES_BYTES_MAX: usize = 8 << 10;
-/// Longest wait for the first connection.
+/// Longest wait for the first connection: long enough for a server across an ocean, short enough for a typing error in an address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest pause between attempts to connect again.
+/// Longest pause between attempts to connect again: a server that is back is in use a second later.
 const RECONNECT_DELAY_MAX: Duration = Duration::from_millis(1_000);
 /// A server that answers no ping for two of these is given up.
 const PING_INTERVAL: Duration = Duration::from_secs(5);

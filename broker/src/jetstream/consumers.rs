@@ -17,7 +17,7 @@ use super::subjects::WorkQueue;
 use super::wire::TagBody;
 use crate::Error;
 
-/// How often each is looked at.
+/// How often each is looked at: an edited or deleted consumer stands still for no longer than this and a second.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Pause between two: a process may use hundreds.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -40,13 +40,15 @@ pub(crate) async fn run(server: Arc<Server>) {
     }
 }
 
-/// Items of one consumer that workers may hold at once.
+/// Items of one consumer that workers may hold at once: above what all slots of hundreds of workers take, since the server
+/// stops delivering at it without a word.
 const ACK_PENDING_MAX: i64 = 100_000;
-/// Pull requests of one consumer that may wait at once.
+/// Pull requests of one consumer that may wait at once: one for each worker of a tag, and the server refuses what is beyond.
 const WAITING_MAX: i64 = 8_192;
-/// The server forgets a worker that has not pulled for so long. One that is full does not pull: its activities may be long.
+/// The server forgets a worker that has not pulled for so long. One that is full does not pull: its activities may take hours.
 const WORKER_GONE_AFTER: Duration = Duration::from_secs(24 * 3_600);
-/// How long a consumer that was seen is taken to be there still.
+/// How long a consumer that was seen is taken to be there still: the watch finds a deletion within seconds, this is for what it
+/// does not watch.
 const CONSUMER_KNOWN_FOR: Duration = Duration::from_secs(300);
 
 /// What waits in a queue.

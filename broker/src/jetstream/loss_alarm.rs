@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-/// Shortest time between two alarms.
+/// Shortest time between two alarms: each has everything outstanding offered again, which takes seconds when that is much.
 const ALARM_EVERY: Duration = Duration::from_secs(5);
 
 /// The alarm, and whether the stream was looked at since the connection was made.

@@ -65,9 +65,10 @@ use crate::{
 
 /// Where all log lines of the broker go.
 const LOG: &str = "outlast::broker";
-/// Largest input that travels with an item, if the server takes it.
+/// Largest input that travels with an item, if the server takes it; the worker reads a larger one from the store, which costs
+/// less than carrying it through the stream.
 const PAYLOAD_BYTES_MAX: usize = 256 << 10;
-/// How often workers that take every tag look for new ones.
+/// How often workers that take every tag look for new ones: a new tag waits no longer for its first worker.
 const LEARN_EVERY: Duration = Duration::from_secs(5);
 
 /// Carries work, shard messages and status updates between processes. Lives inside a tokio runtime, and longer than the sources that it opened.

@@ -11,9 +11,9 @@ use tokio::sync::{Mutex, mpsc};
 use super::restarts::keep;
 use super::troubles::Troubles;
 
-/// Most messages that wait to be written.
+/// Most messages that wait to be written; further ones are dropped. All of them can get lost anyway, and the store has the facts.
 const WAITING_MAX: usize = 8_192;
-/// Most messages that are taken at once.
+/// Most messages that are taken at once: one write to the socket.
 const BATCH_MAX: usize = 256;
 
 /// Takes messages without waiting.

@@ -13,7 +13,7 @@ use super::subjects::WorkQueue;
 use super::unacknowledged::AckHandle;
 use crate::{Delivery, Settle};
 
-/// How long an item lies on the buffer before it goes back for others.
+/// How long an item lies on the buffer before it goes back for others: a busy worker takes the next one far sooner.
 const BUFFERED_MAX: Duration = Duration::from_millis(100);
 
 /// An item that was fetched and not handed out yet.

@@ -13,17 +13,18 @@ use super::server::{Server, unavailable};
 use super::subjects::WorkQueue;
 use crate::{Dispatch, Error};
 
-/// Longest time that a caller waits.
+/// Longest time that a caller waits. It repeats the publish, and the items stay outstanding meanwhile.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
-/// Items that are sent before the first acknowledgement is awaited.
+/// Items that are sent before the first acknowledgement is awaited: the server is busy with them longer than a trip takes.
 const PIPELINE_MAX: usize = 1_024;
-/// Most sequences between the anchor and the end of the stream.
+/// Most sequences between the anchor and the end of the stream. The server keeps some bytes for each that was deleted in
+/// between.
 const ANCHOR_SPAN_MAX: u64 = 10_000_000;
 /// Most bytes of the headers of an item.
 const HEADERS_BYTES_MAX: usize = 512;
 /// Looks for copies of one item: it may be in its tag's queue and in the queues of workers.
 const COPIES_MAX: usize = 4;
-/// Pause between attempts.
+/// Pause between attempts: a stream or a leader that is made anew is there within a few of them.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
 impl Server {

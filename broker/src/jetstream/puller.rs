@@ -21,27 +21,31 @@ use super::subjects::WorkQueue;
 use super::unacknowledged::Unacknowledged;
 use crate::{Settle, WorkerProfile};
 
-/// How long a request stands at the server.
+/// How long a request stands at the server: short enough that one of a dead worker takes no item for long, long enough that
+/// idle workers cost the server next to nothing.
 const REQUEST_LIFE: Duration = Duration::from_secs(5);
-/// A request that was not heard of for so long is lost.
+/// A request that was not heard of for so long is lost: its life, and two seconds for a slow network.
 const REQUEST_LOST_AFTER: Duration = Duration::from_secs(7);
-/// Pause before a consumer that had a problem is asked again.
+/// Pause before a consumer that had a problem is asked again: most are being made anew, which takes a trip or two.
 const PAUSE: Duration = Duration::from_millis(200);
 /// Most items of unclaimed sessions that are asked for at once: each may take up room for a session.
 const UNCLAIMED_MAX: usize = 16;
-/// With at most so many queues each is asked for all that there is room for.
+/// With at most so many queues each is asked for all that there is room for; with more, items that do not fit would go back
+/// and forth.
 const FULL_SHARES_MAX: usize = 4;
-/// Most consumers that a worker pulls from.
+/// Most consumers that a worker pulls from: each has a request standing at the server. A worker of every tag that
+/// meets more of them says so in the log.
 const QUEUES_MAX: usize = 512;
-/// Messages that are handled before new wishes are looked at.
+/// Messages that are handled before new wishes are looked at: a cancelled wait must not last through a flood.
 const BURST_MAX: usize = 256;
-/// How often the puller looks after itself.
+/// How often the puller looks after itself: a tenth of the shortest time that it watches.
 const TICK: Duration = Duration::from_millis(100);
-/// A message for newer nodes is offered again after this.
+/// A message for newer nodes is offered again after this: a rolling upgrade replaces nodes within minutes, and each offer is one
+/// delivery.
 const NEWER_DELAY: Duration = Duration::from_secs(5);
-/// Messages that may be on their way although nobody waits for them.
+/// Messages that may be on their way although nobody waits for them: more than a server sends before it hears of the end.
 const DRAIN_SPARE: u64 = 16;
-/// How long a closed puller waits for what is on its way.
+/// How long a closed puller waits for what is on its way: less than what a shutdown has for all its farewells.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A consumer that the worker pulls from.

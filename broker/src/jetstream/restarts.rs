@@ -14,9 +14,9 @@ use tokio::time::Instant;
 
 use super::troubles::Troubles;
 
-/// Pause before the first restart; it doubles.
+/// Pause before the first restart; it doubles. Short, since nothing is pulled or watched meanwhile.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Longest pause before a restart.
+/// Longest pause before a restart: a task that fails for a reason outside is back a second after that is mended.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// A task that has run for so long is not one that fails again and again.
 const WELL_AFTER: Duration = Duration::from_secs(60);

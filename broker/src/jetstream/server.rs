@@ -19,9 +19,9 @@ use super::troubles::Troubles;
 use super::uptake::Uptake;
 use crate::Error;
 
-/// Longest wait for one answer of the server.
+/// Longest wait for one answer of the server: as long as a change of leaders takes. After it the answer is asked for again.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Most publishes that wait for their acknowledgement at once.
+/// Most publishes that wait for their acknowledgement at once: eight pipelines. Beyond it publishers wait.
 const PUBLISHES_IN_FLIGHT_MAX: usize = 8_192;
 /// We could not keep up with a shorter acknowledgement timeout.
 const ACK_WAIT_MIN_MS: u64 = 60;

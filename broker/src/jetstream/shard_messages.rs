@@ -19,19 +19,19 @@ use super::wire::{Asked, ReplyBody, ReportBody, ShardBody};
 use crate::owner::ask_owner;
 use crate::{Error, Question, Report, ReportReply, ShardMessage, ShardNotice};
 
-/// How long the answer to a report may take.
+/// How long the answer to a report may take: a commit that waits for a slow store. The report is repeated after it.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the answer to questions may take: whoever asks asks again, or somebody else.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A larger start snapshot is read from the store.
+/// A larger start snapshot is read from the store: a nudge must not hold up those behind it.
 const SNAPSHOT_BYTES_MAX: usize = 64 << 10;
-/// Longest wait for the answers of a shard that is given up.
+/// Longest wait for the answers of a shard that is given up; workers repeat their reports to its next owner.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How often it is tried whether messages arrive.
+/// How often it is tried whether messages arrive: a subscription that has died is made anew within two looks.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// How long a message that the server has delivered may lie before it is read.
+/// How long a message that the server has delivered may lie before it is read: much longer than a busy executor takes.
 const DELIVERED_WITHIN: Duration = Duration::from_millis(500);
 
 type Receiver = mpsc::UnboundedSender<ShardMessage>;

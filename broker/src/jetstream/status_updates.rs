@@ -13,7 +13,7 @@ use super::server::Server;
 use super::wire::{StatusBody, StatusUpdateBody};
 use crate::{StatusUpdate, StatusWatch};
 
-/// A larger status is read from the store.
+/// A larger status is read from the store: it is sent to everybody who waits, and most have asked for the end alone.
 const STATUS_BYTES_MAX: usize = 64 << 10;
 
 /// Who waits for updates of which instance.

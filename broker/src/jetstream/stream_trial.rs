@@ -16,7 +16,7 @@ use super::server::{Server, unavailable, within};
 use super::uptake::Offer;
 use crate::Error;
 
-/// How long the stream may take for the message by which it is tried.
+/// How long the stream may take for the message by which it is tried: longer than a write to a slow disk.
 const TRIAL_MAX: Duration = Duration::from_secs(3);
 
 /// What came of a trial.

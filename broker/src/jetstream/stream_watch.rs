@@ -12,16 +12,16 @@ use tokio::time::Instant;
 use super::server::{ANSWER_TIMEOUT, Server};
 use crate::Error;
 
-/// How often the stream is looked at.
+/// How often the stream is looked at: a lost stream is noticed within two looks, and one costs a small request.
 const LOOK_EVERY: Duration = Duration::from_millis(1_000);
-/// How often the stream's anchor is made sure of.
+/// How often the stream's anchor is made sure of. Without it only speed is lost, and slowly.
 const ANCHOR_EVERY: Duration = Duration::from_secs(60);
 /// When looking has failed for so long on a connection that stands, that is a trouble, and the connection is made anew:
 /// the server may have dropped the subscription by which answers come.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
-/// Longest time between two connections that are made anew for that.
+/// Longest time between two connections that are made anew for that: a server that never answers is not the connection's fault.
 const RECONNECT_EVERY_MAX: Duration = Duration::from_secs(300);
-/// How often a delayed alarm is looked for.
+/// How often a delayed alarm is looked for: small beside the seconds by which it is delayed.
 const TICK: Duration = Duration::from_millis(250);
 
 /// A call of the server's interface that changed something.

@@ -10,9 +10,9 @@ use sha2::{Digest, Sha256};
 
 use super::Error;
 
-/// Longest user string that stands as it is.
+/// Longest user string that stands as it is: longer ones would make subjects that no tool shows on one line.
 const PLAIN_MAX: usize = 32;
-/// Longest namespace.
+/// Longest namespace: it begins every subject, and the server takes names of 255 bytes.
 const NAMESPACE_MAX: usize = 64;
 /// The token of activities without a tag; no hash looks like it.
 const NO_TAG: &str = "=default";

@@ -19,7 +19,7 @@ use super::server::{Server, unavailable};
 use super::subjects::WorkQueue;
 use crate::{Dispatch, Error, Settle};
 
-/// Most decisions that are written at once.
+/// Most decisions that are written at once: one write to the socket.
 const BATCH_MAX: usize = 256;
 /// Decisions that could not be written for so long are of no use any more: the server has given the items to others.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(60);

@@ -12,7 +12,7 @@ use super::server::{Server, unavailable};
 use super::subjects::WorkQueue;
 use crate::Error;
 
-/// Longest time between two sweeps.
+/// Longest time between two sweeps. An unused consumer costs the server little, and each sweep lists them all.
 const SWEEP_EVERY_MAX: Duration = Duration::from_secs(600);
 
 /// Sweeps until it is aborted.

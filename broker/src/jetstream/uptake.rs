@@ -8,9 +8,9 @@ use tokio::time::Instant;
 
 use super::connection::Link;
 
-/// When offered work is not taken for this long, a trial of the stream is due.
+/// When offered work is not taken for this long, a trial of the stream is due: as long as one publish may take by itself.
 const REFUSED_MAX: Duration = Duration::from_secs(5);
-/// Shortest time between two trials.
+/// Shortest time between two trials: a trial that fails has the stream made anew, which must show its effect first.
 const TRIAL_EVERY: Duration = Duration::from_secs(2);
 
 /// Whether the stream of work takes what it is offered.

@@ -18,7 +18,7 @@ use crate::{Delivery, WorkSource};
 
 /// How long it is believed that more waits for the worker alone: it may have gone to others, or be gone.
 const TOLD_FOR: Duration = Duration::from_secs(1);
-/// Longest wait of a source that ends for the server.
+/// Longest wait of a source that ends for the server: less than what a shutdown has for all its farewells.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Most queues that are asked about at once, and longest wait for the answers: a worker that is full asks every second.
 const LOOK_AT_MAX: usize = 16;

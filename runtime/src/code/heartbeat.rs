@@ -14,7 +14,8 @@ use tokio::time::Instant;
 use crate::RuntimeOptions;
 use crate::telemetry::logging::RUNTIME;
 
-/// Details are stored at most this often; the last ones of a failed attempt always are.
+/// Details are stored at most this often; the last ones of a failed attempt always are. A tight loop that reports its progress
+/// must not become the store's main work.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
 /// The heartbeat of one attempt.

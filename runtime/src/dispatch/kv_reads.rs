@@ -7,7 +7,7 @@ use outlast_core::KvRead;
 
 use crate::dispatch::Dispatcher;
 
-/// Pause before the store is asked again.
+/// Pause before the store is asked again: the reader waits, and a restarted store is there after a few.
 const STORE_AGAIN: Duration = Duration::from_millis(200);
 
 impl Dispatcher {

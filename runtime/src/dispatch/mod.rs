@@ -34,7 +34,7 @@ use crate::shards::tenure::Tenure;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::logging::RUNTIME;
 
-/// Pause before activities are published again.
+/// Pause before activities are published again, after the broker itself has tried for seconds.
 const PUBLISH_AGAIN: Duration = Duration::from_secs(1);
 
 /// Why activities were not handed out.

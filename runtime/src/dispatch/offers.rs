@@ -8,11 +8,11 @@ use outlast_core::{ActivityItem, AppErrorKind, ErrorDetails};
 use crate::dispatch::Dispatcher;
 use crate::telemetry::logging::RUNTIME;
 
-/// Time between two looks through the outstanding activities.
+/// Time between two looks through the outstanding activities: small beside the eight seconds after which one is due.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Time between two looks for activities that nobody has begun in time.
+/// Time between two looks for activities that nobody has begun in time: so much later than its limit is one ended.
 const LATE_EVERY: Duration = Duration::from_millis(100);
-/// Items that are offered in one publish.
+/// Items that are offered in one publish: about the pipeline of the broker.
 const OFFERS: usize = 1_000;
 
 /// Offers once more all activities that the broker was given: some may have been lost on their way when a task ended.

@@ -17,13 +17,14 @@ use outlast_core::{
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// When an item is offered again for the first time.
+/// When an item is offered again for the first time: quick activities have ended by then, and a lost one is back within ten
+/// seconds.
 const FIRST_OFFER: Duration = Duration::from_secs(8);
-/// Longest time between two offers.
+/// Longest time between two offers: an activity that runs for hours costs a request in five minutes.
 const OFFER_MAX: Duration = Duration::from_secs(300);
-/// When an offer that the broker has refused is made again.
+/// When an offer that the broker has refused is made again: a stream is made anew in less.
 const REFUSED_AGAIN: Duration = Duration::from_secs(2);
-/// A larger input is not kept here; the worker reads it from the history.
+/// A larger input is not kept here; the worker reads it from the history. A full window of such inputs would be gigabytes.
 const KEPT_INPUT_BYTES_MAX: usize = 1_024;
 
 /// The item without a large input, which stays in the history.

@@ -15,7 +15,7 @@ use crate::instances::warm::StartsActors;
 use crate::node::supervision::text_of;
 use crate::telemetry::logging::RUNTIME;
 
-/// Pause after a turn that panicked.
+/// Pause after a turn that panicked: it would most likely do so again at once, and fill the log.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
 
 /// One instance.

@@ -12,7 +12,7 @@ use crate::problems::known::Problems;
 use crate::telemetry::counters::{Counters, Tally};
 use crate::telemetry::logging::ORCHESTRATION;
 
-/// Characters of a failure in its log line.
+/// Characters of a failure in its log line; the whole text is in the history.
 const FAILURE_SHOWN: usize = 1_000;
 
 /// Where a node's turns are announced.

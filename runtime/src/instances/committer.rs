@@ -27,7 +27,7 @@ pub(crate) enum Committed {
     Unknown,
 }
 
-/// Most turns in one group, even if `group_max` is higher.
+/// Most turns in one group, even if `group_max` is higher: the queue of requests has a slot for each, four times over.
 const GROUP_MAX: usize = 16_384;
 
 /// A turn that an actor hands in. Boxed on its way, as it passes through many hands.

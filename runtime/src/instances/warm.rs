@@ -18,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::instances::mailbox::{Inbound, Mailbox, Mailboxes, Run};
 
-/// How many of the least recently used actors are checked for an idle one: a full set is never walked.
+/// How many of the least recently used actors are checked for an idle one: a full set is never walked, and busy ones go to
+/// its other end.
 const IDLE_SEARCH: usize = 4;
 
 /// Starts the actor of an instance; `WarmInstances` does not know what actors do.

@@ -19,9 +19,9 @@ use crate::node::dedicated_thread::RENEWALS;
 use crate::shards::owner::Owner;
 use crate::telemetry::logging::RUNTIME;
 
-/// How long each part of a farewell is tried.
+/// How long each part of a farewell is tried: three leases by default, after which others have what this node held.
 const FAREWELL_MAX: Duration = Duration::from_secs(15);
-/// Pause before it is tried again.
+/// Pause before it is tried again: a connection is most often back within a few of them.
 const FAREWELL_AGAIN: Duration = Duration::from_millis(100);
 
 /// Keeps a node present until this is dropped.

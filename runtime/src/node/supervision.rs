@@ -19,13 +19,13 @@ use tokio_util::sync::CancellationToken;
 use crate::node::node_task::NodeTask;
 use crate::telemetry::logging::RUNTIME;
 
-/// Pause before the first restart; it doubles.
+/// Pause before the first restart; it doubles. Short, since nobody does the task's work meanwhile.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Longest pause before a restart.
+/// Longest pause before a restart: a task that fails for a reason outside is back a second after that is mended.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
-/// How long a failure counts.
+/// How long a failure counts: ten failures with their pauses fit in easily, and one of each hour never adds up.
 const REMEMBERED: Duration = Duration::from_secs(60);
-/// Failures within that time after which the node is not ready.
+/// Failures within that time after which the node is not ready: one or two may be an unlucky input, three are a pattern.
 const UNREADY_AFTER: usize = 3;
 /// Failures within that time after which the node gives up its shards. With the pauses, they take over five seconds.
 const GIVEN_UP_AFTER: usize = 10;

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A notice is not repeated within this time.
+/// A notice is not repeated within this time: whoever reads a log sees it, and it does not fill the log.
 const AGAIN_AFTER: Duration = Duration::from_secs(30);
-/// Most different notices within that time; further ones are not written.
+/// Most different notices within that time; further ones are not written. The list of problems has all of them.
 const NOTICES_MAX: usize = 32;
 
 /// The notices written lately.

@@ -14,13 +14,13 @@ use crate::shards::owner::Owner;
 use crate::telemetry::logging::{ACTIVITY, RUNTIME};
 use crate::worker::{Unwanted, Worker};
 
-/// Time between two looks.
+/// Time between two looks: with the patience below, what stands still is listed well within ten seconds.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// What has waited for less is ignored: workers come and go.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// A trouble that may pass by itself is a problem once it has lasted this long.
 const LASTING: Duration = Duration::from_secs(5);
-/// Most problems that one node reports; the oldest are kept.
+/// Most problems that one node reports; the oldest are kept. They are written to the store at every look.
 const REPORTED_MAX: usize = 1_000;
 
 /// What is looked at.

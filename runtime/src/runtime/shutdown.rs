@@ -11,15 +11,16 @@ use tokio::time::Instant;
 use crate::Runtime;
 use crate::telemetry::logging::RUNTIME;
 
-/// How long `shutdown(None)` waits for running activities.
+/// How long `shutdown(None)` waits for running activities: quick ones end, and nobody has to wait for a stopping process.
 const SHUTDOWN_DEFAULT: Duration = Duration::from_secs(1);
 /// How long user code may take to end after its abort. What blocks its thread for longer is named in the log.
 const CODE_ENDS_MAX: Duration = Duration::from_millis(500);
-/// How long leaving may take beyond the time for running activities.
+/// How long leaving may take beyond the time for running activities: with it, a default shutdown ends within the ten seconds
+/// that container platforms allow.
 const LEAVE_MAX: Duration = Duration::from_millis(2_500);
-/// Part of it that is reserved for telling store and broker.
+/// Part of it that is reserved for telling store and broker: two trips, also to a slow server.
 const GOODBYE: Duration = Duration::from_millis(500);
-/// How long after its timeout a caller outside the executor gives up on a shutdown.
+/// How long after its timeout a caller outside the executor gives up on a shutdown: longer than any shutdown takes.
 const OUTSIDE_MAX: Duration = Duration::from_secs(10);
 
 /// A shutdown under way.

@@ -9,13 +9,13 @@ use crate::instances::mailbox::{Inbound, Mailboxes};
 use crate::shards::owner::Owner;
 use crate::telemetry::logging::RUNTIME;
 
-/// What is due within this time is kept in memory.
+/// What is due within this time is kept in memory; of a hundred million timers, only the next minute's are.
 pub(crate) const HORIZON: Duration = Duration::from_secs(60);
-/// Time between two reads of the wake-ups within the horizon.
+/// Time between two reads of the wake-ups within the horizon: half of it, so that a read may fail once.
 const HORIZON_STEP: Duration = Duration::from_secs(30);
 /// Most rows of one read, more than a node can wake in a minute; the next read gets the rest.
 const DUE_MAX: usize = 1_000_000;
-/// Pause after a look that failed.
+/// Pause after a look that failed: what is due soon is in memory already.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Wakes instances when they are due, by the store's clock.

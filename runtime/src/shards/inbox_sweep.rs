@@ -11,13 +11,13 @@ use crate::instances::mailbox::{Inbound, Mailboxes};
 use crate::shards::owner::Owner;
 use crate::telemetry::logging::RUNTIME;
 
-/// Most rows of one read.
+/// Most rows of one read: ids of some hundred kilobytes.
 pub(crate) const PAGE: usize = 10_000;
-/// Longest time between looks for writes by other processes.
+/// Longest time between looks for writes by other processes, in case that none was told.
 const ELSEWHERE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Pause after a look at the inboxes that failed.
+/// Pause after a look at the inboxes that failed: messages whose notices were lost wait meanwhile.
 const SWEEP_AGAIN: Duration = Duration::from_millis(200);
-/// Time between two looks for idle instances.
+/// Time between two looks for idle instances: small beside the minute after which one is passivated by default.
 const PASSIVATE_EVERY: Duration = Duration::from_secs(1);
 
 /// Sweeps the inboxes when another process may have written or when nudges were dropped here, and passivates idle instances.

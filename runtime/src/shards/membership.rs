@@ -13,7 +13,7 @@ use crate::shards::owner::Owner;
 use crate::shards::renewal::Renewal;
 use crate::telemetry::logging::RUNTIME;
 
-/// How often a failing node looks for nodes that can take its shards.
+/// How often a failing node looks for nodes that can take its shards: it reads memory alone.
 const LOOK_FOR_OTHERS_EVERY: Duration = Duration::from_secs(1);
 
 /// What a node should change about its shards.

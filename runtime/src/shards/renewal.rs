@@ -17,9 +17,10 @@ use crate::telemetry::logging::RUNTIME;
 
 /// Longest time between two renewals; a lease is renewed three times in its life.
 const RENEW_EVERY_MAX: Duration = Duration::from_millis(500);
-/// Time between two renewals of a lease that cannot end: they only read memory, and show which nodes have left.
+/// Time between two renewals of a lease that cannot end: they only read memory, and show which nodes have left, so that
+/// runtimes of one process hand over at once.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// Pause after a renewal that failed.
+/// Pause after a renewal that failed: several tries fit into what is left of the shortest usual lease.
 const AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// A renewal that succeeded.

@@ -13,7 +13,7 @@ use crate::shards::inbox_sweep::{PAGE, admit, sweep};
 use crate::shards::owner::Owner;
 use crate::telemetry::logging::RUNTIME;
 
-/// Pause after a try that failed.
+/// Pause after a try that failed: the shard's instances wait meanwhile.
 const AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// Takes over shards: reads, once, everything that may have waited for an owner.

@@ -31,9 +31,9 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::telemetry::logging::ACTIVITY;
 use crate::{Client, ObservabilityConfig, Runtime};
 
-/// Longest wait for the collector's answer.
+/// Longest wait for the collector's answer, the default of the specification of OpenTelemetry.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest wait for the store's answer to a client that is asked whether it is ready.
+/// Longest wait for the store's answer to a client that is asked whether it is ready: less than the timeout of usual probes.
 const STORE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Label values that a metric tells apart. Users choose tags, so further values are counted together, under the label
 /// `otel.metric.overflow`.

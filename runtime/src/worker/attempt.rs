@@ -25,25 +25,27 @@ use crate::worker::sessions::{Claim, SessionUse};
 use crate::worker::wanted::Wanted;
 use crate::worker::{Slot, Worker};
 
-/// Pause before a report is repeated.
+/// Pause before a report is repeated, and the longest one: an owner that reads its instance again is ready within the first,
+/// and a change of owners within a few of the last.
 const REPORT_AGAIN: Duration = Duration::from_millis(20);
 const REPORT_AGAIN_MAX: Duration = Duration::from_secs(1);
-/// Tries to tell the owner that an activity has begun.
+/// Tries to tell the owner that an activity has begun, within a second. An owner that heard of none gives it up at its deadline,
+/// and its worker learns that by asking.
 const ASK_TRIES: u32 = 5;
 /// An item scheduled this recently begins without asking the owner: if its instance has ended since, the item begins only a
 /// moment too late. Less than a second, because the worker knows the store's clock with some delay.
 const FRESH: Duration = Duration::from_millis(500);
-/// How long an owner's answer is valid.
+/// How long an owner's answer is valid: nothing begins later than a second after its instance has ended.
 const SURE: Duration = Duration::from_millis(900);
 /// Most checks that the answer is still valid. If answers take longer than that each time, the item begins anyway.
 const SURE_TRIES: usize = 3;
-/// An item gives up its slot when its owner does not answer for this long.
+/// An item gives up its slot when its owner does not answer for this long: a hand-over takes less, an outage more.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
-/// How long it then waits.
+/// How long it then waits: less than a lease, after which there is a new owner.
 const STAND_BACK: Duration = Duration::from_secs(3);
-/// Every broker accepts results up to this many bytes.
+/// Every broker accepts results up to this many bytes, so that most are sent without a look at its limit.
 const TRAVELS_ALWAYS: usize = 4 << 10;
-/// How long a stopping worker tries to store a result that no owner has taken.
+/// How long a stopping worker tries to store a result that no owner has taken: part of the time that leaving may take.
 const SPILL_MAX: Duration = Duration::from_millis(1_500);
 
 /// What one attempt occupies of its worker.

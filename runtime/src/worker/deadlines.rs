@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::code::heartbeat::Heartbeat;
 use crate::worker::Worker;
 
-/// When the worker stops: how long user code has between being told and being aborted.
+/// When the worker stops: how long user code has between being told and being aborted. Its last words, such as a flush, fit in.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// Returns when code that was told to end has used up its grace period, which is short when the worker stops.

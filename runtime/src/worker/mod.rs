@@ -29,15 +29,16 @@ use crate::worker::sessions::Sessions;
 use crate::worker::wanted::Inquiries;
 use crate::{ActivityRegistry, RuntimeOptions};
 
-/// How long a stopping worker waits for the results of ended activities to be settled.
+/// How long a stopping worker waits for the results of ended activities to be settled: part of the time that leaving may take.
 const LAST_REPORTS_MAX: Duration = Duration::from_millis(1_500);
-/// How often a worker without room for sessions checks whether an idle one can give way.
+/// How often a worker without room for sessions checks whether an idle one can give way: what it waits for shows in no event.
 const LOOK_FOR_ROOM: Duration = Duration::from_millis(100);
-/// How often a full worker asks whether anything waits for it.
+/// How often a full worker asks whether anything waits for it: only for the report of problems, which looks every two seconds.
 const LOOK_FOR_WAITING_EVERY: Duration = Duration::from_secs(1);
-/// Pause before an item is looked at again whose session this worker holds for the store and has no room for.
+/// Pause before an item is looked at again whose session this worker holds for the store and has no room for: room comes when a
+/// session gives way, and until then the item would come straight back.
 const NO_ROOM_PAUSE: Duration = Duration::from_millis(200);
-/// Most items that are pulled at once.
+/// Most items that are pulled at once: more make pulling no cheaper, and would be missing elsewhere while they begin here.
 const PULL_MAX: usize = 256;
 
 /// Settles one delivery as decided.

@@ -17,13 +17,14 @@ use tokio::time::Instant;
 use crate::RuntimeOptions;
 use crate::telemetry::logging::RUNTIME;
 
-/// A claim is renewed in the store at least this often while an item of the session runs.
+/// A claim is renewed in the store at least this often while an item of the session runs, so that its last use is known to a minute.
 const RENEW_EVERY_MAX: Duration = Duration::from_secs(60);
-/// Shortest claim: a live worker keeps an unused session this long unless it releases it.
+/// Shortest claim: a live worker keeps an unused session this long unless it releases it. Shorter ones would end between the
+/// items of one turn.
 const CLAIM_MIN: Duration = Duration::from_secs(1);
 /// Pause after a renewal or release that failed: a store that refuses at once would be asked without end.
 const TELL_AGAIN: Duration = Duration::from_millis(500);
-/// Shortest time between two looks for idle sessions.
+/// Shortest time between two looks for idle sessions: an idle one gives way within the blink of an eye, at a cost of nothing.
 const LOOK_MIN: Duration = Duration::from_millis(50);
 
 /// The sessions that a worker uses.

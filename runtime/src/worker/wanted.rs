@@ -18,19 +18,20 @@ use tokio::time::Instant;
 use crate::telemetry::logging::RUNTIME;
 use crate::worker::Worker;
 
-/// Most questions in one request.
+/// Most questions in one request: some fifty kilobytes, below any limit of a server.
 const QUESTIONS_MAX: usize = 500;
-/// How long an answer may take.
+/// How long an answer may take: a look into the store, and a commit before it.
 const ANSWER_MAX: Duration = Duration::from_secs(3);
-/// How long an owner that did not answer counts as silent before it is asked again.
+/// How long an owner that did not answer counts as silent before it is asked again: items give up their slots at once meanwhile.
 const SILENT_FOR: Duration = Duration::from_secs(1);
-/// How long silence is remembered.
+/// How long silence is remembered: a dead owner is replaced far sooner, and then nobody asks it.
 const SILENT_KEPT: Duration = Duration::from_secs(60);
-/// How often a worker asks about running activities.
+/// How often a worker asks about running activities. With the answer it is well below the ten seconds within which an unwanted
+/// activity is told.
 const ASK_EVERY: Duration = Duration::from_secs(3);
-/// Younger activities are not asked about.
+/// Younger activities are not asked about: most end before, and cost their owner no question.
 const LONG: Duration = Duration::from_secs(2);
-/// How many times a question follows an instance to another shard.
+/// How many times a question follows an instance to another shard. One that moves more often is asked about again soon.
 const MOVES_MAX: usize = 3;
 
 /// Whom a question goes to.

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use outlast_core::Millis;
 
-/// An answer older than this is not trusted to have measured less delay than a newer one.
+/// An answer older than this is not trusted to have measured less delay than a newer one: by then two clocks have drifted
+/// apart by up to a millisecond, which is what a trip takes.
 const ANCHOR_AGE_MAX: Duration = Duration::from_secs(10);
 
 /// What the database said last, and when it arrived.

@@ -7,7 +7,8 @@ use super::failure::{Failure, code_of, is_collision, is_refusal};
 use super::turn_arrays::{Answer, CommitQuery, commit_query};
 use crate::{CommitReply, Error, FencedTurn, TurnOutcome, Wake};
 
-/// Times that a group is tried again when other transactions were in its way.
+/// Times that a group is tried again when other transactions were in its way. A collision is over within milliseconds;
+/// after the last one its instances are read again, which is right too, but dearer.
 const COLLISIONS_MAX: u32 = 5;
 /// A failure that this code raises itself: somebody else applied an inbox row.
 const APPLIED_ELSEWHERE: &str = "OL001";

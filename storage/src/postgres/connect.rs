@@ -13,14 +13,15 @@ use super::pool::Pool;
 use super::{PostgresOptions, address, checks, schema};
 use crate::Error;
 
-/// Longest wait for the first connection.
+/// Longest wait for the first connection: long enough for a server across an ocean, short enough for a typing error in an address.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
-/// How long a server that is starting is waited for, and the pause between two looks.
+/// How long a server that is starting is waited for, and the pause between two looks. Replaying the log after a crash
+/// takes seconds; longer than this, whoever supervises the process should know.
 const START_MAX: Duration = Duration::from_secs(15);
 const START_PAUSE: Duration = Duration::from_millis(200);
 /// Longest time for one statement, connecting included. Beyond it the connection is given up, as over a cut network.
 const STATEMENT_MAX: Duration = Duration::from_secs(15);
-/// Prepared statements that a connection keeps.
+/// Prepared statements that a connection keeps: more than there are texts of statements, so none is prepared twice.
 const STATEMENTS: usize = 256;
 
 pub(super) struct Pools {

@@ -44,7 +44,7 @@ use reads::Reads;
 pub use roles::Roles;
 use set_back::Joined;
 
-/// A dead node is forgotten after so many leases.
+/// A dead node is forgotten after so many leases: late enough for a paused process to find its row again, a minute by default.
 const FORGET_AFTER_LEASES: u32 = 12;
 
 /// Settings of a Postgres store.

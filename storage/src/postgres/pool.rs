@@ -13,7 +13,7 @@ use super::executor::Executor;
 use super::failure::{Failure, sql_error};
 use crate::Error;
 
-/// A large statement has more time, in proportion: at this rate it is still written.
+/// A large statement has more time, in proportion: at this rate, a tenth of what a slow disk takes, it is still written.
 const SLOWEST_BYTES_PER_SECOND: usize = 4 << 20;
 
 /// Statements under way.

@@ -15,7 +15,7 @@ use super::rows::{STATE_COLUMNS, state_columns, state_of, stored_event, unsigned
 use super::trips::Batcher;
 use crate::{Error, InboxCursor, Loaded};
 
-/// Trips that are under way at once: a long history must not hold up the others.
+/// Trips that are under way at once: a long history must not hold up the others, and each takes a connection of the pool.
 const LOADS: usize = 2;
 /// Short reads share more of a trip when there is one at a time.
 const LOOKS: usize = 1;

@@ -10,11 +10,11 @@ use super::executor::ended;
 use crate::Error;
 use crate::error::panicked;
 
-/// Calls that share a trip.
+/// Calls that share a trip: more make it no cheaper for each, and all of them wait for the slowest.
 const CALLS_MAX: usize = 256;
-/// Bytes that share a trip, once there is more than one call.
+/// Bytes that share a trip, once there is more than one call: small calls must not wait while many megabytes are sent.
 const BYTES_MAX: usize = 4 << 20;
-/// Calls that wait; beyond it callers wait with them.
+/// Calls that wait, sixteen full trips; beyond it callers wait with them, so that memory is bounded while the store is away.
 const WAITING_MAX: usize = 4_096;
 
 /// The way to a task that makes the trips.

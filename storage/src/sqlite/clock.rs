@@ -14,13 +14,14 @@ use outlast_core::Millis;
 use super::TARGET;
 use crate::VirtualClock;
 
-/// By this much the machine's clock may be ahead before the time follows it; less is the drift of two clocks.
+/// By this much the machine's clock may be ahead before the time follows it; less is the drift of two clocks, and corrections
+/// of a second or two by a time service are small beside the timers that people set.
 const DRIFT_MAX: Duration = Duration::from_secs(1);
-/// From this on a difference is told.
+/// From this on a difference is told: smaller ones are corrections, larger ones a sleep or a wrong clock.
 const TOLD_FROM: Duration = Duration::from_secs(10);
 /// A reading that took longer than this was interrupted, and its two clocks do not belong together.
 const READING_MAX: Duration = Duration::from_millis(100);
-/// Longest sleep between two looks at the machine's clock.
+/// Longest sleep between two looks at the machine's clock: after a sleep of the machine, timers are late by no more than this.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The clocks of a machine; tests have their own.

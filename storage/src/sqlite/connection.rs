@@ -17,21 +17,23 @@ use super::write_job::{Job, Undo, WriteJob, caught, closed, take_group};
 use crate::Error;
 use crate::error::panicked;
 
-/// How often the writing thread looks for commits of other processes, while a runtime is joined.
+/// How often the writing thread looks for commits of other processes, while a runtime is joined: a client in another process
+/// waits no longer for its start, and a look reads one number.
 const ELSEWHERE_INTERVAL: Duration = Duration::from_millis(200);
-/// How long a statement waits for another process's write.
+/// How long a statement waits for another process's write: far longer than any commit takes, so that only a stuck process shows.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Pause of the writing thread after a panic beside its jobs.
+/// Pause of the writing thread after a panic beside its jobs, so that one that repeats does not fill the log.
 const AFTER_PANIC: Duration = Duration::from_millis(50);
-/// Threads that read what instances need in order to go on.
+/// Threads that read what instances need in order to go on. Two, so that a long history holds up no other.
 const READERS: usize = 2;
-/// Threads that read for people and dashboards, which may take as long as the tables are.
+/// Threads that read for people and dashboards, which may take as long as the tables are. Two, so that a count of all rows
+/// holds up no other page.
 const INSPECTORS: usize = 2;
-/// What stays of the log after a large transaction.
+/// What stays of the log after a large transaction: a little more than the size at which it is moved into the file.
 const LOG_BYTES_KEPT: i64 = 20 << 20;
-/// Prepared statements that a connection keeps.
+/// Prepared statements that a connection keeps: more than there are texts of statements, so none is prepared twice.
 const STATEMENTS: usize = 128;
-/// How often an outage is reported as an error.
+/// How often an outage is reported as an error: often enough to be found at the end of a log, and not its only content.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
 type ReadJob = Box<dyn FnOnce(&Connection) + Send>;

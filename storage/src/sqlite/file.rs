@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::Error;
 
-/// How long another process may take between opening the file and making the index of SQLite.
+/// How long another process may take between opening the file and making the index of SQLite, which it does at once; and
+/// the pause between two looks.
 const INDEX_WAIT: Duration = Duration::from_secs(3);
 const INDEX_LOOK: Duration = Duration::from_millis(20);
 

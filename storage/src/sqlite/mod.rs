@@ -30,7 +30,7 @@ pub use file::FileId;
 use leases::Leases;
 
 const TARGET: &str = "outlast::storage";
-/// Shards of a new database.
+/// Shards of a new database, as many as a cluster has by default. One process holds them all.
 const SHARDS: u16 = 64;
 
 /// A SQLite database as a store.

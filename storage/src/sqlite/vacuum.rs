@@ -6,11 +6,11 @@ use rusqlite::Connection;
 
 use super::TARGET;
 
-/// Free pages that stay in the file for what is written next.
+/// Free pages that stay in the file for what is written next, four megabytes: a file that breathes is not cut and grown again.
 const KEPT_PAGES: u64 = 1_024;
-/// Pages that one step gives back; a step is a transaction of its own.
+/// Pages that one step gives back; a step is a transaction of its own. A megabyte takes a few milliseconds, and commits wait so long.
 const STEP_PAGES: u64 = 256;
-/// Time between two steps while others write.
+/// Time between two steps while others write: a tenth of the writing thread at most.
 const STEP_EVERY: Duration = Duration::from_millis(50);
 /// Pause between two steps while nobody does.
 const STEP_PAUSE: Duration = Duration::from_millis(2);
