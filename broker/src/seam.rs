@@ -25,7 +25,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use outlast_core::{
     ActivityItem, ActivityKey, ActivityOutcome, ActivityRef, AttemptInfo, ExecutionId, InstanceId, InstanceState,
-    MessageId, OrchestrationStatus, RefusedOption, ShardId, StartSnapshot, TagFilter, Token, Verdict, WorkerId,
+    MessageId, OrchestrationStatus, Reason, RefusedOption, ShardId, StartSnapshot, TagFilter, Token, Verdict, WorkerId,
 };
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -36,15 +36,27 @@ use tokio::time::Instant;
 pub enum Error {
     /// Not reachable now; everything can be sent again later.
     #[error("broker is unavailable: {0}")]
-    Unavailable(String),
+    Unavailable(#[source] Reason),
     /// Not of use as it is: too old, or set up in another way than asked for. Waiting does not mend it.
     #[error("broker cannot be used: {0}")]
-    Unusable(String),
+    Unusable(#[source] Reason),
+}
+
+impl Error {
+    /// Not reachable now.
+    pub fn unavailable(why: impl Into<Reason>) -> Self {
+        Self::Unavailable(why.into())
+    }
+
+    /// Not of use as it is.
+    pub fn unusable(why: impl Into<Reason>) -> Self {
+        Self::Unusable(why.into())
+    }
 }
 
 impl From<RefusedOption> for Error {
     fn from(refused: RefusedOption) -> Self {
-        Self::Unusable(refused.to_string())
+        Self::Unusable(Reason::of(refused))
     }
 }
 

@@ -1,6 +1,6 @@
 //! What can go wrong with a call, by what the caller can do about it.
 
-use outlast_core::{ErrorDetails, LimitExceeded};
+use outlast_core::{ErrorDetails, LimitExceeded, Reason};
 use outlast_storage::Error;
 use thiserror::Error;
 
@@ -17,17 +17,23 @@ pub struct ProviderError {
     pub message: String,
     /// Whether the same may succeed later.
     pub retryable: bool,
+    #[source]
+    source: Option<Reason>,
 }
 
 impl ProviderError {
     /// An error that a retry may cure.
     pub fn retryable(operation: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { operation: operation.into(), message: message.into(), retryable: true }
+        Self { operation: operation.into(), message: message.into(), retryable: true, source: None }
     }
 
     /// An error that no retry cures.
     pub fn permanent(operation: impl Into<String>, message: impl Into<String>) -> Self {
         Self { retryable: false, ..Self::retryable(operation, message) }
+    }
+
+    fn caused_by(self, reason: Reason) -> Self {
+        Self { source: Some(reason), ..self }
     }
 
     /// Whether the same may succeed later.
@@ -149,9 +155,10 @@ impl From<Error> for ClientError {
     fn from(error: Error) -> Self {
         let message = error.to_string();
         match error {
-            Error::Unavailable(_) => ProviderError::retryable(STORE, message).into(),
+            Error::Unavailable(reason) => ProviderError::retryable(STORE, message).caused_by(reason).into(),
             Error::Forbidden(_) => Self::Forbidden { message },
-            Error::Corrupt { .. } | Error::Unusable(_) => ProviderError::permanent(STORE, message).into(),
+            Error::Unusable(reason) => ProviderError::permanent(STORE, message).caused_by(reason).into(),
+            Error::Corrupt { .. } => ProviderError::permanent(STORE, message).into(),
             Error::InstanceNotFound(id) => Self::InstanceNotFound { instance_id: id.to_string() },
             Error::InstanceExists { instance, orchestration } => {
                 Self::InstanceExists { instance_id: instance.to_string(), orchestration }

@@ -6,6 +6,7 @@
 mod code_limits;
 mod ids;
 mod limits;
+mod reason;
 mod refused_option;
 
 mod either;
@@ -64,6 +65,7 @@ pub use limits::{
 pub use log::{LogLevel, LogLine};
 pub use message::{ActivityOutcome, Incoming, Message, MessageKind, ParentLink, StartMessage, StartSnapshot};
 pub use panics::panic_text;
+pub use reason::Reason;
 pub use refused_option::RefusedOption;
 pub use registry::{
     Handlers, OrchestrationHandler, OrchestrationHandlerRef, OrchestrationRegistry, OrchestrationRegistryBuilder,

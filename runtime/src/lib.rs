@@ -47,7 +47,8 @@ pub use outlast_core::{
     ActivityTimeouts, AppErrorKind, AttemptInfo, BackoffStrategy, ConfigErrorKind, ContinueAsNew, DurableFuture,
     Either2, Either3, ErrorDetails, Event, EventKind, INITIAL_EVENT_ID, INITIAL_EXECUTION_ID, KvEntry, LimitExceeded,
     Limits, LogLevel, MAX_KV_KEYS, MAX_KV_VALUE_BYTES, OrchestrationContext, OrchestrationHandler,
-    OrchestrationHandlerRef, OrchestrationRegistry, OrchestrationRegistryBuilder, OrchestrationStatus, RefusedOption,
-    Registry, RegistryBuilder, RegistryError, RegistryErrors, ReplayDifference, RetryPolicy, SUB_ORCH_AUTO_PREFIX,
-    TagFilter, UnregisteredBackoffConfig, VersionPolicy, build_child_instance_id, is_auto_generated_sub_orch_id,
+    OrchestrationHandlerRef, OrchestrationRegistry, OrchestrationRegistryBuilder, OrchestrationStatus, Reason,
+    RefusedOption, Registry, RegistryBuilder, RegistryError, RegistryErrors, ReplayDifference, RetryPolicy,
+    SUB_ORCH_AUTO_PREFIX, TagFilter, UnregisteredBackoffConfig, VersionPolicy, build_child_instance_id,
+    is_auto_generated_sub_orch_id,
 };

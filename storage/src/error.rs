@@ -2,7 +2,7 @@
 
 use std::any::Any;
 
-use outlast_core::{InstanceId, panic_text};
+use outlast_core::{InstanceId, Reason, panic_text};
 use thiserror::Error;
 
 /// Failures of a store.
@@ -10,7 +10,7 @@ use thiserror::Error;
 pub enum Error {
     /// The store cannot be reached or cannot write now. Whether the work was done is unknown: read again, then try again.
     #[error("store is unavailable: {0}")]
-    Unavailable(String),
+    Unavailable(#[source] Reason),
     /// Stored data cannot be read.
     #[error("stored data of {instance} is damaged: {reason}")]
     Corrupt {
@@ -48,15 +48,27 @@ pub enum Error {
     },
     /// The role that the store is used by has no right to this.
     #[error("the store does not allow this: {0}: use a role that was granted it")]
-    Forbidden(String),
+    Forbidden(#[source] Reason),
     /// The store was opened with something it cannot work with.
     #[error("store cannot be used: {0}")]
-    Unusable(String),
+    Unusable(#[source] Reason),
+}
+
+impl Error {
+    /// The store cannot be reached or cannot write now.
+    pub fn unavailable(why: impl Into<Reason>) -> Self {
+        Self::Unavailable(why.into())
+    }
+
+    /// The store was opened with something it cannot work with.
+    pub fn unusable(why: impl Into<Reason>) -> Self {
+        Self::Unusable(why.into())
+    }
 }
 
 impl From<outlast_core::RefusedOption> for Error {
     fn from(refused: outlast_core::RefusedOption) -> Self {
-        Self::Unusable(refused.to_string())
+        Self::Unusable(Reason::of(refused))
     }
 }
 
@@ -64,5 +76,5 @@ impl From<outlast_core::RefusedOption> for Error {
 pub(crate) fn panicked(panic: Box<dyn Any + Send>) -> Error {
     let text = panic_text(panic).unwrap_or_else(|| "without a message".to_owned());
     tracing::error!(target: "outlast::storage", text, "a call panicked inside the store, which goes on");
-    Error::Unavailable(format!("the call panicked inside the store: {text}: a fault of Outlast, please report it"))
+    Error::unavailable(format!("the call panicked inside the store: {text}: a fault of Outlast, please report it"))
 }

@@ -78,7 +78,7 @@ impl Canceller {
     }
 
     pub(crate) fn cancel(&self, activity: ActivityRef) -> Result<(), Error> {
-        self.activities.try_send(activity).map_err(|_| Error::Unavailable("too many cancellations wait".to_owned()))
+        self.activities.try_send(activity).map_err(|_| Error::unavailable("too many cancellations wait"))
     }
 }
 

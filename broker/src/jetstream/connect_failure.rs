@@ -9,33 +9,36 @@ use async_nats::{ConnectError, ConnectErrorKind};
 
 use super::options::Auth;
 use crate::Error;
+use outlast_core::Reason;
 
 /// What is not mended by waiting is `Unusable` and says what to change.
-pub(super) fn refusal(error: &ConnectError, auth: &Auth, place: &str) -> Error {
-    match error.kind() {
-        ConnectErrorKind::AuthorizationViolation => Error::Unusable(refused(auth)),
+pub(super) fn refusal(error: ConnectError, auth: &Auth, place: &str) -> Error {
+    let advice = match error.kind() {
+        ConnectErrorKind::AuthorizationViolation => refused(auth),
         ConnectErrorKind::Authentication => {
-            Error::Unusable("the nkey seed is not valid: use the one of a user, which begins with SU".to_owned())
+            "the nkey seed is not valid: use the one of a user, which begins with SU".to_owned()
         }
-        ConnectErrorKind::Tls => Error::Unusable(format!("{error}: check the host name in the address, and tls")),
-        ConnectErrorKind::ServerParse => Error::Unusable(format!("{error}: check the addresses of the servers")),
-        ConnectErrorKind::Io => match tls_error(error) {
-            Some(tls) => Error::Unusable(format!("TLS with the server failed ({tls}): {}", advice(tls))),
-            None => no_server(place, error),
+        ConnectErrorKind::Tls => format!("{error}: check the host name in the address, and tls"),
+        ConnectErrorKind::ServerParse => format!("{error}: check the addresses of the servers"),
+        ConnectErrorKind::Io => match tls_error(&error) {
+            Some(tls) => format!("TLS with the server failed ({tls}): {}", advice(tls)),
+            None => return no_server(place, Reason::of(error)),
         },
-        ConnectErrorKind::Dns | ConnectErrorKind::TimedOut | ConnectErrorKind::MaxReconnects => no_server(place, error),
-    }
+        ConnectErrorKind::Dns | ConnectErrorKind::TimedOut | ConnectErrorKind::MaxReconnects => {
+            return no_server(place, Reason::of(error));
+        }
+    };
+    Error::unusable(Reason::because(advice, error))
 }
 
 /// Nothing has said that it is a NATS server.
 pub(super) fn no_answer(place: &str, waited: Duration) -> Error {
-    no_server(place, &format!("no answer within {waited:?}"))
+    no_server(place, format!("no answer within {waited:?}").into())
 }
 
-fn no_server(place: &str, why: &dyn std::fmt::Display) -> Error {
-    Error::Unavailable(format!(
-        "no NATS server at {place} ({why}): check host and port, and that nats-server runs there"
-    ))
+fn no_server(place: &str, why: Reason) -> Error {
+    let text = format!("no NATS server at {place} ({why}): check host and port, and that nats-server runs there");
+    Error::unavailable(why.reworded(text))
 }
 
 fn refused(auth: &Auth) -> String {

@@ -10,6 +10,7 @@ use super::credentials::{self, Destination};
 use super::options::{JetStreamOptions, Tls};
 use super::{connect_failure, tls};
 use crate::Error;
+use outlast_core::Reason;
 
 /// Oldest server that has all that is used here.
 const VERSION_MIN: (u64, u64) = (2, 12);
@@ -49,7 +50,7 @@ pub(crate) async fn connect(options: &JetStreamOptions) -> Result<(Client, watch
     let client = tokio::time::timeout(CONNECT_TIMEOUT, settings.event_callback(events).connect(addresses))
         .await
         .map_err(|_| connect_failure::no_answer(&place, CONNECT_TIMEOUT))?
-        .map_err(|error| connect_failure::refusal(&error, &auth, &place))?;
+        .map_err(|error| connect_failure::refusal(error, &auth, &place))?;
     let info = client.server_info();
     check_version(&info.version)?;
     check_payload(info.max_payload)?;
@@ -61,7 +62,9 @@ pub(crate) async fn connect(options: &JetStreamOptions) -> Result<(Client, watch
 async fn client_config(tls: &Tls) -> Result<ClientConfig, Error> {
     let tls = tls.clone();
     let read = tokio::task::spawn_blocking(move || tls::client_config(&tls)).await;
-    read.map_err(|error| Error::Unavailable(format!("the certificates were not read: {error}")))?
+    read.map_err(|error| {
+        Error::unavailable(Reason::because(format!("the certificates were not read: {error}"), error))
+    })?
 }
 
 fn settings(options: &JetStreamOptions) -> ConnectOptions {
@@ -98,7 +101,7 @@ fn check_version(version: &str) -> Result<(), Error> {
         return Ok(());
     }
     let (major, minor) = VERSION_MIN;
-    Err(Error::Unusable(format!(
+    Err(Error::unusable(format!(
         "nats-server {version} is too old: install {major}.{minor} or later, best 2.14.5 or later (older ones ignore stream options without a word)"
     )))
 }
@@ -109,7 +112,7 @@ fn check_payload(bytes_max: usize) -> Result<(), Error> {
         return Ok(());
     }
     let least = NAMES_BYTES_MAX * 2;
-    Err(Error::Unusable(format!(
+    Err(Error::unusable(format!(
         "the server takes messages of {bytes_max} bytes: set its max_payload to at least {least}"
     )))
 }

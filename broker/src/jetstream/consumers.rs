@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{AckPolicy, Config, DeliverPolicy, Info, pull};
 use async_nats::jetstream::stream::{ConsumerCreateStrictErrorKind, ConsumerError, ConsumerErrorKind};
-use outlast_core::WorkerId;
+use outlast_core::{Reason, WorkerId};
 use tokio::time::Instant;
 
 use super::server::{Server, unavailable};
@@ -86,13 +86,16 @@ impl Server {
             Err(error) if error.kind() == ConsumerCreateStrictErrorKind::AlreadyExists => {
                 // It keeps its time to acknowledge, so that nodes with different options do not take turns.
                 let found = self.set_consumer_right(queue).await?;
-                found.ok_or_else(|| Error::Unavailable("the consumer goes away".to_owned()))?
+                found.ok_or_else(|| Error::unavailable("the consumer goes away"))?
             }
             Err(error) => {
                 return Err(match error.kind() {
-                    ConsumerCreateStrictErrorKind::JetStream(error) if is_full(&error) => Error::Unusable(format!(
-                        "the server allows no more consumers: use fewer tags or raise its limit ({error})"
-                    )),
+                    ConsumerCreateStrictErrorKind::JetStream(answer) if is_full(&answer) => {
+                        let advice = format!(
+                            "the server allows no more consumers: use fewer tags or raise its limit ({answer})"
+                        );
+                        Error::unusable(Reason::because(advice, error))
+                    }
                     _ => unavailable(error),
                 });
             }

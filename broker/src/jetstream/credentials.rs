@@ -4,6 +4,7 @@ use async_nats::{ConnectOptions, ServerAddr};
 
 use super::options::{Auth, JetStreamOptions};
 use crate::Error;
+use outlast_core::Reason;
 
 /// Where to connect and as whom.
 pub(super) struct Destination {
@@ -23,7 +24,7 @@ impl Destination {
             match (&named, auth) {
                 (Some(first), Some(other)) if *first != other => {
                     let advice = "the addresses name different credentials: give one user for all servers";
-                    return Err(Error::Unusable(advice.to_owned()));
+                    return Err(Error::unusable(advice));
                 }
                 (_, Some(auth)) => named = Some(auth),
                 (_, None) => {}
@@ -41,7 +42,7 @@ impl Destination {
 fn split(server: &str) -> Result<(ServerAddr, Option<Auth>), Error> {
     let unusable = || {
         let advice = "an address of a server is not valid: write it like nats://host:4222 or tls://host:4222";
-        Error::Unusable(advice.to_owned())
+        Error::unusable(advice)
     };
     // The library would take `nats:/host` for a host of the name `nats`.
     if server.contains(":/") && !server.contains("://") {
@@ -73,9 +74,9 @@ pub(super) async fn apply(auth: &Auth, settings: ConnectOptions) -> Result<Conne
         Auth::None => settings,
         Auth::CredentialsFile(path) => settings.credentials_file(path).await.map_err(|error| {
             let path = path.display();
-            Error::Unusable(format!(
-                "the credentials file {path} cannot be used: {error}: it must hold a user's JWT and nkey seed"
-            ))
+            let text =
+                format!("the credentials file {path} cannot be used: {error}: it must hold a user's JWT and nkey seed");
+            Error::unusable(Reason::because(text, error))
         })?,
         Auth::NkeySeed(seed) => settings.nkey(seed.trim().to_owned()),
         Auth::UserPassword { user, password } => settings.user_and_password(user.clone(), password.clone()),

@@ -6,7 +6,7 @@ use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{Info, LastRawMessageErrorKind};
-use outlast_core::{ActivityItem, ActivityRef, encode};
+use outlast_core::{ActivityItem, ActivityRef, Reason, encode};
 
 use super::ack_subject::AGAIN;
 use super::server::{Server, unavailable};
@@ -30,7 +30,7 @@ const RETRY_DELAY: Duration = Duration::from_millis(100);
 impl Server {
     /// Returns when the stream has every item, or had it already. Sending again what may have arrived is harmless.
     pub(crate) async fn publish_work(&self, items: &[Dispatch]) -> Result<(), Error> {
-        let mut last = Error::Unavailable("the server does not take it".to_owned());
+        let mut last = Error::unavailable("the server does not take it");
         let mut offer = None;
         let publish = async {
             loop {
@@ -67,7 +67,7 @@ impl Server {
             if !homeless.is_empty() {
                 self.losses.look_now();
                 self.create_stream(&self.work_config()).await?;
-                return Err(Error::Unavailable("the stream was gone".to_owned()));
+                return Err(Error::unavailable("the stream was gone"));
             }
         }
         Ok(())
@@ -101,7 +101,7 @@ impl Server {
             let Some(sequence) = self.sequence_of(&subject).await? else { return Ok(()) };
             // In a stream that was made anew since, the number may be another item's.
             if self.losses.incarnation() != incarnation {
-                return Err(Error::Unavailable("the stream was made anew".to_owned()));
+                return Err(Error::unavailable("the stream was made anew"));
             }
             let delete = async {
                 let stream = self.js.get_stream_no_info(self.subjects.work_stream()).await.map_err(unavailable)?;
@@ -110,7 +110,7 @@ impl Server {
             };
             self.answer(delete).await?;
         }
-        Err(Error::Unavailable("the item is in the stream still".to_owned()))
+        Err(Error::unavailable("the item is in the stream still"))
     }
 
     /// Keeps a message that nobody takes at the front of the stream, and moves it when it has fallen far behind.
@@ -179,7 +179,7 @@ impl Server {
             let message = PublishMessage::build().payload(body.into()).expected_last_subject_sequence(0);
             let message = if dispatch.again { message.header(AGAIN, "1") } else { message };
             let acknowledgement = self.js.send_publish(subject, message).await;
-            sent.push((dispatch, acknowledgement.map_err(|error| Error::Unavailable(error.to_string()))?));
+            sent.push((dispatch, acknowledgement.map_err(|error| Error::unavailable(Reason::of(error)))?));
         }
         let mut homeless = Vec::new();
         for (dispatch, acknowledgement) in sent {
@@ -188,7 +188,7 @@ impl Server {
                 Err(error) => match error.kind() {
                     PublishErrorKind::WrongLastSequence => {}
                     PublishErrorKind::StreamNotFound => homeless.push(dispatch),
-                    _ => return Err(Error::Unavailable(error.to_string())),
+                    _ => return Err(Error::unavailable(Reason::of(error))),
                 },
             }
         }

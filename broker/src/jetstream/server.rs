@@ -18,6 +18,7 @@ use super::subjects::{Subjects, WorkQueue};
 use super::troubles::Troubles;
 use super::uptake::Uptake;
 use crate::Error;
+use outlast_core::Reason;
 
 /// Longest wait for one answer of the server: as long as a change of leaders takes. After it the answer is asked for again.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -121,7 +122,7 @@ impl Server {
         let asked_on = *link.borrow_and_update();
         tokio::select! {
             answer = within(ANSWER_TIMEOUT, wait) => answer,
-            _ = link.wait_for(|now| *now != asked_on) => Err(Error::Unavailable("the connection is lost".to_owned())),
+            _ = link.wait_for(|now| *now != asked_on) => Err(Error::unavailable("the connection is lost")),
         }
     }
 
@@ -144,7 +145,7 @@ impl Server {
             let inbox = self.client.new_inbox();
             let mut answers = self.client.subscribe(inbox.clone()).await.map_err(unavailable)?;
             self.client.publish(inbox, outlast_core::encode(&()).into()).await.map_err(unavailable)?;
-            futures::StreamExt::next(&mut answers).await.ok_or_else(|| Error::Unavailable("closed".to_owned()))
+            futures::StreamExt::next(&mut answers).await.ok_or_else(|| Error::unavailable("closed"))
         };
         self.answer(trip).await.map(drop)
     }
@@ -188,11 +189,9 @@ impl Server {
 
 /// Bounds a wait for the server.
 pub(crate) async fn within<T>(limit: Duration, wait: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    tokio::time::timeout(limit, wait)
-        .await
-        .unwrap_or_else(|_| Err(Error::Unavailable("the server does not answer".to_owned())))
+    tokio::time::timeout(limit, wait).await.unwrap_or_else(|_| Err(Error::unavailable("the server does not answer")))
 }
 
-pub(crate) fn unavailable(error: impl std::error::Error) -> Error {
-    Error::Unavailable(error.to_string())
+pub(crate) fn unavailable(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::unavailable(Reason::of(error))
 }

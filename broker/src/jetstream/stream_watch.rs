@@ -85,7 +85,7 @@ pub(crate) async fn run(server: Arc<Server>, seen: Arc<tokio::sync::Mutex<Option
             // An answer that was asked for on another connection never comes.
             let result = tokio::select! {
                 result = look(&server, &mut seen) => result,
-                _ = link.changed() => Err(Error::Unavailable("the connection changed".to_owned())),
+                _ = link.changed() => Err(Error::unavailable("the connection changed")),
             };
             if let Err(error) = &result {
                 tracing::debug!(target: super::LOG, %error, "the stream cannot be looked at");
@@ -205,7 +205,7 @@ async fn look_at_work(server: &Server) -> Result<Info, Error> {
         return Ok(info);
     }
     server.create_stream(&config).await?;
-    server.look_at(&config).await?.ok_or_else(|| Error::Unavailable("the stream goes away".to_owned()))
+    server.look_at(&config).await?.ok_or_else(|| Error::unavailable("the stream goes away"))
 }
 
 fn compare(server: &Server, seen: &Seen, info: &Info, acknowledged: u64) {

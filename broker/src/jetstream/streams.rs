@@ -9,6 +9,7 @@ use async_nats::jetstream::stream::{Config, DiscardPolicy, Info, RetentionPolicy
 
 use super::server::{Server, unavailable};
 use crate::Error;
+use outlast_core::Reason;
 
 impl Server {
     /// A stream as it is; `None` when there is none.
@@ -121,8 +122,12 @@ fn not_less(wanted: i64, found: i64) -> i64 {
 fn no_stream(error: CreateStreamError) -> Error {
     let turn_on = "turn JetStream on in the server, or give the account JetStream limits";
     match error.kind() {
-        CreateStreamErrorKind::JetStream(answer) if is_off(&answer) => Error::Unusable(format!("{error}: {turn_on}")),
-        CreateStreamErrorKind::JetStreamUnavailable => Error::Unavailable(format!("{error}: {turn_on}")),
+        CreateStreamErrorKind::JetStream(answer) if is_off(&answer) => {
+            Error::unusable(Reason::because(format!("{error}: {turn_on}"), error))
+        }
+        CreateStreamErrorKind::JetStreamUnavailable => {
+            Error::unavailable(Reason::because(format!("{error}: {turn_on}"), error))
+        }
         _ => unavailable(error),
     }
 }
@@ -141,7 +146,7 @@ fn check(asked: &Config, found: &Config) -> Result<(), Error> {
     if same {
         return Ok(());
     }
-    Err(Error::Unusable(format!(
+    Err(Error::unusable(format!(
         "the stream {} is not as it must be: delete it, or use another namespace (asked for {asked:?}, found {found:?})",
         asked.name
     )))

@@ -92,7 +92,7 @@ impl Subjects {
     /// Checks the namespace: 1 to 64 letters, digits, `_` and `-`.
     pub(crate) fn new(namespace: &str) -> Result<Self, Error> {
         if namespace.is_empty() || namespace.len() > NAMESPACE_MAX || !namespace.bytes().all(is_plain) {
-            return Err(Error::Unusable(format!(
+            return Err(Error::unusable(format!(
                 "the namespace {namespace:?} is not 1 to {NAMESPACE_MAX} letters, digits, '_' or '-'"
             )));
         }

@@ -78,7 +78,7 @@ impl Link {
     }
 
     fn check(&self) -> Result<(), Error> {
-        if self.is_open() { Ok(()) } else { Err(Error::Unavailable("this handle is cut off".to_owned())) }
+        if self.is_open() { Ok(()) } else { Err(Error::unavailable("this handle is cut off")) }
     }
 
     /// What was cut for ever stays so.
@@ -234,7 +234,7 @@ impl Broker for SimulatedBroker {
             match self.server.fate() {
                 Fate::Plain | Fate::Doubled => self.server.put(item).await,
                 Fate::Lost => {}
-                Fate::Refused => return Err(Error::Unavailable("no acknowledgement came".to_owned())),
+                Fate::Refused => return Err(Error::unavailable("no acknowledgement came")),
                 Fate::Delayed(delay) => {
                     let server = Arc::clone(&self.server);
                     tokio::spawn(async move {
@@ -252,7 +252,7 @@ impl Broker for SimulatedBroker {
         let fate = self.server.fate();
         let Withdrawal::Activity(activity) = &what else { return Ok(()) };
         match fate {
-            Fate::Refused => return Err(Error::Unavailable("no acknowledgement came".to_owned())),
+            Fate::Refused => return Err(Error::unavailable("no acknowledgement came")),
             Fate::Delayed(delay) => sleep(delay).await,
             Fate::Plain | Fate::Doubled | Fate::Lost => {}
         }

@@ -85,7 +85,7 @@ impl Transaction<'_> {
     fn start(&mut self, request: StartRequest) -> Result<StartReceipt, Error> {
         let StartRequest { instance, message, on_conflict } = request;
         let MessageKind::Start(start) = &message.kind else {
-            return Err(Error::Unusable("a start needs a start message".to_owned()));
+            return Err(Error::unusable("a start needs a start message"));
         };
         if let Some(shard) = self.insert_instance(&instance, start) {
             let seq = self.insert_message(&instance, message);

@@ -23,7 +23,7 @@ impl LeaseStore for SimulatedStore {
 
     async fn renew(&self, node: &NodeId) -> Result<LeaseView, Error> {
         let joined = locked(&self.joined).get(node).cloned();
-        let info = joined.ok_or_else(|| Error::Unusable(format!("node {node} has not joined or has left")))?;
+        let info = joined.ok_or_else(|| Error::unusable(format!("node {node} has not joined or has left")))?;
         let mut view = self.renew_node(info).await?;
         if !self.may_judge() {
             // A node that has been away itself does not know which others are dead.

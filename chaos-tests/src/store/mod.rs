@@ -234,5 +234,5 @@ impl Line {
 }
 
 fn unavailable(why: &str) -> Error {
-    Error::Unavailable(why.to_owned())
+    Error::unavailable(why)
 }

@@ -63,12 +63,12 @@ pub(crate) async fn announce(owner: &Arc<Owner>, info: NodeInfo) -> Result<(), E
         let gone = joining.tenure.has_left.lock().await;
         if *gone { Err(has_left()) } else { joining.store.join(info).await }
     });
-    joined.await.unwrap_or_else(|_| Err(Error::Unavailable("the announcement of the node panicked".to_owned())))
+    joined.await.unwrap_or_else(|_| Err(Error::unavailable("the announcement of the node panicked")))
 }
 
 /// The error for a node that has left.
 pub(crate) fn has_left() -> Error {
-    Error::Unusable("the node has left".to_owned())
+    Error::unusable("the node has left")
 }
 
 async fn say_farewell(owner: Arc<Owner>, worker: WorkerId, messages: mpsc::UnboundedSender<ShardMessage>) {

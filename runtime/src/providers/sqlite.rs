@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use outlast_broker::Broker;
 use outlast_broker::in_process::InProcessBroker;
 use outlast_client::{Provider, carry_arrivals};
+use outlast_core::Reason;
 use outlast_storage::sqlite::{Address, FileId, SqliteStore};
 use outlast_storage::{Error, Store, VirtualClock};
 
@@ -43,7 +44,7 @@ impl SqliteProvider {
     pub async fn new(url: &str, _options: Option<SqliteOptions>) -> Result<Self, Error> {
         let url = url.to_owned();
         let opened = tokio::task::spawn_blocking(move || Self::open(&url)).await;
-        opened.map_err(|error| Error::Unusable(error.to_string()))?
+        opened.map_err(|error| Error::unusable(Reason::of(error)))?
     }
 
     /// A database in memory, for tests.

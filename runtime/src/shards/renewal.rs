@@ -34,7 +34,7 @@ pub(crate) struct Renewal {
 /// Renews at once, then again and again until the node stops; returns what each renewal shows, beginning with the first.
 pub(crate) async fn begin(owner: &Arc<Owner>) -> Result<watch::Receiver<Renewal>, Error> {
     let first = RENEWALS.spawn(&owner.surroundings, renew(Arc::clone(owner))).await;
-    let first = first.unwrap_or_else(|_| Err(Error::Unavailable("the renewal of the lease panicked".to_owned())))?;
+    let first = first.unwrap_or_else(|_| Err(Error::unavailable("the renewal of the lease panicked")))?;
     let (renewals, shown) = watch::channel(first);
     let (kept, renewals) = (Arc::clone(owner), Arc::new(renewals));
     let asked = owner.stopping.clone();

@@ -7,6 +7,7 @@ mod place;
 mod beginnings;
 mod circles;
 mod crash;
+mod errors;
 mod extremes;
 mod files;
 mod logging;

@@ -170,7 +170,7 @@ macro_rules! pass_on {
                 self.faults.hit(stringify!($lossy));
                 let answer = self.inner.$lossy($($lossy_arg),*).await;
                 if self.faults.loses_answer(stringify!($lossy)) {
-                    return Err(Error::Unavailable("a test has lost the answer".to_owned()));
+                    return Err(Error::unavailable("a test has lost the answer"));
                 }
                 answer
             })*
@@ -188,7 +188,7 @@ macro_rules! pass_on {
 }
 
 pass_on! { TurnStore for FaultyStore {
-    or Err(Error::Unavailable("a fault of a test".to_owned())); async fn commit(group: Vec<FencedTurn>) -> Result<CommitReply, Error>;
+    or Err(Error::unavailable("a fault of a test")); async fn commit(group: Vec<FencedTurn>) -> Result<CommitReply, Error>;
     async fn load(instance: &InstanceId) -> Result<Option<Loaded>, Error>;
     async fn inbox(instance: &InstanceId, after: InboxCursor) -> Result<(Vec<Incoming>, InboxCursor), Error>;
     async fn due(shards: &[ShardId], until: Millis, limit: usize) -> Result<Vec<Due>, Error>;
@@ -242,7 +242,7 @@ pass_on! { InspectStore for FaultyStore {
 type Opened = (Box<dyn WorkSource>, mpsc::UnboundedReceiver<Control>);
 
 pass_on! { Broker for FaultyBroker {
-    or Err(outlast_broker::Error::Unavailable("a fault of a test".to_owned())); async fn publish(items: Vec<Dispatch>) -> Result<(), outlast_broker::Error>;
+    or Err(outlast_broker::Error::unavailable("a fault of a test")); async fn publish(items: Vec<Dispatch>) -> Result<(), outlast_broker::Error>;
     or Vec::new(); async fn request(shard: ShardId, request: ShardRequest) -> Vec<ReportReply>;
     async fn withdraw(what: Withdrawal) -> Result<(), outlast_broker::Error>;
     async fn pull(worker: WorkerProfile) -> Result<Opened, outlast_broker::Error>;

@@ -25,10 +25,10 @@ pub(super) async fn check_settings(pool: &Pool) -> Result<(), Error> {
     for (name, setting) in settings.await? {
         match (name.as_str(), setting.as_str()) {
             ("server_version_num", version) if version.parse().unwrap_or(0) < SERVER_VERSION_MIN => {
-                return Err(Error::Unusable(format!("the Postgres server has version {version}: use 15 or newer")));
+                return Err(Error::unusable(format!("the Postgres server has version {version}: use 15 or newer")));
             }
             ("fsync" | "synchronous_commit", "off") => {
-                return Err(Error::Unusable(format!(
+                return Err(Error::unusable(format!(
                     "the Postgres server runs with {name} = off and would lose acknowledged work: set it to on"
                 )));
             }
@@ -62,7 +62,7 @@ pub(super) async fn check_clock(pool: &Pool, options: &PostgresOptions) -> Resul
     }
     let newest = lease_until.map_or(clocks.database, |until| Millis(until.cast_unsigned()));
     match clocks.back(newest, options.lease) {
-        Some(back) => Err(Error::Unusable(format!(
+        Some(back) => Err(Error::unusable(format!(
             "the database's clock is about {} s behind what a node has written by it: set the clock of its server right. If \
              it is right now and was ahead before, delete the rows of {}.nodes whose lease_until lies ahead. If other \
              nodes have a longer lease, use the same",

@@ -174,7 +174,7 @@ async fn hold_since(db: &mut PgConnection, instance: &str, moment: Millis) -> Re
 impl CallStore for PostgresStore {
     async fn start(&self, request: StartRequest) -> Result<StartReceipt, Error> {
         let MessageKind::Start(message) = &request.message.kind else {
-            return Err(Error::Unusable("a start needs a start message".to_owned()));
+            return Err(Error::unusable("a start needs a start message"));
         };
         let shard = ShardId::of(&request.instance, self.shards);
         let data = encode(&request.message);
@@ -218,7 +218,7 @@ impl CallStore for PostgresStore {
                 Err(Error::QueueFull { instance: instance.clone(), queue, max: options.queue_messages_max })
             }
             // What becomes of it is known in a moment: it is gone, or its next life has begun.
-            (4, _) => Err(Error::Unavailable(format!("instance {instance} is being deleted or begun anew, try again"))),
+            (4, _) => Err(Error::unavailable(format!("instance {instance} is being deleted or begun anew, try again"))),
             _ => Err(Error::InstanceNotFound(instance.clone())),
         }
     }
@@ -356,7 +356,7 @@ impl PostgresStore {
                 Box::pin(async move { Ok(sqlx::query_as(sql).bind(id).bind(message).fetch_optional(&mut **db).await?) })
             })
             .await?;
-        let gone = || Error::Unavailable("the instance was deleted at the same time, try again".to_owned());
+        let gone = || Error::unavailable("the instance was deleted at the same time, try again");
         let (orchestration, shard, retried) = row.ok_or_else(gone)?;
         let shard = ShardId(shard.cast_unsigned());
         let foreign = orchestration != name && request.on_conflict != StartConflict::TerminateExisting;
@@ -396,7 +396,7 @@ impl PostgresStore {
     ) -> Result<T, Error> {
         let ended = |failed: tokio::task::JoinError| match failed.try_into_panic() {
             Ok(panic) => Err(panicked(panic)),
-            Err(_) => Err(Error::Unavailable("the store is closed".to_owned())),
+            Err(_) => Err(Error::unavailable("the store is closed")),
         };
         self.executor.spawn(work).await.unwrap_or_else(ended)
     }

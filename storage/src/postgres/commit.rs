@@ -1,6 +1,6 @@
 //! Group commit: one call for all turns. A group that is refused for one of them is committed in halves, a large one in several.
 
-use outlast_core::{InstanceId, Millis, ShardId};
+use outlast_core::{InstanceId, Millis, Reason, ShardId};
 
 use super::PostgresStore;
 use super::failure::{Failure, code_of, is_collision, is_refusal};
@@ -76,7 +76,7 @@ impl PostgresStore {
             }
             collisions += 1;
             if collisions > COLLISIONS_MAX {
-                return Err(Refusal::Broken(Error::Unavailable(error.to_string())));
+                return Err(Refusal::Broken(Error::unavailable(Reason::of(error))));
             }
         }
     }

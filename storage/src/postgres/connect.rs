@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use outlast_core::Millis;
+use outlast_core::{Millis, Reason};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection};
 
@@ -70,10 +70,10 @@ pub(super) async fn open(url: &str, options: &PostgresOptions) -> Result<Opened,
 /// Makes one connection by itself: a pool goes on trying, and says in the end only that none came about.
 async fn reach(options: &PgConnectOptions) -> Result<(), Error> {
     let place = address::place(options);
-    let unavailable = |why: &dyn std::fmt::Display| {
-        Error::Unavailable(format!(
-            "no Postgres at {place} ({why}): check host and port, and that the server runs there and takes connections"
-        ))
+    let unavailable = |why: Reason| {
+        let advice = "check host and port, and that the server runs there and takes connections";
+        let text = format!("no Postgres at {place} ({why}): {advice}");
+        Error::unavailable(why.reworded(text))
     };
     let begun = Instant::now();
     loop {
@@ -88,12 +88,15 @@ async fn reach(options: &PgConnectOptions) -> Result<(), Error> {
             }
             Ok(Err(error)) => {
                 return Err(match sql_error(error) {
-                    Error::Unavailable(why) => unavailable(&why),
-                    Error::Unusable(why) => Error::Unusable(format!("{why} (asked at {place})")),
+                    Error::Unavailable(why) => unavailable(why),
+                    Error::Unusable(why) => {
+                        let text = format!("{why} (asked at {place})");
+                        Error::unusable(why.reworded(text))
+                    }
                     other => other,
                 });
             }
-            Err(_elapsed) => return Err(unavailable(&format!("no answer within {CONNECT_MAX:?}"))),
+            Err(_elapsed) => return Err(unavailable(format!("no answer within {CONNECT_MAX:?}").into())),
         }
     }
 }

@@ -44,9 +44,8 @@ impl Executor {
 
 /// What to do about it.
 pub(super) fn ended() -> Error {
-    Error::Unusable(
+    Error::unusable(
         "the Tokio runtime that this provider was connected in has ended: connect a provider in the runtime that uses it, or keep \
-         that one running"
-            .to_owned(),
+         that one running",
     )
 }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::io::ErrorKind;
 
-use outlast_core::InstanceId;
+use outlast_core::{InstanceId, Reason};
 
 use crate::Error;
 
@@ -37,18 +37,23 @@ pub(super) fn code_of(error: &sqlx::Error) -> Option<Cow<'_, str>> {
 /// What a failed statement means for the caller.
 pub(super) fn sql_error(error: sqlx::Error) -> Error {
     match (code_of(&error).as_deref(), &error) {
-        (Some("42501"), _) => Error::Forbidden(error.to_string()),
-        (Some("28P01" | "28000" | "3D000"), _) => Error::Unusable(format!(
-            "Postgres refuses: {error}: check user, password, client certificate, database and grants"
-        )),
+        (Some("42501"), _) => Error::Forbidden(Reason::of(error)),
+        (Some("28P01" | "28000" | "3D000"), _) => {
+            let text =
+                format!("Postgres refuses: {error}: check user, password, client certificate, database and grants");
+            Error::unusable(Reason::because(text, error))
+        }
         (Some("42P01" | "42883" | "3F000"), _) => {
-            Error::Unusable(format!("the schema is not up to date: {error}: run the migration first"))
+            let text = format!("the schema is not up to date: {error}: run the migration first");
+            Error::unusable(Reason::because(text, error))
         }
-        (None, sqlx::Error::Tls(_) | sqlx::Error::Configuration(_)) => Error::Unusable(format!("{error}: {CHECK_TLS}")),
+        (None, sqlx::Error::Tls(_) | sqlx::Error::Configuration(_)) => {
+            Error::unusable(Reason::because(format!("{error}: {CHECK_TLS}"), error))
+        }
         (None, sqlx::Error::Io(failed)) if failed.kind() == ErrorKind::InvalidData => {
-            Error::Unusable(format!("TLS with Postgres failed ({failed}): {CHECK_TLS}"))
+            Error::unusable(Reason::because(format!("TLS with Postgres failed ({failed}): {CHECK_TLS}"), error))
         }
-        _ => Error::Unavailable(error.to_string()),
+        _ => Error::unavailable(Reason::of(error)),
     }
 }
 

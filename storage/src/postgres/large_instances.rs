@@ -68,7 +68,7 @@ pub(super) async fn read_history(
         history.extend(part.await?);
     }
     if history.len() as u64 != state.last_event_id.0 {
-        return Err(Error::Unavailable(format!("instance {id} was deleted while it was read")));
+        return Err(Error::unavailable(format!("instance {id} was deleted while it was read")));
     }
     Ok(history)
 }

@@ -36,7 +36,7 @@ impl LeaseStore for PostgresStore {
             let joined = self.joined.lock().unwrap_or_else(PoisonError::into_inner);
             joined.iter().find(|other| other.id == *node).map(|other| other.handlers.clone())
         };
-        let handlers = handlers.ok_or_else(|| Error::Unusable(format!("node {node} has not joined or has left")))?;
+        let handlers = handlers.ok_or_else(|| Error::unusable(format!("node {node} has not joined or has left")))?;
         let renewed = self.renew_node(&self.pools.leases, node, handlers).await?;
         let judge = self.may_judge();
         let live = |(index, _): &(usize, &String)| renewed.alive.get(*index).copied().unwrap_or(false) || !judge;

@@ -12,6 +12,7 @@ use super::address;
 use super::executor::Executor;
 use super::failure::{Failure, sql_error};
 use crate::Error;
+use outlast_core::Reason;
 
 /// A large statement has more time, in proportion: at this rate, a tenth of what a slow disk takes, it is still written.
 const SLOWEST_BYTES_PER_SECOND: usize = 4 << 20;
@@ -76,7 +77,7 @@ impl Pool {
             }
             Err(_elapsed) => {
                 drop(connection.detach());
-                Err(Error::Unavailable(format!("no answer from Postgres within {limit:?}")))
+                Err(Error::unavailable(format!("no answer from Postgres within {limit:?}")))
             }
         }
     }
@@ -85,10 +86,12 @@ impl Pool {
 impl Pool {
     fn not_acquired(&self, error: sqlx::Error) -> Error {
         match error {
-            sqlx::Error::PoolTimedOut => Error::Unavailable(format!(
-                "no connection to Postgres at {} came about within {:?}: the server is away, or all connections are taken",
-                self.place, self.limit
-            )),
+            sqlx::Error::PoolTimedOut => {
+                let why = "the server is away, or all connections are taken";
+                let text =
+                    format!("no connection to Postgres at {} came about within {:?}: {why}", self.place, self.limit);
+                Error::unavailable(Reason::because(text, error))
+            }
             error => sql_error(error),
         }
     }

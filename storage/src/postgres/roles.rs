@@ -6,6 +6,7 @@ use super::connect;
 use super::failure::Failure;
 use super::{PostgresOptions, PostgresStore, schema};
 use crate::Error;
+use outlast_core::Reason;
 
 const GRANTS: &str = include_str!("sql/grants.sql");
 
@@ -42,7 +43,8 @@ impl PostgresStore {
             Box::pin(async move {
                 let mut tx = sqlx::Connection::begin(&mut **db).await?;
                 tx.execute(AssertSqlSafe(sql)).await.map_err(|error| {
-                    Failure::Store(Error::Unusable(format!("the roles were not given their rights: {error}")))
+                    let text = format!("the roles were not given their rights: {error}");
+                    Failure::Store(Error::unusable(Reason::because(text, error)))
                 })?;
                 Ok(tx.commit().await?)
             })

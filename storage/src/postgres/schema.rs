@@ -8,6 +8,7 @@ use super::failure::Failure;
 use super::functions;
 use super::pool::Pool;
 use crate::Error;
+use outlast_core::Reason;
 
 /// What each step does to the tables, in order. A step is never changed, only followed by others. An empty one recreates the
 /// functions ([`super::functions`]), and so do those that created functions before these had their own files. Programs of two
@@ -31,7 +32,7 @@ pub(super) fn check_name(name: &str) -> Result<(), Error> {
     if plain && begins && name.len() <= NAME_BYTES_MAX && !name.starts_with("pg_") {
         return Ok(());
     }
-    Err(Error::Unusable(format!(
+    Err(Error::unusable(format!(
         "schema name {name:?}: use lowercase letters, digits and underscores, a letter first, at most {NAME_BYTES_MAX}"
     )))
 }
@@ -41,13 +42,13 @@ pub(super) async fn prepare(pool: &Pool, options: &PostgresOptions) -> Result<u1
     let version = version(pool, &options.schema).await?;
     let newest = STEPS.len();
     if version > newest {
-        return Err(Error::Unusable(format!(
+        return Err(Error::unusable(format!(
             "schema {} has version {version}, this program knows up to {newest}: upgrade the program",
             options.schema
         )));
     }
     if version < newest && !options.migrate {
-        return Err(Error::Unusable(format!(
+        return Err(Error::unusable(format!(
             "schema {} has version {version} and needs {newest}: run the migration with a role that may create tables",
             options.schema
         )));
@@ -60,7 +61,7 @@ pub(super) async fn prepare(pool: &Pool, options: &PostgresOptions) -> Result<u1
             async move { Ok(sqlx::query_scalar::<_, i64>("SELECT count(*) FROM shards").fetch_one(&mut **db).await?) },
         )
     });
-    u16::try_from(count.await?).map_err(|_| Error::Unusable("the schema has too many shards".to_owned()))
+    u16::try_from(count.await?).map_err(|_| Error::unusable("the schema has too many shards"))
 }
 
 /// Steps that were made; 0 when there is no schema yet.
@@ -119,7 +120,8 @@ async fn migrate(pool: &Pool, options: &PostgresOptions) -> Result<(), Error> {
 }
 
 fn denied(error: sqlx::Error) -> Failure {
-    Failure::Store(Error::Unusable(format!("the schema could not be brought up to date: {error}")))
+    let text = format!("the schema could not be brought up to date: {error}");
+    Failure::Store(Error::unusable(Reason::because(text, error)))
 }
 
 #[cfg(test)]

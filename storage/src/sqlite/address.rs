@@ -18,7 +18,7 @@ impl Address {
     /// Reads `sqlite:path`, `sqlite://path`, `sqlite::memory:`, `:memory:` or a plain path, which is taken as it is.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let refuse = |what: &str| {
-            Err(Error::Unusable(format!("{text:?} {what}: use sqlite:PATH, sqlite::memory: or a plain path")))
+            Err(Error::unusable(format!("{text:?} {what}: use sqlite:PATH, sqlite::memory: or a plain path")))
         };
         let address = text.strip_prefix("sqlite://").or_else(|| text.strip_prefix("sqlite:"));
         // Other programs write this parameter; it says what is done here anyway.

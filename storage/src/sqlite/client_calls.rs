@@ -24,7 +24,7 @@ impl CallStore for SqliteStore {
         let (listener, started) = (self.listener.clone(), Arc::clone(&request));
         let start = move |db: &Connection, _| {
             let MessageKind::Start(start) = &request.message.kind else {
-                return Err(Error::Unusable("a start needs a start message".to_owned()));
+                return Err(Error::unusable("a start needs a start message"));
             };
             let shard = ShardId::of(&request.instance, shards);
             if insert_instance(db, &request.instance, shard, start, now).map_err(sql_error)? {

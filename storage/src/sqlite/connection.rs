@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-use outlast_core::Millis;
+use outlast_core::{Millis, Reason};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::{oneshot, watch};
@@ -74,7 +74,7 @@ pub(super) struct Opened {
 pub(super) fn open(file: Option<&Arc<DatabaseFile>>, queries: Arc<AtomicU64>) -> Result<Opened, Error> {
     let mut db = connect(file)?;
     super::schema::migrate(&mut db)?;
-    let unusable = |error: rusqlite::Error| Error::Unusable(error.to_string());
+    let unusable = |error: rusqlite::Error| Error::unusable(Reason::of(error));
     let shards = db.query_row("SELECT count(*) FROM shards", [], |row| row.get(0)).map_err(unusable)?;
     let last_write: i64 = db.query_row("SELECT last_write FROM clock", [], |row| row.get(0)).map_err(unusable)?;
     let vacuum = file.map(|_| Vacuum::begin(&db)).transpose().map_err(unusable)?;
@@ -123,7 +123,7 @@ fn connect(file: Option<&Arc<DatabaseFile>>) -> Result<Connection, Error> {
     };
     open().map_err(|error: rusqlite::Error| {
         let name = file.map_or("in memory".into(), |file| file.path.display().to_string());
-        Error::Unusable(format!("database {name} cannot be opened: {error}"))
+        Error::unusable(Reason::because(format!("database {name} cannot be opened: {error}"), error))
     })
 }
 
@@ -180,7 +180,8 @@ fn spawn_writer(mut writer: Writer) -> Result<mpsc::Sender<Box<dyn WriteJob>>, E
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Error> {
     let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(run);
-    spawned.map(drop).map_err(|error| Error::Unusable(format!("no thread for the database: {error}")))
+    let failed = |error| Error::unusable(Reason::because(format!("no thread for the database: {error}"), error));
+    spawned.map(drop).map_err(failed)
 }
 
 /// The counter that rises when another connection has written.
@@ -266,7 +267,7 @@ impl Writer {
             } else {
                 tracing::warn!(target: TARGET, error = %text, jobs = group.len(), "nothing was committed, callers try again");
             }
-            Error::Unavailable(text)
+            Error::unavailable(Reason::because(text, failure))
         })
     }
 

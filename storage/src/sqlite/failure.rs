@@ -3,10 +3,11 @@
 use rusqlite::ErrorCode;
 
 use crate::Error;
+use outlast_core::Reason;
 
 /// Every failure of a statement that is not a constraint: try again.
 pub(super) fn sql_error(error: rusqlite::Error) -> Error {
-    Error::Unavailable(error.to_string())
+    Error::unavailable(Reason::of(error))
 }
 
 /// Whether a statement failed because the data breaks a rule of the schema.

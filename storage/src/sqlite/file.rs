@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::Error;
+use outlast_core::Reason;
 
 /// How long another process may take between opening the file and making the index of SQLite, which it does at once; and
 /// the pause between two looks.
@@ -45,19 +46,20 @@ pub(super) struct DatabaseFile {
 impl DatabaseFile {
     /// Makes the file if there is none.
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
-        let failed = |error: &dyn std::fmt::Display| {
-            Error::Unusable(format!("database {} cannot be opened: {error}", path.display()))
+        let failed = |why: Reason| {
+            let text = format!("database {} cannot be opened: {why}", path.display());
+            Error::unusable(why.reworded(text))
         };
         let found = std::fs::metadata(path);
         if found.as_ref().is_ok_and(|found| !found.is_file()) {
-            return Err(failed(&"it is not a file, choose another path"));
+            return Err(failed("it is not a file, choose another path".into()));
         }
         let open = File::options().read(true).write(true).create(true).truncate(false).open(path);
-        let open = open.map_err(|error| failed(&error))?;
-        let canonical = std::fs::canonicalize(path).map_err(|error| failed(&error))?;
-        let id = FileId::of(&canonical).ok_or_else(|| failed(&"it has just been removed"))?;
+        let open = open.map_err(|error| failed(Reason::of(error)))?;
+        let canonical = std::fs::canonicalize(path).map_err(|error| failed(Reason::of(error)))?;
+        let id = FileId::of(&canonical).ok_or_else(|| failed("it has just been removed".into()))?;
         let file = Self { path: canonical, id, handle: open };
-        file.share().map_err(|error| failed(&error))?;
+        file.share().map_err(|error| failed(Reason::of(error)))?;
         Ok(file)
     }
 
@@ -68,7 +70,7 @@ impl DatabaseFile {
 
     /// What became of the file, and what to do.
     pub(super) fn lost(&self) -> Error {
-        Error::Unusable(format!(
+        Error::unusable(format!(
             "the database {} was moved, removed or replaced while it was open: move it back, or start this process again for what \
              lies there now",
             self.path.display()
@@ -93,10 +95,9 @@ impl DatabaseFile {
                 return Ok(());
             }
             if begun.elapsed() > INDEX_WAIT {
-                return Err(Error::Unusable(
+                return Err(Error::unusable(
                     "the file is open under another name (a hard link, or it was moved meanwhile), and SQLite would lose what is \
-                     written under one of them: use the same name in every process"
-                        .to_owned(),
+                     written under one of them: use the same name in every process",
                 ));
             }
             // Two that wait must not see each other.

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, TryLockError};
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use outlast_core::{Epoch, NodeId, ShardId, WorkerId};
+use outlast_core::{Epoch, NodeId, Reason, ShardId, WorkerId};
 use rusqlite::{Connection, params};
 
 use super::failure::sql_error;
@@ -58,9 +59,10 @@ struct RunLock {
 impl RunLock {
     fn take(database: &DatabaseFile) -> Result<Self, Error> {
         let path = beside(&database.path, ".runtime-lock");
-        let failed = |error: &dyn std::fmt::Display| Error::Unusable(format!("lock file {}: {error}", path.display()));
-        let file =
-            File::options().create(true).truncate(false).write(true).open(&path).map_err(|error| failed(&error))?;
+        let failed = |error: io::Error| {
+            Error::unusable(Reason::because(format!("lock file {}: {error}", path.display()), error))
+        };
+        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
         let mut locked = file.try_lock();
         for _ in 0..LOOKED_AT_TRIES {
             if !matches!(locked, Err(TryLockError::WouldBlock)) {
@@ -72,11 +74,11 @@ impl RunLock {
         }
         match locked {
             Ok(()) => Ok(Self { id: FileId::of(&path), path, _locked: file }),
-            Err(TryLockError::WouldBlock) => Err(Error::Unusable(format!(
+            Err(TryLockError::WouldBlock) => Err(Error::unusable(format!(
                 "another process runs orchestrations on {}: stop it first, or use a client only, or move to the cluster provider",
                 database.path.display()
             ))),
-            Err(TryLockError::Error(error)) => Err(failed(&error)),
+            Err(TryLockError::Error(error)) => Err(failed(error)),
         }
     }
 

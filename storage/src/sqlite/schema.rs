@@ -4,6 +4,7 @@ use rusqlite::Connection;
 
 use super::SHARDS;
 use crate::Error;
+use outlast_core::Reason;
 
 /// Schema steps in order; `user_version` counts the ones that were made. A step is never changed, only followed by others.
 const MIGRATIONS: [&str; 4] = [FIRST, SECOND, THIRD, FOURTH];
@@ -119,20 +120,21 @@ CREATE INDEX instances_ended ON instances (completed, id) WHERE completed IS NOT
 
 /// Brings a database to the current schema; a newer one is refused.
 pub(super) fn migrate(db: &mut Connection) -> Result<(), Error> {
-    let unusable =
-        |error: rusqlite::Error| Error::Unusable(format!("the schema could not be brought up to date: {error}"));
+    let unusable = |error: rusqlite::Error| {
+        Error::unusable(Reason::because(format!("the schema could not be brought up to date: {error}"), error))
+    };
     // Two processes may open a new file at once; the second one waits here and finds everything done.
     let tx = db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).map_err(unusable)?;
     let version: usize =
         tx.query_row("PRAGMA user_version", [], |row| row.get::<_, u32>(0)).map_err(unusable)? as usize;
     if version > MIGRATIONS.len() {
-        return Err(Error::Unusable(format!(
+        return Err(Error::unusable(format!(
             "the database has schema version {version}, this program knows up to {}: upgrade the program",
             MIGRATIONS.len()
         )));
     }
     if version == 0 && has_foreign_tables(&tx).map_err(unusable)? {
-        return Err(Error::Unusable("the file is a database of another program: choose another path".to_owned()));
+        return Err(Error::unusable("the file is a database of another program: choose another path"));
     }
     for step in &MIGRATIONS[version..] {
         tx.execute_batch(step).map_err(unusable)?;

@@ -224,8 +224,8 @@ fn write_unguarded(db: &Connection, turn: &FencedTurn, at: WriteAt) -> Result<Tu
     match write_turn(db, turn, at.now, at.shards) {
         Ok(wakes) => Ok(TurnOutcome::Committed { wakes }),
         Err(Refusal::Conflict) if db.total_changes() == before => Ok(TurnOutcome::Conflict),
-        Err(Refusal::Conflict) => Err(Error::Unavailable("a conflict must be undone".to_owned())),
-        Err(Refusal::Refused(reason)) => Err(Error::Unavailable(reason)),
+        Err(Refusal::Conflict) => Err(Error::unavailable("a conflict must be undone")),
+        Err(Refusal::Refused(reason)) => Err(Error::unavailable(reason)),
         Err(Refusal::Broken(error)) => Err(error),
     }
 }
@@ -235,7 +235,7 @@ fn write_guarded(db: &Connection, turn: &FencedTurn, at: WriteAt) -> Result<Turn
     let written = in_savepoint(db, |db| {
         write_turn(db, turn, at.now, at.shards).map_err(|why| {
             refusal = Some(why);
-            Error::Unavailable(String::new())
+            Error::unavailable("")
         })
     });
     match (written, refusal) {

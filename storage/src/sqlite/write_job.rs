@@ -133,7 +133,7 @@ pub(super) fn caught<T>(job: impl FnOnce() -> Result<T, Error>) -> Result<T, Err
 }
 
 pub(super) fn closed() -> Error {
-    Error::Unavailable("the database is closed".to_owned())
+    Error::unavailable("the database is closed")
 }
 
 #[cfg(test)]

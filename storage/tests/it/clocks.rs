@@ -21,7 +21,7 @@ async fn shift(database: &Database, seconds: i64) {
 
 async fn refusal(database: &Database) -> String {
     match PostgresStore::connect(&database.url, database.options.clone()).await {
-        Err(Error::Unusable(why)) => why,
+        Err(Error::Unusable(why)) => why.to_string(),
         Err(other) => panic!("{other:?}"),
         Ok(_) => panic!("connected"),
     }
