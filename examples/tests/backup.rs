@@ -14,6 +14,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
+use outlast_test_support::SmallDisk;
 use sha2::{Digest, Sha256};
 
 use programs::program;
@@ -305,38 +306,10 @@ fn a_manifest_is_not_replaced_by_that_of_another_source_unless_that_is_said() {
     assert_eq!(back_up(&source, &backup).status.code(), Some(1));
 }
 
-/// A directory of its own with little room, for as long as it lives.
-struct Small {
-    path: PathBuf,
-}
-
-impl Small {
-    /// Fails where the test may not mount: without a full disk it would show nothing.
-    fn mount(path: PathBuf, size: &str) -> Self {
-        fs::create_dir_all(&path).unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "none"]).arg(&path);
-        assert!(mount.status().unwrap().success(), "a full disk needs a mount of its own: run this test as root");
-        Self { path }
-    }
-
-    fn resize(&self, size: &str) {
-        let mut mount = Command::new("mount");
-        let status = mount.args(["-o", &format!("remount,size={size}")]).arg(&self.path).status();
-        assert!(status.unwrap().success());
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _unmounted = Command::new("umount").arg("--lazy").arg(&self.path).status();
-    }
-}
-
 #[test]
 fn a_destination_that_is_full_is_told_soon_and_gone_on_with_when_it_has_room() {
     let root = tempfile::tempdir().unwrap();
-    let small = Small::mount(root.path().join("dst"), "6m");
+    let small = SmallDisk::mount("6m");
     let (source, target) = (root.path().join("src"), root.path().join("target"));
     fs::create_dir_all(&source).unwrap();
     for n in 0..24_u8 {
@@ -348,24 +321,24 @@ fn a_destination_that_is_full_is_told_soon_and_gone_on_with_when_it_has_room() {
     // Building it is not what is timed.
     LazyLock::force(&PROGRAM);
     let begun = Instant::now();
-    let full = back_up(&source, &small.path);
+    let full = back_up(&source, small.path());
     let took = begun.elapsed();
     assert_eq!(full.status.code(), Some(1), "{}", stderr(&full));
     let told = ["No space left", "nothing could be written to", "full"];
     assert!(told.iter().any(|text| stderr(&full).contains(text)), "{}", stderr(&full));
-    assert!(stderr(&full).contains(small.path.to_str().unwrap()), "{}", stderr(&full));
+    assert!(stderr(&full).contains(small.path().to_str().unwrap()), "{}", stderr(&full));
     assert!(!stderr(&full).contains("unreadable"), "{}", stderr(&full));
     // It says about twenty seconds; it was ten minutes.
     assert!(took < Duration::from_secs(100), "{took:?}: {}", stderr(&full));
-    assert!(!small.path.join("manifest.jsonl").exists());
+    assert!(!small.path().join("manifest.jsonl").exists());
 
     small.resize("64m");
-    let before = objects(&small.path);
-    let done = back_up(&source, &small.path);
+    let before = objects(small.path());
+    let done = back_up(&source, small.path());
     assert!(done.status.success(), "{}", stderr(&done));
-    let now = objects(&small.path);
+    let now = objects(small.path());
     assert!(before.iter().all(|(path, file)| now.get(path) == Some(file)), "what was stored stays as it is");
-    assert!(restore(&small.path, &target).status.success());
+    assert!(restore(small.path(), &target).status.success());
     assert_eq!(describe(&target), describe(&source));
 }
 

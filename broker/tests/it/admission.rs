@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 
 use nkeys::KeyPair;
 use outlast_broker::Error;
-use outlast_broker::jetstream::{Auth, JetStreamBroker, JetStreamOptions, Tls};
+use outlast_broker::jetstream::{Auth, ClientCertificate, JetStreamBroker, JetStreamOptions, Tls};
 use outlast_core::TagFilter;
+use outlast_test_support::{Authority, Certificate};
 
-use crate::authority::Authority;
 use crate::items::{item, key, open, publish, run};
 use crate::operator::{Operator, credentials};
-use crate::server::Server;
+use crate::server::{Connects as _, Server};
 
 /// A server with such a configuration.
 fn configured(directory: &Path, text: &str) -> Server {
@@ -170,7 +170,10 @@ async fn a_server_that_asks_for_a_client_certificate_is_given_one() {
     let (authority, other) = (Authority::new("ours"), Authority::new("other"));
     let verify = format!("ca_file: {:?}, verify: true", authority.root());
     let server = configured(authority.path(), &certified(&authority, "127.0.0.1", &verify));
-    let showing = |files| Tls { client_certificate: Some(files), ..trusting(&authority) };
+    let showing = |Certificate { certificate, key }| {
+        let client_certificate = Some(ClientCertificate { certificate, key });
+        Tls { client_certificate, ..trusting(&authority) }
+    };
     works(with_tls(&server, showing(authority.certify("worker")))).await;
     let advice = "in tls.client_certificate";
     is_refused(with_tls(&server, trusting(&authority)), advice).await;

@@ -7,10 +7,11 @@ use async_nats::jetstream::{self, stream::Stream};
 use outlast_broker::jetstream::JetStreamBroker;
 use outlast_broker::{Broker, Dispatch, Settle, WorkSource};
 use outlast_core::{TagFilter, WorkerId};
+use outlast_test_support::copy_tree;
 
 use crate::half_alive::{MENDED_WITHIN, js, offer_until_taken, until};
 use crate::items::{in_session, item, key, open, take};
-use crate::server::Server;
+use crate::server::{Connects as _, Server};
 use crate::world::namespace;
 
 /// A consumer, and how an item comes to it.
@@ -147,17 +148,19 @@ async fn a_consumer_ahead_of_its_stream_is_made_anew() {
         let mut server = Server::own();
         let mut world = World::new(&server).await;
         world.delivers(queue).await;
-        let messages = format!("store/jetstream/$G/streams/{}_WORK/msgs", world.namespace);
+        let saved = tempfile::tempdir().unwrap();
+        let (messages, saved) =
+            (format!("jetstream/$G/streams/{}_WORK/msgs", world.namespace), saved.path().join("msgs"));
+        let messages = server.store().join(messages);
         server.stop();
-        server.copy(&messages, "saved");
-        server.start();
+        copy_tree(&messages, &saved);
+        server.up();
         for _ in 0..20 {
             world.delivers(queue).await;
         }
         server.stop();
-        server.remove(&messages);
-        server.copy("saved", &messages);
-        server.start();
+        copy_tree(&saved, &messages);
+        server.up();
         world.delivers(queue).await;
     }
 }

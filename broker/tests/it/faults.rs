@@ -14,7 +14,7 @@ use crate::items::{
     SOON, activity, assert_nothing, in_session, item, key, open, publish, publish_to, run, tagged, take, take_within,
     worker,
 };
-use crate::server::Server;
+use crate::server::{Connects as _, Server};
 use crate::world::namespace;
 
 /// Longest time until a loss is known, beside the time that the server needs to start.
@@ -49,7 +49,7 @@ async fn a_wiped_server_is_noticed_and_used_again() {
 
     server.kill();
     server.wipe();
-    server.start();
+    server.up();
 
     alarm(&mut losses).await;
     publish(&broker, item("a", 1)).await;
@@ -78,7 +78,7 @@ async fn a_server_that_went_back_in_time_is_noticed() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     server.stop();
     server.save();
-    server.start();
+    server.up();
     alarm(&mut losses).await;
     publish(&broker, item("a", 2)).await;
     publish(&broker, item("a", 3)).await;
@@ -86,7 +86,7 @@ async fn a_server_that_went_back_in_time_is_noticed() {
 
     server.stop();
     server.roll_back();
-    server.start();
+    server.up();
 
     // Two alarms keep their distance.
     alarm(&mut losses).await;
@@ -106,7 +106,7 @@ async fn a_restart_loses_nothing_and_held_work_is_acknowledged_after_it() {
     let held = take(&mut source).await;
     server.stop();
     (held.settle)(Settle::Ack);
-    server.start();
+    server.up();
     let delivery = take_within(&mut source, 2 * SOON).await.unwrap();
     assert_eq!(delivery.item.key, key("a", 2));
     (delivery.settle)(Settle::Ack);
@@ -124,7 +124,7 @@ async fn a_publish_outlives_a_short_outage() {
     let publishing = publish(&broker, item("a", 1));
     let restarting = async {
         tokio::time::sleep(Duration::from_millis(200)).await;
-        server.start();
+        server.up();
     };
     tokio::join!(publishing, restarting);
     assert_eq!(run(&mut source).await, key("a", 1));
@@ -180,7 +180,7 @@ async fn memory_storage_survives_nothing_and_works_again() {
     let mut losses = broker.state().losses;
     publish(&broker, tagged("a", 1, "gpu")).await;
     server.stop();
-    server.start();
+    server.up();
     alarm(&mut losses).await;
     publish(&broker, tagged("a", 1, "gpu")).await;
     publish(&broker, item("a", 2)).await;
@@ -203,7 +203,7 @@ async fn calls_end_while_the_server_is_away() {
     broker.publish_status(&"i".into(), None, None);
     broker.withdraw(Withdrawal::Activity(activity("a", 5))).await.unwrap();
     assert!(take_within(&mut source, Duration::from_millis(300)).await.is_none());
-    server.start();
+    server.up();
     publish(&broker, item("a", 1)).await;
     assert_eq!(run(&mut source).await, key("a", 1));
 }

@@ -1,55 +1,21 @@
 //! What a JetStream broker must stand of a server that is there and does not do its work: a disk that was full, streams
 //! that somebody has edited, limits that are met, subscriptions that are gone.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::{self, stream};
 use outlast_broker::jetstream::JetStreamBroker;
 use outlast_broker::{Broker, Control, Dispatch, Report, ReportReply, ReportResult, ShardMessage, Withdrawal};
 use outlast_core::{ActivityItem, ShardId, TagFilter, Token, Verdict};
+use outlast_test_support::SmallDisk;
 use tokio::sync::mpsc;
 
 use crate::items::{SOON, activity, item, key, open, report_to, run, tagged, worker};
-use crate::server::Server;
+use crate::server::{Connects as _, Server};
 use crate::world::namespace;
 
 /// Longest time until what was edited is as it must be.
 pub(crate) const MENDED_WITHIN: Duration = Duration::from_secs(10);
-
-/// A file system of its own, small enough to be filled.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn mount() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let mounted =
-            Command::new("mount").args(["-t", "tmpfs", "-o", "size=24m", "tmpfs"]).arg(directory.path()).status();
-        assert!(mounted.unwrap().success(), "this test mounts a small file system: run it as root");
-        Self(directory)
-    }
-
-    fn ballast(&self) -> std::path::PathBuf {
-        self.0.path().join("ballast")
-    }
-
-    /// Takes all that is left.
-    fn fill(&self) {
-        use std::io::Write as _;
-        let mut file = std::fs::File::create(self.ballast()).unwrap();
-        while file.write_all(&[7; 4_096]).is_ok() {}
-    }
-
-    fn make_room(&self) {
-        std::fs::remove_file(self.ballast()).unwrap();
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _unmounted = Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
 
 /// Large enough to find no room in what is left of the last page.
 fn large(n: u64) -> Vec<Dispatch> {
@@ -87,8 +53,8 @@ pub(crate) async fn until(what: &str, mut seen: impl AsyncFnMut() -> bool) {
 /// everything until it is restarted.
 #[tokio::test(flavor = "multi_thread")]
 async fn work_goes_on_after_the_disk_was_full() {
-    let disk = SmallDisk::mount();
-    let server = Server::own_in(disk.0.path());
+    let disk = SmallDisk::mount("24m");
+    let server = Server::own_at(&disk.path().join("store"), "");
     let broker = server.broker("full").await;
     let mut source = open(&broker, "w", TagFilter::DefaultOnly).await;
     let mut losses = broker.state().losses;

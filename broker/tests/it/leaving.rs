@@ -7,7 +7,7 @@ use outlast_broker::{Broker, Dispatch, Settle, Withdrawal};
 use outlast_core::{TagFilter, WorkerId};
 
 use crate::items::{assert_nothing, in_session, item, key, open, publish, publish_to, run, take};
-use crate::server::Server;
+use crate::server::{Connects as _, Server};
 use crate::world::namespace;
 
 #[tokio::test]
@@ -131,7 +131,7 @@ async fn a_broker_that_is_dropped_while_the_server_is_away_leaves_no_task_and_no
         }
     };
     until_left(2).await;
-    server.start();
+    server.up();
     until_left(0).await;
 }
 

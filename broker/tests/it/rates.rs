@@ -9,7 +9,7 @@ use outlast_core::{ShardId, TagFilter, Token, Verdict};
 use tokio::sync::mpsc;
 
 use crate::items::{item, key, open, publish, report_to, tagged, take};
-use crate::server::Server;
+use crate::server::{Connects as _, Server};
 
 const ITEMS: u64 = 60_000;
 

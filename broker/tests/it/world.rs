@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use outlast_broker::Broker;
 use outlast_broker::in_process::InProcessBroker;
 
-use crate::server::Server;
+use crate::server::{Connects as _, Server};
 
 /// Makes a test of each case for each broker.
 macro_rules! on_every_broker {

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use outlast_test_support::NatsServer;
+
 use crate::node::{Cluster, Load, Role};
-use crate::servers::{Server, copy_tree};
 
 /// A cluster on a nats-server that the test may break.
-async fn with_own_nats(fault: impl AsyncFnOnce(&mut Server)) {
-    let mut nats = Server::nats();
+async fn with_own_nats(fault: impl AsyncFnOnce(&mut NatsServer)) {
+    let mut nats = NatsServer::own();
     let cluster = Cluster::on(&Cluster::shared().postgres, &nats.url);
     let _node = cluster.process(Role::Orchestrator);
     let _worker = cluster.process(Role::Worker);
@@ -24,7 +25,7 @@ async fn with_own_nats(fault: impl AsyncFnOnce(&mut Server)) {
 async fn a_killed_broker_that_comes_back_empty_costs_time_only() {
     with_own_nats(async |nats| {
         nats.kill();
-        std::fs::remove_dir_all(nats.nats_store()).unwrap();
+        nats.wipe();
         tokio::time::sleep(Duration::from_secs(1)).await;
         nats.up();
     })
@@ -34,12 +35,10 @@ async fn a_killed_broker_that_comes_back_empty_costs_time_only() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_is_rolled_back_costs_time_only() {
     with_own_nats(async |nats| {
-        let copy = tempfile::tempdir().unwrap();
-        copy_tree(&nats.nats_store(), copy.path());
+        nats.save();
         tokio::time::sleep(Duration::from_millis(700)).await;
         nats.kill();
-        std::fs::remove_dir_all(nats.nats_store()).unwrap();
-        copy_tree(copy.path(), &nats.nats_store());
+        nats.roll_back();
         nats.up();
     })
     .await;
@@ -47,7 +46,7 @@ async fn a_broker_that_is_rolled_back_costs_time_only() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn starts_are_taken_while_the_broker_is_away() {
-    let mut nats = Server::nats();
+    let mut nats = NatsServer::own();
     let cluster = Cluster::on(&Cluster::shared().postgres, &nats.url);
     let _both = cluster.process(Role::Both);
     let mut load = Load::new(cluster.client().await, "i");

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use outlast::runtime::Runtime;
 use outlast::{ActivityContext, ActivityRegistry, Client, OrchestrationRegistry, OrchestrationStatus, RuntimeOptions};
+use outlast_test_support::NatsServer;
 use tokio::sync::Notify;
 
 use crate::node::{Cluster, LEASE, Node, PATIENCE, Role};
-use crate::servers::Server;
 
 /// By then a running activity has been told, counted from when everything is there again.
 const TOLD_WITHIN: Duration = Duration::from_secs(10);
@@ -66,8 +66,8 @@ impl Seen {
 }
 
 /// A cluster with a broker of its own, and an orchestrator that may be killed.
-async fn breakable() -> (Server, Cluster, Node, Client) {
-    let nats = Server::nats();
+async fn breakable() -> (NatsServer, Cluster, Node, Client) {
+    let nats = NatsServer::own();
     let cluster = Cluster::on(&Cluster::shared().postgres, &nats.url);
     let owner = cluster.process(Role::Orchestrator);
     let client = cluster.client().await;
@@ -137,7 +137,7 @@ async fn a_worker_that_was_away_is_told_although_the_broker_was_restarted() {
     worker.signal("-STOP");
     cancel(&client, "i").await;
     nats.kill();
-    std::fs::remove_dir_all(nats.nats_store()).unwrap();
+    nats.wipe();
     nats.up();
     worker.signal("-CONT");
     let status = client.wait_for_orchestration("witness", TOLD_WITHIN).await.unwrap();

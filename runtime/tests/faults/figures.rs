@@ -5,9 +5,9 @@
 use std::time::{Duration, Instant};
 
 use outlast::{Client, EventKind, OrchestrationStatus};
+use outlast_test_support::NatsServer;
 
 use crate::node::{Cluster, PATIENCE, Role, wall_ms};
-use crate::servers::Server;
 
 const ROUNDS: usize = 20;
 /// The default lease.
@@ -73,7 +73,7 @@ async fn takeover() -> Vec<f64> {
 }
 
 async fn recovery_after_wipe() -> Vec<f64> {
-    let mut nats = Server::nats();
+    let mut nats = NatsServer::own();
     let cluster = Cluster::on(&Cluster::shared().postgres, &nats.url);
     let _orchestrator = cluster.process(Role::Orchestrator);
     let _worker = cluster.process(Role::Worker);
@@ -85,7 +85,7 @@ async fn recovery_after_wipe() -> Vec<f64> {
             client.start_orchestration(id, "Chain", id.clone()).await.unwrap();
         }
         nats.kill();
-        std::fs::remove_dir_all(nats.nats_store()).unwrap();
+        nats.wipe();
         nats.up();
         let back = Instant::now();
         for id in &ids {

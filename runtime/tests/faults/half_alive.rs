@@ -1,6 +1,5 @@
 //! A broker that is there and does not do all that it should: a disk that was full, messages that it does not take.
 
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,45 +7,15 @@ use outlast::runtime::Runtime;
 use outlast::{
     ActivityContext, ActivityRegistry, OrchestrationContext, OrchestrationRegistry, OrchestrationStatus, RuntimeOptions,
 };
+use outlast_test_support::{NatsServer, SmallDisk};
 
 use crate::node::{Cluster, Load, PATIENCE, Role};
-use crate::servers::Server;
-
-/// A file system of its own, small enough to be filled.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn mount() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let mounted =
-            Command::new("mount").args(["-t", "tmpfs", "-o", "size=24m", "tmpfs"]).arg(directory.path()).status();
-        assert!(mounted.unwrap().success(), "this test mounts a small file system: run it as root");
-        Self(directory)
-    }
-
-    /// Takes all that is left.
-    fn fill(&self) {
-        use std::io::Write as _;
-        let mut file = std::fs::File::create(self.0.path().join("ballast")).unwrap();
-        while file.write_all(&[7; 4_096]).is_ok() {}
-    }
-
-    fn make_room(&self) {
-        std::fs::remove_file(self.0.path().join("ballast")).unwrap();
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _unmounted = Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
 
 /// After a full disk nats-server refuses all work until its stream is made anew, and tells nobody.
 #[tokio::test(flavor = "multi_thread")]
 async fn work_goes_on_after_the_disk_under_the_broker_was_full_and_clients_are_told() {
-    let disk = SmallDisk::mount();
-    let nats = Server::nats_with(&disk.0.path().join("store"), "");
+    let disk = SmallDisk::mount("24m");
+    let nats = NatsServer::own_at(&disk.path().join("store"), "");
     let cluster = Cluster::on(&Cluster::shared().postgres, &nats.url);
     let _node = cluster.process(Role::Orchestrator);
     let _worker = cluster.process(Role::Worker);
@@ -86,7 +55,7 @@ async fn node(cluster: &Cluster, slots: usize) -> Arc<Runtime> {
 async fn a_server_that_takes_small_messages_carries_payloads_of_every_size() {
     for max_payload in [16 << 10, 64 << 10] {
         let directory = tempfile::tempdir().unwrap();
-        let nats = Server::nats_with(directory.path(), &format!("max_payload: {max_payload}\n"));
+        let nats = NatsServer::own_at(directory.path(), &format!("max_payload: {max_payload}\n"));
         let cluster = Cluster::on(&Cluster::shared().postgres, &nats.url);
         let (_orchestrator, _worker) = (node(&cluster, 0).await, node(&cluster, 16).await);
         let client = cluster.client().await;
@@ -111,7 +80,7 @@ async fn waits_end_for_clients_that_hear_no_status_updates() {
     let directory = tempfile::tempdir().unwrap();
     let rights = "authorization { users = [ { user: u, password: p, permissions: { publish: \">\", \
                   subscribe: { allow: \">\", deny: \"*.status.>\" } } } ] }\n";
-    let nats = Server::nats_with(directory.path(), rights);
+    let nats = NatsServer::own_at(directory.path(), rights);
     let cluster = Cluster::on(&Cluster::shared().postgres, &nats.url.replace("nats://", "nats://u:p@"));
     let (_orchestrator, _worker) = (node(&cluster, 0).await, node(&cluster, 16).await);
     let client = cluster.client().await;

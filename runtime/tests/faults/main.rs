@@ -13,7 +13,6 @@ mod node_faults;
 mod rolling;
 mod rolling_node;
 mod scale;
-mod servers;
 mod shutdown;
 mod store_faults;
 mod timers;

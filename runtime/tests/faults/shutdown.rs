@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use outlast::providers::cluster::ClusterProvider;
 use outlast::runtime::Runtime;
 use outlast::{ActivityContext, ActivityRegistry, Client, OrchestrationContext, OrchestrationRegistry, RuntimeOptions};
+use outlast_test_support::{NatsServer, PostgresServer};
 use tokio::sync::Semaphore;
 
 use crate::node::Cluster;
-use crate::servers::Server;
 
 /// What `shutdown` is given.
 const GIVEN: Duration = Duration::from_millis(1_000);
@@ -18,15 +18,15 @@ const BOUND: Duration = Duration::from_millis(7_500);
 
 /// A node whose activity does not end, and servers that can be stopped.
 struct World {
-    postgres: Server,
-    nats: Server,
+    postgres: PostgresServer,
+    nats: NatsServer,
     provider: Arc<ClusterProvider>,
     runtime: Arc<Runtime>,
 }
 
 impl World {
     async fn start() -> Self {
-        let (postgres, nats) = (Server::postgres(), Server::nats());
+        let (postgres, nats) = (PostgresServer::trusting(), NatsServer::own());
         let provider = Cluster::on(&postgres.url, &nats.url).provider().await;
         let begun = Arc::new(Semaphore::new(0));
         let inside = Arc::clone(&begun);
@@ -84,12 +84,15 @@ async fn shutdown_keeps_its_time_without_any_server() {
 #[tokio::test(flavor = "multi_thread")]
 async fn shutdown_keeps_its_time_when_servers_hang() {
     let world = World::start().await;
-    let servers = [&world.postgres, &world.nats];
-    servers.iter().for_each(|server| server.signal("-STOP"));
+    let signal_all = |signal| {
+        world.postgres.signal(signal);
+        world.nats.signal(signal);
+    };
+    signal_all("-STOP");
     let asked = Instant::now();
     world.runtime.clone().shutdown(Some(GIVEN.as_millis() as u64)).await;
     let took = asked.elapsed();
-    servers.iter().for_each(|server| server.signal("-CONT"));
+    signal_all("-CONT");
     assert!(took < BOUND, "shutdown took {took:?}");
 }
 

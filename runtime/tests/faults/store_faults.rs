@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use outlast::runtime::Runtime;
 use outlast::{ActivityContext, ActivityRegistry, OrchestrationContext, OrchestrationRegistry, RuntimeOptions};
+use outlast_test_support::PostgresServer;
 use tokio::sync::watch;
 
 use crate::node::{Cluster, Load, PATIENCE, Role};
-use crate::servers::Server;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn postgres_may_stop_and_come_back() {
-    let mut postgres = Server::postgres();
+    let mut postgres = PostgresServer::trusting();
     let cluster = Cluster::on(&postgres.url, &Cluster::shared().nats);
     let _first = cluster.process(Role::Both);
     let _second = cluster.process(Role::Both);
@@ -32,7 +32,7 @@ async fn postgres_may_stop_and_come_back() {
 /// have seen the outcomes and handed out nothing since, but the store waits for them again.
 #[tokio::test(flavor = "multi_thread")]
 async fn postgres_may_go_back_to_an_older_state_under_living_nodes() {
-    let mut postgres = Server::postgres();
+    let mut postgres = PostgresServer::trusting();
     let cluster = Cluster::on(&postgres.url, &Cluster::shared().nats);
     let (open, gate) = watch::channel(false);
     let begun = watch::Sender::new(0);
@@ -86,7 +86,7 @@ async fn postgres_may_go_back_to_an_older_state_under_living_nodes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_reads_after_a_restart_of_postgres_are_repeated() {
-    let mut postgres = Server::postgres();
+    let mut postgres = PostgresServer::trusting();
     let cluster = Cluster::on(&postgres.url, &Cluster::shared().nats);
     let provider = cluster.provider().await;
     let client = outlast::Client::new(provider.clone());

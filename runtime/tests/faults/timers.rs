@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use outlast::{EventKind, OrchestrationStatus};
+use outlast_test_support::NatsServer;
 
 use crate::node::{Cluster, PATIENCE, Role};
-use crate::servers::Server;
 
 /// More than a node keeps in memory: a minute.
 const BEYOND: Duration = Duration::from_secs(63);
@@ -13,7 +13,7 @@ const TIMERS: u64 = 300;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn timers_beyond_the_horizon_survive_the_loss_of_all_nodes_and_of_the_broker() {
-    let mut nats = Server::nats();
+    let mut nats = NatsServer::own();
     let cluster = Cluster::on(&Cluster::shared().postgres, &nats.url);
     let mut nodes = [cluster.process(Role::Both), cluster.process(Role::Both)];
     let client = cluster.client().await;
@@ -27,7 +27,7 @@ async fn timers_beyond_the_horizon_survive_the_loss_of_all_nodes_and_of_the_brok
     }
     nodes.iter_mut().for_each(|node| node.kill());
     nats.kill();
-    std::fs::remove_dir_all(nats.nats_store()).unwrap();
+    nats.wipe();
     tokio::time::sleep(Duration::from_secs(2)).await;
     nats.up();
     let _after = [cluster.process(Role::Both), cluster.process(Role::Both)];

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// Lines of a source file.
 const FILE_LINES_MAX: usize = 600;
 /// The packages of the workspace, and which of them each may use outside its tests.
-const EDGES: [(&str, &[&str]); 9] = [
+const EDGES: [(&str, &[&str]); 10] = [
     ("core", &[]),
     ("storage", &["outlast-core"]),
     ("broker", &["outlast-core"]),
@@ -17,6 +17,7 @@ const EDGES: [(&str, &[&str]); 9] = [
     ("examples/render-farm", &["outlast"]),
     ("bench", &["outlast"]),
     ("chaos-tests", &["outlast", "outlast-broker", "outlast-core", "outlast-storage"]),
+    ("test-support", &[]),
 ];
 /// Files with an argument that is a tuple because users know it so.
 const TUPLES: [&str; 1] = ["runtime/src/testing.rs"];
@@ -44,7 +45,7 @@ const OUTSIDE: [&str; 5] = [
 /// What core may not even name.
 const IMPURE: [&str; 6] = ["tokio", "rusqlite", "sqlx", "async-nats", "ractor", "rand"];
 /// What lies at the root.
-const ROOT: [&str; 24] = [
+const ROOT: [&str; 25] = [
     ".ci",
     ".config",
     ".github",
@@ -69,6 +70,7 @@ const ROOT: [&str; 24] = [
     "runtime",
     "rustfmt.toml",
     "storage",
+    "test-support",
 ];
 
 pub(crate) fn root() -> PathBuf {

@@ -5,6 +5,3 @@ mod collector;
 mod node;
 mod one_process;
 mod processes;
-#[path = "../faults/servers.rs"]
-#[expect(dead_code, reason = "other tests do more to servers")]
-mod servers;

@@ -9,18 +9,18 @@ use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use outlast::{Client, OrchestrationStatus};
+use outlast_test_support::{NatsServer, PostgresServer};
 
 use crate::collector::{PATIENCE, Received, Scrape, Trace, collector, get, until};
 use crate::node::{Cluster, Node};
-use crate::servers::Server;
 
 /// How the names of turns begin.
 const TURN: &str = "orchestration turn ";
 
 /// A test under way.
 struct World {
-    postgres: Server,
-    nats: Server,
+    postgres: PostgresServer,
+    nats: NatsServer,
     cluster: Cluster,
     client: Client,
     received: Arc<Received>,
@@ -61,7 +61,7 @@ async fn one_trace_through_three_processes_two_of_which_are_killed() {
 impl World {
     async fn start() -> Self {
         let (collector, received) = collector().await;
-        let (postgres, nats) = (Server::postgres(), Server::nats());
+        let (postgres, nats) = (PostgresServer::trusting(), NatsServer::own());
         let namespace = format!("t{}", UNIX_EPOCH.elapsed().unwrap().as_nanos());
         let cluster = Cluster { postgres: postgres.url.clone(), nats: nats.url.clone(), namespace, collector };
         let client = cluster.client().await;

@@ -4,10 +4,9 @@ use std::path::Path;
 
 use outlast_storage::postgres::{PostgresOptions, PostgresStore};
 use outlast_storage::{Error, TurnStore};
+use outlast_test_support::{Authority, Certificate, PostgresServer};
 
-use crate::authority::{Authority, Files};
 use crate::fixture::{LEASE, id, start};
-use crate::server::Server;
 
 fn options() -> PostgresOptions {
     PostgresOptions { lease: LEASE, connections: 2, ..PostgresOptions::default() }
@@ -38,12 +37,12 @@ fn trusting(root: &Path, mode: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_certificate_of_a_trusted_authority_is_taken_and_no_other() {
     let (authority, other) = (Authority::new("ours"), Authority::new("other"));
-    let server = Server::certified(&authority, "127.0.0.1");
-    let full = server.url(&trusting(&authority.root(), "verify-full"));
+    let server = PostgresServer::certified(&authority, "127.0.0.1");
+    let full = server.url_with(&trusting(&authority.root(), "verify-full"));
     works(&full).await;
-    works(&server.url("sslmode=require")).await;
-    is_refused(&server.url(&trusting(&other.root(), "verify-full")), "authority of its certificate").await;
-    is_refused(&server.url("sslmode=verify-full"), "authority of its certificate").await;
+    works(&server.url_with("sslmode=require")).await;
+    is_refused(&server.url_with(&trusting(&other.root(), "verify-full")), "authority of its certificate").await;
+    is_refused(&server.url_with("sslmode=verify-full"), "authority of its certificate").await;
     // The certificate is for the address alone.
     let by_name = full.replace("127.0.0.1", "localhost");
     is_refused(&by_name, "host name of the URL").await;
@@ -66,25 +65,25 @@ async fn an_authority_that_would_not_count_is_refused_and_so_is_a_file_that_cann
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_without_tls_is_refused_when_tls_is_demanded() {
-    let (server, authority) = (Server::plain(), Authority::new("ours"));
-    works(&server.url("")).await;
-    is_refused(&server.url("sslmode=require"), "check that the server offers TLS").await;
-    is_refused(&server.url(&trusting(&authority.root(), "verify-full")), "check that the server offers TLS").await;
-    is_refused(&server.url("").replace("s3cret", "wr0ng"), "check user, password").await;
+    let (server, authority) = (PostgresServer::plain(), Authority::new("ours"));
+    works(&server.url_with("")).await;
+    is_refused(&server.url_with("sslmode=require"), "check that the server offers TLS").await;
+    is_refused(&server.url_with(&trusting(&authority.root(), "verify-full")), "check that the server offers TLS").await;
+    is_refused(&server.url_with("").replace("s3cret", "wr0ng"), "check user, password").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_role_is_let_in_by_its_certificate() {
     let (authority, other) = (Authority::new("ours"), Authority::new("other"));
-    let server = Server::certified(&authority, "127.0.0.1");
+    let server = PostgresServer::certified(&authority, "127.0.0.1");
     // A pool waits while the server is starting.
-    let db = sqlx::PgPool::connect(&server.url("sslmode=require")).await.unwrap();
+    let db = sqlx::PgPool::connect(&server.url_with("sslmode=require")).await.unwrap();
     sqlx::query("CREATE ROLE certified LOGIN SUPERUSER").execute(&db).await.unwrap();
-    let url = |files: Option<Files>| {
+    let url = |files: Option<Certificate>| {
         let query = trusting(&authority.root(), "verify-full");
         let shown =
             files.map(|files| format!("&sslcert={}&sslkey={}", files.certificate.display(), files.key.display()));
-        server.url(&(query + &shown.unwrap_or_default())).replace("outlast:s3cret", "certified")
+        server.url_with(&(query + &shown.unwrap_or_default())).replace("outlast:s3cret", "certified")
     };
     works(&url(Some(authority.certify("certified")))).await;
     is_refused(&url(None), "client certificate").await;

@@ -2,9 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-mod authority;
 mod fixture;
-mod server;
 
 mod admission;
 mod bulk;

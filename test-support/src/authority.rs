@@ -3,37 +3,47 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use outlast_broker::jetstream::ClientCertificate;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
 
-pub(crate) struct Authority {
+/// An authority whose files are gone with it.
+pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     directory: TempDir,
 }
 
+/// PEM files of a certificate and its key.
+pub struct Certificate {
+    /// The certificate.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
 impl Authority {
-    pub(crate) fn new(name: &str) -> Self {
+    /// An authority of this name.
+    pub fn new(name: &str) -> Self {
         let mut params = CertificateParams::new([]).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join("authority.pem"), issuer.pem()).unwrap();
-        Self { issuer, directory }
+        let authority = Self { issuer, directory: tempfile::tempdir().unwrap() };
+        fs::write(authority.root(), authority.issuer.pem()).unwrap();
+        authority
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    /// The directory of its files.
+    pub fn path(&self) -> &Path {
         self.directory.path()
     }
 
     /// Who trusts this file trusts what the authority certifies.
-    pub(crate) fn root(&self) -> PathBuf {
+    pub fn root(&self) -> PathBuf {
         self.path().join("authority.pem")
     }
 
-    /// A certificate for a host name or address, or for a client of this name.
-    pub(crate) fn certify(&self, name: &str) -> ClientCertificate {
+    /// A certificate for a host name or address, or for a client or role of this name.
+    pub fn certify(&self, name: &str) -> Certificate {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new([name.to_owned()]).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
@@ -41,6 +51,6 @@ impl Authority {
         let file = |end: &str| self.path().join(format!("{name}.{end}"));
         fs::write(file("crt"), certificate.pem()).unwrap();
         fs::write(file("key"), key.serialize_pem()).unwrap();
-        ClientCertificate { certificate: file("crt"), key: file("key") }
+        Certificate { certificate: file("crt"), key: file("key") }
     }
 }
